@@ -1,0 +1,1 @@
+"""Masked video autoencoders. Knows tensors only: no files, no argv, no randomness of masks."""

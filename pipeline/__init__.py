@@ -1,0 +1,1 @@
+"""From raw buckets to batches on the device: `ingest` makes shards, `loading` plays them."""

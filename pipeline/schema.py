@@ -1,0 +1,118 @@
+"""Tables of a shard dataset, format 1: what every column means, and the closed list of reject reasons.
+
+    DST/
+      dataset.json            DATASET_KEYS; written last, so its presence says the job is complete
+      index.parquet           CLIPS, one row per clip, in shard order
+      rejects.parquet         REJECTS, one row per rejected source or span
+      labels.json             label → label_id, where the bucket has labels
+      shards/000017-00.tar    task 17, its first shard: KEY.mp4 + KEY.json per clip, plain USTAR
+      shards/000017-00.idx    DALI index (v1.2)
+      commits/000017.parquet  COMMITS: the clip rows and reject rows of task 17; its presence says the task is done
+      plan/sources.parquet    SOURCES, in task order, with their task
+      plan/plan.json          the frozen job: source root, config, seed, number of tasks
+
+KEY has no dot: `<first 16 hex of sha256(source url)>_<clip ordinal, 4 digits>`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from enum import StrEnum
+
+import pyarrow as pa
+
+FORMAT = 1
+IDX_VERSION = "v1.2"  # DALI's webdataset index
+
+DATASET_JSON = "dataset.json"
+INDEX = "index.parquet"
+REJECTS_FILE = "rejects.parquet"
+LABELS = "labels.json"
+PLAN_JSON = "plan/plan.json"
+PLAN_SOURCES = "plan/sources.parquet"
+
+
+class Reason(StrEnum):
+    """Why a source or a span gave no clip. A closed list: a new reason is a change of the format."""
+
+    EMPTY_FILE = "empty_file"  # zero bytes
+    NOT_A_VIDEO = "not_a_video"  # by its content no container we take (text, picture, playlist, random bytes)
+    UNREADABLE = "unreadable"  # a known container whose header cannot be read (truncated, no moov)
+    NO_VIDEO_STREAM = "no_video_stream"  # audio or data only
+    ENCRYPTED = "encrypted"  # encrypted media without a key
+    UNSUPPORTED_CODEC = "unsupported_codec"  # this ffmpeg has no decoder for it
+    NO_FRAMES = "no_frames"  # the decoder gave no picture
+    TOO_FEW_FRAMES = "too_few_frames"  # fewer decoded frames than `min_frames`
+    TOO_SMALL = "too_small"  # a side under 16 pixels, or under `min_side`
+    TOO_LARGE = "too_large"  # more bytes or pixels than the limits
+    TOO_LONG = "too_long"  # longer than `max_duration`
+    BAD_TIMESTAMPS = "bad_timestamps"  # no usable frame rate can be told from the timestamps
+    DECODE_ERRORS = "decode_errors"  # the decoder reported damage
+    TRUNCATED = "truncated"  # far fewer frames than the index promises
+    TIMEOUT = "timeout"  # a child ran past its wall-clock limit
+    CRASHED = "crashed"  # a child died of a signal or a resource limit
+    FETCH_FAILED = "fetch_failed"  # the source could not be read from storage after retries
+    VERIFY_FAILED = "verify_failed"  # the encoded clip did not decode to what was asked
+
+
+SOURCES = pa.schema(
+    [
+        pa.field("url", pa.string(), nullable=False),  # full URL; a plain absolute path for local files
+        pa.field("size", pa.int64(), nullable=False),  # bytes
+        pa.field("etag", pa.string(), nullable=False),  # etag, else modification time; "" where storage has neither
+        pa.field("label", pa.string()),  # null = unlabelled
+        pa.field("task", pa.int32(), nullable=False),
+    ]
+)
+
+CLIPS = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("shard", pa.string(), nullable=False),  # "shards/000017-00.tar"
+        pa.field("offset", pa.int64(), nullable=False),  # of the video's bytes within the tar
+        pa.field("size", pa.int64(), nullable=False),  # bytes of the video
+        pa.field("sha256", pa.string(), nullable=False),  # of the video's bytes
+        pa.field("source", pa.string(), nullable=False),  # the source's url
+        pa.field("span_start_s", pa.float64(), nullable=False),  # actual span within the source
+        pa.field("span_end_s", pa.float64(), nullable=False),
+        pa.field("frames", pa.int32(), nullable=False),  # counted by decoding the clip whole
+        pa.field("fps", pa.float64(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("codec", pa.string(), nullable=False),  # h264 | vp9 | hevc
+        pa.field("label", pa.string()),
+        pa.field("label_id", pa.int32(), nullable=False),  # -1 = unlabelled
+    ]
+)
+
+REJECTS = pa.schema(
+    [
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("span_start_s", pa.float64()),  # null: the whole source
+        pa.field("span_end_s", pa.float64()),
+        pa.field("reason", pa.string(), nullable=False),  # a Reason
+        pa.field("detail", pa.string(), nullable=False),  # the decoder's own words
+    ]
+)
+
+
+def source_id(url: str) -> str:
+    """The first half of every key of this source: 16 hex digits of sha256 of its url."""
+    return hashlib.sha256(url.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def clip_key(url: str, ordinal: int) -> str:
+    """Key of clip `ordinal` (from 0) of a source; holds no dot, as webdataset splits names at the first."""
+    if not 0 <= ordinal <= 9999:
+        raise ValueError(f"clip ordinal {ordinal} of {url}: a source gives at most 10000 clips")
+    return f"{source_id(url)}_{ordinal:04d}"
+
+
+def shard_name(task: int, number: int) -> str:
+    """Path of a task's shard: `shards/000017-00.tar`."""
+    return f"shards/{task:06d}-{number:02d}.tar"
+
+
+def commit_name(task: int) -> str:
+    """Path of a task's commit record: `commits/000017.parquet`."""
+    return f"commits/{task:06d}.parquet"

@@ -1,0 +1,204 @@
+"""A folder of files anywhere fsspec reaches: list, read, ranged read, atomic publish, retry.
+
+Properties that hold:
+- `publish` leaves the whole file under its final name, or nothing: locally through a temporary name,
+  fsync and rename; on object stores through one `put` (which is atomic there). The file is always
+  complete on local disk before: an exception inside `fs.open(..., "wb")` of s3fs would commit a stump.
+- What is missing raises InputError or FileNotFoundError at once; what fails for other reasons is tried
+  again (`RETRIES` times, doubling pauses) and then raises StorageError naming the URL.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import fsspec
+
+from reelmae.pipeline.errors import InputError, StorageError, StorageFullError
+
+RETRIES = 3
+FIRST_PAUSE_S = 0.5
+_PROTOCOL = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*)://")
+_FINAL = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One listed file. `path` is relative to the store's root, with forward slashes."""
+
+    path: str
+    url: str
+    size: int
+    etag: str
+
+
+class Store:
+    """The files under one root: a local folder, or any fsspec URL (`s3://bucket/prefix`, `memory://x`, …)."""
+
+    def __init__(self, url: str) -> None:
+        match = _PROTOCOL.match(url)
+        self.is_local = match is None or match.group(1) == "file"
+        if self.is_local:
+            path = Path(url.removeprefix("file://")).absolute()
+            self.root = str(path)
+            self.prefix = ""
+            self.fs = fsspec.filesystem("file")
+        else:
+            assert match is not None
+            self.prefix = match.group(0)
+            try:
+                self.fs = fsspec.filesystem(match.group(1))
+            except (ImportError, ValueError) as e:
+                raise InputError(f"{url}: no filesystem for '{match.group(1)}://' ({e}); install its fsspec package") from e
+            self.root = self.fs._strip_protocol(url).rstrip("/")
+            if not self.root:
+                raise InputError(f"{url}: names no bucket; write {self.prefix}BUCKET/PREFIX")
+
+    def __repr__(self) -> str:
+        return f"Store({self.url()!r})"
+
+    def url(self, path: str = "") -> str:
+        """Full URL of a file here; a plain absolute path where the store is local."""
+        return f"{self.prefix}{self._full(path)}"
+
+    def local_path(self, path: str = "") -> Path:
+        """The file's own path; only for local stores."""
+        assert self.is_local, f"{self.url()} is not local"
+        return Path(self.root, path)
+
+    def _full(self, path: str) -> str:
+        return f"{self.root}/{path}" if path else self.root
+
+    def list(self, path: str = "") -> Iterator[Entry]:
+        """Every file below `path`, in sorted order within each folder; nothing where there is no such folder."""
+        if self.is_local:
+            yield from self._list_local(path)
+            return
+        found = self._retry(lambda: self.fs.find(self._full(path), withdirs=False, detail=True, refresh=True), path)
+        for full, info in sorted(found.items()):
+            relative = full[len(self.root) + 1 :]
+            if not relative or info.get("type") == "directory":
+                continue
+            etag = info.get("ETag") or info.get("etag") or info.get("LastModified") or info.get("mtime") or ""
+            yield Entry(relative, self.url(relative), int(info.get("size") or 0), str(etag).strip('"'))
+
+    def _list_local(self, path: str) -> Iterator[Entry]:
+        for folder, folders, names in os.walk(self._full(path)):
+            folders.sort()
+            for name in sorted(names):
+                full = Path(folder, name)
+                relative = str(full)[len(self.root.rstrip("/")) + 1 :]
+                try:
+                    stat = full.stat()
+                except FileNotFoundError:  # a dangling link: listed, so that it ends among the rejects
+                    yield Entry(relative, str(full), 0, "")
+                    continue
+                yield Entry(relative, str(full), stat.st_size, str(stat.st_mtime_ns))
+
+    def exists(self, path: str = "") -> bool:
+        """Whether a file or folder is there (never from a cached listing)."""
+        if self.is_local:
+            return Path(self._full(path)).exists()
+        self.fs.invalidate_cache()
+        return bool(self._retry(lambda: self.fs.exists(self._full(path)), path))
+
+    def read_bytes(self, path: str) -> bytes:
+        """The whole file."""
+        if self.is_local:
+            return self._retry(lambda: Path(self._full(path)).read_bytes(), path)
+        return self._retry(lambda: self.fs.cat_file(self._full(path)), path)
+
+    def read_range(self, path: str, offset: int, size: int) -> bytes:
+        """`size` bytes from `offset`; StorageError where the file is shorter."""
+
+        def read() -> bytes:
+            if self.is_local:
+                with Path(self._full(path)).open("rb") as f:
+                    return os.pread(f.fileno(), size, offset)
+            return bytes(self.fs.cat_file(self._full(path), start=offset, end=offset + size))
+
+        data = self._retry(read, path)
+        if len(data) != size:
+            raise StorageError(f"{self.url(path)}: wanted {size} bytes at {offset}, got {len(data)}; the file is damaged")
+        return data
+
+    def download(self, path: str, to: Path) -> None:
+        """Copy the file to a local path."""
+        self._retry(lambda: self.fs.get_file(self._full(path), str(to)), path)
+
+    def publish(self, local: Path, path: str) -> None:
+        """Put a complete local file under its final name, atomically. `local` is left where it is."""
+        if not self.is_local:
+            self._retry(lambda: self.fs.put_file(str(local), self._full(path)), path)
+            return
+        self._retry(lambda: self._publish_local(local, Path(self._full(path))), path)
+
+    def _publish_local(self, local: Path, final: Path) -> None:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary = final.with_name(f".{final.name}.{os.getpid()}.{time.monotonic_ns()}.part")
+        try:
+            with local.open("rb") as source, temporary.open("wb") as sink:
+                while block := source.read(1 << 22):
+                    sink.write(block)
+                sink.flush()
+                os.fsync(sink.fileno())
+            temporary.replace(final)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def publish_bytes(self, data: bytes, path: str) -> None:
+        """Put these bytes under a final name, atomically."""
+        with tempfile.TemporaryDirectory(prefix="reelmae-") as folder:
+            local = Path(folder, "data")
+            local.write_bytes(data)
+            self.publish(local, path)
+
+    def delete(self, path: str) -> None:
+        """Remove one file; nothing happens where it is not there."""
+        try:
+            self.fs.rm_file(self._full(path))
+        except FileNotFoundError:
+            return
+
+    def _retry(self, call: Callable[[], T], path: str) -> T:
+        for attempt in range(RETRIES):
+            try:
+                return call()
+            except _FINAL as e:
+                if isinstance(e, PermissionError):
+                    raise StorageError(f"{self.url(path)}: permission denied; check the rights or the credentials") from e
+                raise
+            except OSError as e:
+                if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                    raise StorageFullError(
+                        f"{self.url(path)}: no space left; free some, or choose another place, and run again (it resumes)"
+                    ) from e
+                if attempt == RETRIES - 1:
+                    raise StorageError(f"{self.url(path)}: {e} (tried {RETRIES} times)") from e
+                time.sleep(FIRST_PAUSE_S * 2**attempt)
+            except Exception as e:
+                # botocore and others raise their own kinds when credentials or endpoints are wrong
+                if type(e).__module__.startswith(("botocore", "aiobotocore", "aiohttp", "urllib3", "gcsfs", "google")):
+                    raise StorageError(f"{self.url(path)}: {e}; check the URL, the credentials and AWS_ENDPOINT_URL") from e
+                raise
+        raise AssertionError("unreachable")
+
+
+def require_folder(url: str) -> Store:
+    """The store at `url`; InputError where nothing is there."""
+    store = Store(url)
+    if not store.exists():
+        raise InputError(f"{url}: no such folder or bucket; check the path")
+    if store.is_local and not Path(store.root).is_dir():
+        raise InputError(f"{url}: is a file; give the folder that holds the videos")
+    return store
+

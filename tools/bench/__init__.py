@@ -1,0 +1,1 @@
+"""Benchmarks: each prints what it measured, with the machine and the versions beside it."""

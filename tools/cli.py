@@ -1,0 +1,274 @@
+"""`reelmae COMMAND …`: the only place that reads argv, prints results and turns errors into exit statuses.
+
+Exit status: 0 done; 1 failed while running; 2 wrong usage, configuration or input; 130 interrupted (and resumable:
+run the same command again). A user's mistake is one line that names the value and the remedy, never a traceback.
+With `--json` stdout is one JSON object and all else goes to stderr.
+
+Heavy imports (torch, DALI) happen inside the commands that need them, so `--help` and `shard` start at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import signal
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import pydantic
+import tyro
+from tyro.conf import Positional, arg, subcommand
+
+from reelmae.pipeline.errors import ConfigError, ReelmaeError
+from reelmae.pipeline.ingest.config import ShardConfig
+from reelmae.tools import show
+from reelmae.tools.bench.load import BenchLoadConfig
+from reelmae.tools.bench.step import BenchStepConfig
+
+Result = dict[str, Any]
+
+
+@dataclass
+class Shard:
+    """Turn a bucket of raw video into WebDataset shards. Run it again to resume."""
+
+    src: Annotated[Positional[str], arg(metavar="SRC")]
+    """Folder or fsspec URL (s3://…) of raw video, or a manifest (.csv .tsv .parquet .jsonl)."""
+    dst: Annotated[Positional[str], arg(metavar="DST")]
+    """Folder or fsspec URL for the shards."""
+    config: Annotated[ShardConfig, arg(name="")] = field(default_factory=ShardConfig)
+    workers: int | None = None
+    """Sources worked on at once; the number of cores unless given."""
+    json: bool = False
+    """One JSON object on stdout."""
+
+    def run(self) -> Result:
+        """Shard, with a progress bar on stderr."""
+        from reelmae.pipeline.ingest.job import shard
+
+        with show.ShardProgress() as progress:
+            summary = shard(self.src, self.dst, self.config, workers=self.workers, on_progress=progress)
+        return asdict(summary) | {"dst": self.dst}
+
+
+@dataclass
+class Verify:
+    """Check a shard dataset: the ledger, the index against the tar bytes, the DALI index; --deep decodes every clip."""
+
+    dst: Annotated[Positional[str], arg(metavar="DST")]
+    """Folder or fsspec URL of the shards."""
+    deep: bool = False
+    """Decode every clip in full."""
+    json: bool = False
+    """One JSON object on stdout."""
+
+    def run(self) -> Result:
+        """Verify; any problem makes the exit status 1."""
+        from reelmae.tools.verify import verify
+
+        return verify(self.dst, deep=self.deep).as_dict()
+
+
+@dataclass
+class Pretrain:
+    """Pretrain a masked autoencoder on shards. Run it again to resume."""
+
+    recipe: Annotated[Positional[str], arg(metavar="RECIPE")]
+    """A recipe by name (demo, mae_st_vit_b, mae_st_vit_l) or a TOML file."""
+    overrides: Annotated[Positional[tuple[str, ...]], arg(metavar="KEY=VALUE")] = ()
+    """Settings over the recipe's, such as data.url=shards run.out=runs/a optim.blr=1e-3."""
+    json: bool = False
+    """One JSON object on stdout."""
+
+    def run(self) -> Result:
+        """Pretrain to the recipe's last step."""
+        from reelmae.train.config import load
+        from reelmae.train.pretrain import pretrain
+
+        return asdict(pretrain(load(self.recipe, self.overrides)))
+
+
+@dataclass
+class Reconstruct:
+    """Draw original | masked | reconstructed, as PNG and as an animated picture."""
+
+    checkpoint: Annotated[Positional[str], arg(metavar="CHECKPOINT")]
+    """A checkpoint file, or the run's folder (its newest is taken)."""
+    data: Annotated[Positional[str], arg(metavar="DATA")]
+    """Folder or fsspec URL of shards."""
+    out: Path = Path("reconstructions")
+    """Folder for the pictures."""
+    clips: int = 6
+    """How many clips."""
+    seed: int = 0
+    """Another seed draws other clips, windows and masks."""
+    json: bool = False
+    """One JSON object on stdout."""
+
+    def run(self) -> Result:
+        """Reconstruct."""
+        from reelmae.tools.reconstruct import reconstruct
+
+        return reconstruct(self.checkpoint, self.data, self.out, clips=self.clips, seed=self.seed)
+
+
+@dataclass
+class Report:
+    """Write one self-contained HTML page about a shard dataset, a run, or both."""
+
+    run_dir: Annotated[Positional[Path], arg(metavar="RUN")]
+    """The demo's folder, a training run, or a shard dataset."""
+    out: Path | None = None
+    """The page; RUN/report.html unless given."""
+    json: bool = False
+    """One JSON object on stdout."""
+
+    def run(self) -> Result:
+        """Write the page."""
+        from reelmae.tools.report import write_report
+
+        return {"report": str(write_report(self.run_dir, out=self.out))}
+
+
+@dataclass
+class Demo:
+    """The whole path with one command: raw bucket, shards, pretraining, reconstructions, timings, report.html."""
+
+    src: str | None = None
+    """Your own bucket (folder or fsspec URL); a generated one unless given."""
+    out: Path = Path("runs/demo")
+    """Where everything goes; run again to resume."""
+    quick: bool = False
+    """The short form: shorter videos, fewer steps."""
+    json: bool = False
+    """One JSON object on stdout."""
+
+    def run(self) -> Result:
+        """Run the demo."""
+        from reelmae.tools.demo import DemoConfig, demo
+
+        return demo(DemoConfig(src=self.src, out=str(self.out), quick=self.quick))
+
+
+@dataclass
+class Doctor:
+    """Say what this machine can do: ffmpeg and its encoders, sandbox, DALI, GPU, storage."""
+
+    json: bool = False
+    """One JSON object on stdout."""
+
+    def run(self) -> Result:
+        """Look at the machine."""
+        from reelmae.tools.doctor import doctor
+
+        return doctor()
+
+
+@dataclass
+class BenchStep:
+    """Time a training step, dense encoder against sparse; with --data also behind the real loader."""
+
+    config: Annotated[BenchStepConfig, arg(name="")] = field(default_factory=BenchStepConfig)
+    json: bool = False
+    """One JSON object on stdout."""
+
+    def run(self) -> Result:
+        """Measure."""
+        from reelmae.tools.bench.step import bench_step
+
+        return bench_step(self.config)
+
+
+@dataclass
+class BenchLoad:
+    """Time the loader alone: clips/s, frames decoded for each clip used, per backend and number of repeats."""
+
+    config: Annotated[BenchLoadConfig, arg(name="")]
+    json: bool = False
+    """One JSON object on stdout."""
+
+    def run(self) -> Result:
+        """Measure."""
+        from reelmae.tools.bench.load import bench_load
+
+        return bench_load(self.config)
+
+
+@dataclass
+class Bench:
+    """Measure where the time goes."""
+
+    what: Annotated[BenchStep, subcommand("step")] | Annotated[BenchLoad, subcommand("load")]
+
+    @property
+    def json(self) -> bool:
+        """Whether stdout is one JSON object."""
+        return self.what.json
+
+    def run(self) -> Result:
+        """Run the chosen benchmark."""
+        return self.what.run()
+
+
+Command = (
+    Annotated[Demo, subcommand("demo")]
+    | Annotated[Shard, subcommand("shard")]
+    | Annotated[Verify, subcommand("verify")]
+    | Annotated[Pretrain, subcommand("pretrain")]
+    | Annotated[Reconstruct, subcommand("reconstruct")]
+    | Annotated[Bench, subcommand("bench")]
+    | Annotated[Report, subcommand("report")]
+    | Annotated[Doctor, subcommand("doctor")]
+)
+
+
+def parse(argv: list[str]) -> Command:
+    """argv → one command. Exits with 2 on an unknown flag; ConfigError on a value out of range."""
+    try:
+        return tyro.cli(
+            Command,  # type: ignore[arg-type]
+            prog="reelmae",
+            description="Raw video buckets to shards to pretrained encoders, at the accelerator's pace.",
+            args=argv,
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
+        )
+    except pydantic.ValidationError as e:
+        raise ConfigError(
+            "; ".join(f"--{'.'.join(map(str, d['loc'])).replace('_', '-')} {d['input']}: {d['msg']}" for d in e.errors())
+        ) from e
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    as_json = "--json" in args
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a preempted job ends as Ctrl-C does: resumable
+    try:
+        command = parse(args)
+        result = command.run()
+    except KeyboardInterrupt:
+        return _fail("interrupted; nothing half-done counts: run the same command again to resume", 130, as_json)
+    except ReelmaeError as e:
+        return _fail(str(e), e.exit_status, as_json)
+    except OSError as e:
+        if e.errno != errno.ENOSPC:
+            raise
+        return _fail(f"{e.filename or 'disk'}: no space left; free some and run again (it resumes)", 1, as_json)
+    if as_json:
+        print(json.dumps(result, indent=2, default=str))
+    else:
+        show.result(result)
+    return int(result.get("exit_status", 0))
+
+
+def _fail(message: str, status: int, as_json: bool) -> int:
+    print(f"reelmae: {message}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"error": message, "exit_status": status}))
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

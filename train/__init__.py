@@ -1,0 +1,1 @@
+"""Pretraining loops, schedules, checkpoints and metrics over `reelmae.pipeline.loading` and `reelmae.model`."""
