@@ -1,0 +1,126 @@
+"""Clips → shards: tar by webdataset.TarWriter, DALI's index, and the rows of the clips.
+
+- A shard is plain USTAR: KEY.json and KEY.mp4 per clip, in that order, with fixed owner, mode and time, so equal
+  clips give equal bytes. A shard that passes `shard_bytes` is closed and the task's next one begun.
+- Offsets and sizes in rows and index are read back from the finished tar, not predicted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tarfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import webdataset
+
+from reelmae.pipeline.schema import IDX_VERSION, shard_name
+
+
+@dataclass(frozen=True)
+class ClipRow:
+    """One row of the index; the columns of schema.CLIPS."""
+
+    key: str
+    shard: str
+    offset: int
+    size: int
+    sha256: str
+    source: str
+    span_start_s: float
+    span_end_s: float
+    frames: int
+    fps: float
+    width: int
+    height: int
+    codec: str
+    label: str | None
+    label_id: int
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A finished shard on local disk: its name in the dataset, its tar and its DALI index."""
+
+    name: str
+    tar: Path
+    idx: Path
+
+
+class Packer:
+    """Writes the shards of one task into a folder. Use as a context; `shards` and `rows` are whole after it."""
+
+    def __init__(self, folder: Path, task: int, shard_bytes: int) -> None:
+        self._folder = folder
+        self._task = task
+        self._shard_bytes = shard_bytes
+        self._file: IO[bytes] | None = None
+        self._writer: Any = None
+        self._open_rows: list[ClipRow] = []
+        self.shards: list[Shard] = []
+        self.rows: list[ClipRow] = []
+
+    def add(self, clip: Path, row: ClipRow) -> None:
+        """Append one clip; shard, offset, size and sha256 of its row are filled in here."""
+        data = clip.read_bytes()
+        if self._writer is None:
+            self._file = self._tar().open("wb")
+            self._writer = webdataset.TarWriter(
+                self._file, user="reelmae", group="reelmae", mode=0o444, mtime=0, encoder=False, compress=False
+            )
+        row = replace(row, shard=self._name(), size=len(data), sha256=hashlib.sha256(data).hexdigest())
+        facts = {k: getattr(row, k) for k in ("codec", "fps", "frames", "height", "label", "label_id", "source", "width")}
+        facts |= {"span_s": [row.span_start_s, row.span_end_s]}
+        self._writer.write({"__key__": row.key, "json": json.dumps(facts, sort_keys=True).encode(), "mp4": data})
+        self._open_rows.append(row)
+        assert self._file is not None
+        if self._file.tell() >= self._shard_bytes:
+            self._close()
+
+    def _name(self) -> str:
+        return shard_name(self._task, len(self.shards))
+
+    def _tar(self) -> Path:
+        return self._folder / Path(self._name()).name
+
+    def _close(self) -> None:
+        if self._writer is None:
+            return
+        self._writer.close()
+        assert self._file is not None
+        self._file.close()
+        self._writer = self._file = None
+        tar = self._tar()
+        offsets = member_offsets(tar)
+        self.rows += [replace(row, offset=offsets[f"{row.key}.mp4"][0]) for row in self._open_rows]
+        self._open_rows = []
+        idx = tar.with_suffix(".idx")
+        idx.write_text(dali_index(tar), encoding="ascii")
+        self.shards.append(Shard(self._name(), tar, idx))
+
+    def __enter__(self) -> Packer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            self._close()
+        elif self._file is not None:
+            self._file.close()
+
+
+def member_offsets(tar: Path) -> dict[str, tuple[int, int]]:
+    """Name → (offset of the data, size), in the order of the tar."""
+    with tarfile.open(tar, "r:") as f:
+        return {m.name: (m.offset_data, m.size) for m in f}
+
+
+def dali_index(tar: Path) -> str:
+    """DALI's index v1.2: a line `v1.2 N`, then per sample `ext offset size name` for each of its files."""
+    samples: dict[str, list[str]] = {}
+    for name, (offset, size) in member_offsets(tar).items():
+        key, _, extension = name.partition(".")
+        samples.setdefault(key, []).append(f"{extension} {offset} {size} {name}")
+    return "\n".join([f"{IDX_VERSION} {len(samples)}", *(" ".join(files) for files in samples.values())]) + "\n"

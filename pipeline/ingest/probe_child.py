@@ -1,0 +1,262 @@
+"""The child that reads foreign video with PyAV: one JSON line in, one JSON line out, until stdin closes.
+
+Run by path under the sandbox (`python -I probe_child.py`), so it imports PyAV and the standard library only.
+Questions: {"op": "probe", "path"} and {"op": "verify", "paths"}. An answer holds "reject": [reason, detail]
+where the file is at fault. Containers are told by their first bytes, never by a name, and only the one demuxer
+that belongs to those bytes is allowed to open the file: playlists and scripts that name other files are text
+here, and text is no video.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import av
+import av.error
+import av.logging
+
+_MOV_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"styp", b"moof", b"sidx")
+_ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
+_MXF = bytes.fromhex("060e2b34020501010d010201")
+_SCHEME = re.compile(rb"sinf.{4}frma.{8}schm.{4}(cenc|cens|cbc1|cbcs)", re.DOTALL)
+_STILL = (("JPEG", b"\xff\xd8\xff"), ("PNG", b"\x89PNG"), ("AppleDouble file", b"\x00\x05\x16\x07"), ("ZIP", b"PK\x03\x04"))
+MAX_PACKETS = 20_000_000
+
+
+def container_of(head: bytes) -> str | None:
+    """Name of the demuxer for a file that begins with these (at least 1024) bytes; None = none we take."""
+    if head[4:8] in _MOV_BOXES:
+        return "mov"
+    if head[:4] == b"\x1aE\xdf\xa3":
+        return "matroska"
+    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+        return "avi"
+    if head[:3] == b"FLV":
+        return "flv"
+    if head[:16] == _ASF:
+        return "asf"
+    if head[:4] == b"OggS":
+        return "ogg"
+    if head[:6] in (b"GIF87a", b"GIF89a"):
+        return "gif"
+    if head[:12] == _MXF:
+        return "mxf"
+    if head[:4] == b"\x00\x00\x01\xba":
+        return "mpeg"
+    if head[:4] == b"\x00\x00\x01\xb3":
+        return "mpegvideo"
+    for packet, first in ((188, 0), (192, 4), (204, 0)):
+        syncs = head[first::packet][:5]
+        if len(syncs) >= 4 and set(syncs) == {0x47}:
+            return "mpegts"
+    return None
+
+
+def _what(head: bytes) -> str:
+    for name, magic in _STILL:
+        if head.startswith(magic):
+            return f"begins like a {name}"
+    text = head[:60]
+    if all(b >= 32 or b in b"\t\r\n" for b in text):
+        return f"text: {text.decode('utf-8', 'replace')!r}"
+    return f"no known container; begins with {head[:16].hex()}"
+
+
+def _words(error: BaseException) -> str:
+    return re.sub(r"'?file:\S+'?", "<file>", str(error)).replace("\n", " ")[:300]
+
+
+def _options(name: str) -> dict[str, str]:
+    return {"protocol_whitelist": "file,pipe", "format_whitelist": name, "max_streams": "64"}
+
+
+def _encrypted(path: str) -> bool:
+    """Whether a MOV/MP4 names a common-encryption scheme for a track (looked for at both ends of the file)."""
+    with Path(path).open("rb") as f:
+        head = f.read(1 << 22)
+        f.seek(max(0, os.fstat(f.fileno()).st_size - (1 << 22)))
+        return bool(_SCHEME.search(head) or _SCHEME.search(f.read()))
+
+
+def probe(path: str, max_pixels: int) -> dict[str, Any]:
+    """Facts of one file: the header's, the first picture's, and those of all packets of its video stream."""
+    with Path(path).open("rb") as f:
+        head = f.read(4096)
+    if not head:
+        return {"reject": ["empty_file", "0 bytes"]}
+    name = container_of(head)
+    if name is None:
+        return {"reject": ["not_a_video", _what(head)]}
+    encrypted = name == "mov" and _encrypted(path)
+    try:
+        container = av.open(f"file:{path}", format=name, container_options=_options(name), metadata_errors="replace")
+    except (av.error.FFmpegError, ValueError, OSError) as e:
+        return {"reject": ["encrypted" if encrypted else "unreadable", f"{name}: {_words(e)}"]}
+    with container:
+        if encrypted:
+            return {"reject": ["encrypted", "the container names a common-encryption scheme"]}
+        streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+        if not streams:
+            kinds = ", ".join(s.type for s in container.streams) or "none"
+            return {"reject": ["no_video_stream", f"{name}; streams: {kinds}"]}
+        return _facts(container, streams[0], name, max_pixels)
+
+
+def _facts(container: Any, stream: Any, name: str, max_pixels: int) -> dict[str, Any]:
+    context = stream.codec_context
+    if context is None:
+        return {"reject": ["unsupported_codec", f"{name}: no decoder for the first video stream"]}
+    facts: dict[str, Any] = {
+        "container": name,
+        "stream": stream.index,
+        "video_streams": len(container.streams.video),
+        "codec": context.name,
+        "width": context.width or 0,
+        "height": context.height or 0,
+        "pix_fmt": context.pix_fmt or "",
+        "sar": float(stream.sample_aspect_ratio or context.sample_aspect_ratio or 1) or 1.0,
+        "promised": stream.frames,
+        "nominal": [str(r) for r in (stream.guessed_rate, stream.average_rate, stream.base_rate) if r],
+        "rotation": 0,
+        "decoded": False,
+        "interlaced": False,
+        "error": "",
+        **dict.fromkeys(("color_range", "colorspace", "color_trc", "color_primaries"), 0),
+    }
+    context.thread_type = "NONE"
+    context.options = {"max_pixels": str(max_pixels)}
+    small = facts["width"] * facts["height"] <= max_pixels
+    times: list[int] = []
+    seen = discarded = 0
+    last = (-(1 << 63), 0)  # time and duration of the packet shown last
+    frames: list[Any] = []
+    try:
+        for packet in container.demux(stream):
+            if packet.size:
+                seen += 1
+                discarded += packet.is_discard
+                at = packet.pts if packet.pts is not None else packet.dts
+                if at is not None and not packet.is_discard:
+                    times.append(at)
+                    last = max(last, (at, packet.duration or 0))
+            if small and seen <= 300 and len(frames) < (6 if facts["interlaced"] else 1):
+                frames += _decoded(packet, facts)
+                facts["interlaced"] = bool(frames and frames[0].interlaced_frame)
+            if seen >= MAX_PACKETS:
+                return {"reject": ["too_long", f"more than {MAX_PACKETS} packets"]}
+    except av.error.FFmpegError as e:
+        facts["error"] = _words(e)
+    facts["packets"] = seen - discarded
+    facts["seen"] = seen
+    _measure(facts, times, last[1], float(stream.time_base or 0))
+    if frames:
+        _picture(facts, frames[0])
+        _fields(facts, [f.time for f in frames if f.time is not None])
+    return facts
+
+
+def _decoded(packet: Any, facts: dict[str, Any]) -> list[Any]:
+    try:
+        return packet.decode()
+    except av.error.FFmpegError as e:
+        facts["error"] = _words(e)
+        return []
+
+
+def _fields(facts: dict[str, Any], times: list[float]) -> None:
+    """Where each packet is one field of an interlaced picture, count pictures."""
+    steps = sorted(b - a for a, b in zip(times, times[1:], strict=False))
+    if facts["interlaced"] and facts["rate"] and steps and 1.7 < steps[len(steps) // 2] * facts["rate"] < 2.3:
+        facts["packets"] //= 2
+        facts["rate"] /= 2
+
+
+def _measure(facts: dict[str, Any], times: list[int], last: int, time_base: float) -> None:
+    """Average rate and shown duration from the packets' times; rate 0 where too few have one.
+
+    The packet shown last lasts as long as it says only where that is close to the mean, or in a GIF.
+    """
+    n = facts["packets"]
+    facts["rate"], facts["duration_s"] = 0.0, 0.0
+    span = (max(times) - min(times)) * time_base if times else 0.0
+    if span > 0 and len(times) >= max(2, n / 2):
+        mean = span / (len(times) - 1)
+        tail = last * time_base
+        longest = (10 if facts["container"] == "gif" else 1.5) * mean
+        facts["duration_s"] = span + (tail if 0 < tail <= longest else mean)
+        facts["rate"] = n / facts["duration_s"] if len(times) == n else 1 / mean
+        return
+    rates = [_fraction(r) for r in facts["nominal"]]
+    rates = [r for r in rates if 0.1 <= r <= 120]
+    if rates:
+        facts["duration_s"] = n / rates[0]
+
+
+def _fraction(text: str) -> float:
+    numerator, _, denominator = text.partition("/")
+    return int(numerator) / int(denominator or 1)
+
+
+def _picture(facts: dict[str, Any], frame: Any) -> None:
+    facts.update(
+        decoded=True,
+        width=frame.width,
+        height=frame.height,
+        pix_fmt=frame.format.name,
+        rotation=int(frame.rotation) % 360,
+        interlaced=bool(frame.interlaced_frame),
+        color_range=int(frame.color_range),
+        colorspace=int(frame.colorspace),
+        color_trc=int(frame.color_trc),
+        color_primaries=int(frame.color_primaries),
+    )
+
+
+def verify(path: str) -> dict[str, Any]:
+    """Decode one finished clip whole and tell what came out."""
+    try:
+        with av.open(f"file:{path}", format="mov", container_options=_options("mov")) as container:
+            stream = container.streams.video[0]
+            stream.codec_context.thread_type = "NONE"
+            frames, key, times, sizes = 0, False, [], set()
+            for frame in container.decode(stream):
+                key = key or (frames == 0 and bool(frame.key_frame))
+                frames += 1
+                times.append(frame.pts)
+                sizes.add((frame.width, frame.height, frame.format.name, int(frame.color_range), frame.is_corrupt))
+            steps = {b - a for a, b in zip(times, times[1:], strict=False)}
+            return {
+                "frames": frames,
+                "key_first": key,
+                "from_zero": bool(times) and times[0] == 0,
+                "steps_s": sorted(float(s * stream.time_base) for s in steps),
+                "pictures": sorted(map(list, sizes)),
+                "codec": stream.codec_context.name,
+                "others": len(container.streams) - 1,
+            }
+    except (av.error.FFmpegError, ValueError, IndexError, TypeError) as e:
+        return {"error": _words(e)}
+
+
+def main() -> None:
+    """Answer until stdin closes. Whatever a library prints to stdout goes to stderr, never into an answer."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    av.logging.set_level(av.logging.ERROR)
+    for line in sys.stdin:
+        question = json.loads(line)
+        if question["op"] == "probe":
+            answer = probe(question["path"], question["max_pixels"])
+        else:
+            answer = {"clips": [verify(path) for path in question["paths"]]}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,294 @@
+"""Runs children under limits: the only place of the ingest that starts a process.
+
+What holds for every child:
+- address space, CPU seconds, size of any file it writes, open files: limited (`prlimit`); no core files;
+- no network: a network namespace of its own with nothing in it (`unshare -n`), where the machine allows that;
+- its own session and process group; past its wall-clock limit the whole group gets SIGKILL;
+- an environment of PATH and LANG only: no credentials, no proxies, no LD_*;
+- an argument list, never a shell; standard input closed (or a pipe of ours);
+- it dies when the thread that started it dies, even by SIGKILL (`setpriv --pdeathsig`).
+
+What the machine refuses is left out, and `capabilities()` says so. ENOSPC in a child is no fault of the
+video: `is_full` tells it from stderr.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import selectors
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO
+
+from reelmae.pipeline.errors import ChildCrashedError, ChildError, ChildTimeoutError
+
+_HEAD_BYTES = 1 << 16  # of stderr; what comes after is counted, not kept
+_FULL = ("No space left on device", "Disk quota exceeded", "Errno 28")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one child may use: seconds, bytes, open files."""
+
+    wall_s: float = 600.0
+    cpu_s: int = 600
+    memory_bytes: int = 4 << 30
+    file_bytes: int = 4 << 30
+    open_files: int = 64
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A child that ended by itself. `stderr` is its beginning (64 KiB); `stderr_lines` counts all of it."""
+
+    returncode: int
+    stderr: str
+    stderr_lines: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What this machine can enforce on a child."""
+
+    limits: bool  # prlimit
+    no_network: bool  # unshare -n, or -rn
+    dies_with_parent: bool  # setpriv --pdeathsig
+
+    def as_dict(self) -> dict[str, bool]:
+        """For reports."""
+        return asdict(self)
+
+
+def _works(argv: Sequence[str]) -> bool:
+    true = shutil.which("true")
+    if shutil.which(argv[0]) is None or true is None:
+        return False
+    done = subprocess.run([*argv, true], env=_environment(), stdin=subprocess.DEVNULL, capture_output=True, timeout=30)
+    return done.returncode == 0
+
+
+@functools.cache
+def _wrappers() -> tuple[tuple[str, ...], tuple[str, ...], bool]:
+    network: tuple[str, ...] = ()
+    for candidate in (("unshare", "-n", "--"), ("unshare", "-rn", "--")):
+        if _works(candidate):
+            network = candidate
+            break
+    death = ("setpriv", "--pdeathsig", "KILL", "--")
+    return network, (death if _works(death) else ()), _works(("prlimit", "--core=0", "--"))
+
+
+def capabilities() -> Capabilities:
+    """What is enforced here; found out once by trying."""
+    network, death, limits = _wrappers()
+    return Capabilities(limits=limits, no_network=bool(network), dies_with_parent=bool(death))
+
+
+def _environment() -> dict[str, str]:
+    return {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"}
+
+
+def wrapped(argv: Sequence[str], limits: Limits) -> list[str]:
+    """The command line that runs `argv` under these limits."""
+    network, death, prlimit = _wrappers()
+    bounds = (
+        "prlimit",
+        f"--as={limits.memory_bytes}",
+        f"--cpu={max(1, limits.cpu_s)}",
+        f"--fsize={limits.file_bytes}",
+        f"--nofile={limits.open_files}",
+        "--core=0",
+        "--",
+    )
+    return [*network, *death, *(bounds if prlimit else ()), *argv]
+
+
+def is_full(stderr: str) -> bool:
+    """Whether a child's words say that the disk, not the video, was the trouble."""
+    return any(words in stderr for words in _FULL)
+
+
+class Child:
+    """A long-lived child that answers one line on stdout for each line on stdin."""
+
+    def __init__(self, sandbox: Sandbox, process: subprocess.Popen[bytes]) -> None:
+        self._sandbox = sandbox
+        self._process = process
+        self._buffer = b""
+
+    @property
+    def pid(self) -> int:
+        """Of the child, which is also its process group."""
+        return self._process.pid
+
+    def ask(self, line: bytes, *, wall_s: float, max_answer: int = 1 << 26) -> bytes:
+        """Send one line, return the answer's line. After any error the child is dead and must be replaced."""
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None and stdout is not None
+        deadline = time.monotonic() + wall_s
+        try:
+            stdin.write(line + b"\n")
+            stdin.flush()
+        except (BrokenPipeError, ValueError) as e:
+            raise self._crashed() from e
+        with selectors.DefaultSelector() as selector:
+            selector.register(stdout, selectors.EVENT_READ)
+            while b"\n" not in self._buffer:
+                left = deadline - time.monotonic()
+                if left <= 0 or len(self._buffer) > max_answer:
+                    self.close()
+                    raise ChildTimeoutError(f"no answer within {wall_s:g} s; killed")
+                if selector.select(left):
+                    block = os.read(stdout.fileno(), 1 << 16)
+                    if not block:
+                        raise self._crashed()
+                    self._buffer += block
+        answer, self._buffer = self._buffer.split(b"\n", 1)
+        return answer
+
+    def _crashed(self) -> ChildCrashedError:
+        self.close()
+        code = self._process.returncode
+        return ChildCrashedError(f"the child died: {_how(code)}", returncode=code)
+
+    def close(self) -> None:
+        """Kill its group and reap it; harmless when it is gone already."""
+        self._sandbox._end(self._process)
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                try:
+                    pipe.close()
+                except BrokenPipeError:  # unsent bytes to a dead child
+                    continue
+
+
+class Sandbox:
+    """Starts children and knows which are alive, so that all can be killed at once. Safe to share by threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._alive: set[subprocess.Popen[bytes]] = set()
+        self._closed = False
+
+    def run(self, argv: Sequence[str], *, limits: Limits, cwd: Path) -> Finished:
+        """Run to the end. ChildTimeoutError past the wall clock, ChildCrashedError on death by a signal."""
+        begin = time.monotonic()
+        process = self._start(argv, limits, cwd, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        try:
+            assert process.stderr is not None
+            head, lines = _drain(process.stderr, begin + limits.wall_s)
+            code = process.wait(timeout=max(0.1, begin + limits.wall_s - time.monotonic()))
+        except (TimeoutError, subprocess.TimeoutExpired) as e:
+            raise ChildTimeoutError(f"ran past {limits.wall_s:g} s; killed") from e
+        finally:
+            self._end(process)
+            if process.stderr is not None:
+                process.stderr.close()
+        if code < 0:
+            raise ChildCrashedError(f"died of {_how(code)}: {head[-300:].strip()}", returncode=code, stderr=head)
+        return Finished(code, head, lines, time.monotonic() - begin)
+
+    def output(self, argv: Sequence[str], *, limits: Limits, cwd: Path) -> str:
+        """What a short program of ours prints to stdout; "" where it fails or cannot be started."""
+        try:
+            process = self._start(
+                argv, limits, cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            )
+        except ChildError:
+            return ""
+        try:
+            out, _ = process.communicate(timeout=limits.wall_s)
+        except subprocess.TimeoutExpired:
+            return ""
+        finally:
+            self._end(process)
+            if process.stdout is not None:
+                process.stdout.close()
+        return out.decode("utf-8", "replace") if process.returncode == 0 else ""
+
+    def start(self, argv: Sequence[str], *, limits: Limits, cwd: Path) -> Child:
+        """Start a long-lived child (its wall clock runs per question, not from the start)."""
+        process = self._start(argv, limits, cwd, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        return Child(self, process)
+
+    def _start(
+        self, argv: Sequence[str], limits: Limits, cwd: Path, *, stdin: int, stdout: int, stderr: int
+    ) -> subprocess.Popen[bytes]:
+        with self._lock:
+            if self._closed:
+                raise ChildError("the job is being stopped; no new children")
+            try:
+                process = subprocess.Popen(
+                    wrapped(argv, limits),
+                    cwd=cwd,
+                    env=_environment(),
+                    stdin=stdin,
+                    stdout=stdout,
+                    stderr=stderr,
+                    start_new_session=True,
+                    close_fds=True,
+                )
+            except OSError as e:
+                raise ChildError(f"{argv[0]}: cannot be started: {e}") from e
+            self._alive.add(process)
+            return process
+
+    def _end(self, process: subprocess.Popen[bytes]) -> None:
+        """SIGKILL to the whole group (the group may outlive its leader), then reap."""
+        with self._lock:
+            if process not in self._alive:
+                return
+            self._alive.discard(process)
+        _kill_group(process.pid)
+        process.wait()
+
+    def kill_all(self) -> None:
+        """Kill every child and refuse new ones: the end of a job that is being stopped."""
+        with self._lock:
+            self._closed = True
+            alive = list(self._alive)
+        for process in alive:
+            _kill_group(process.pid)
+
+
+def _kill_group(group: int) -> None:
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):  # all gone, or only zombies left
+        return
+
+
+def _drain(pipe: IO[bytes], deadline: float) -> tuple[str, int]:
+    """Read a pipe to its end: its first 64 KiB as text, and the number of lines in all of it."""
+    head, lines = b"", 0
+    with selectors.DefaultSelector() as selector:
+        selector.register(pipe, selectors.EVENT_READ)
+        while True:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            if not selector.select(left):
+                continue
+            block = os.read(pipe.fileno(), 1 << 16)
+            if not block:
+                return head.decode("utf-8", "replace"), lines
+            lines += block.count(b"\n")
+            if len(head) < _HEAD_BYTES:
+                head += block[: _HEAD_BYTES - len(head)]
+
+
+def _how(code: int) -> str:
+    if code >= 0:
+        return f"exit status {code}"
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"

@@ -1,0 +1,123 @@
+"""Pure: what the probe found in a source → the plan of its encoding, or a reject with its reason.
+
+The rules, each a threshold of ShardConfig:
+- more pixels than `max_pixels`, longer than `max_duration_s`, a shown side under `min_side`: rejected;
+- far fewer packets than the container's own table promises: TRUNCATED;
+- the output rate is the nominal one where the measured average agrees within 2 %, else the measured average
+  (variable frame rate), at most 120; `fps` asks for less, never for more (no invented frames). Under 0.1 frames
+  a second no usable rate is told by the timestamps: BAD_TIMESTAMPS (two frames ten hours apart stay two frames).
+- size: the one factor that brings the short side to at most `short_side`, never above 1; both sides are then
+  floored to multiples of 16. A side under 16 is TOO_SMALL.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+
+from reelmae.pipeline.ingest.config import MAX_FPS, ShardConfig
+from reelmae.pipeline.ingest.probe import Probe
+from reelmae.pipeline.schema import Reason
+
+MIN_FPS = Fraction(1, 10)
+AGREE = 0.02  # nominal and measured rate
+PROMISED = 0.9  # of the frames the container's table names must be there
+_COMMON = sorted(
+    {Fraction(n * 1000, 1001) for n in (12, 15, 24, 30, 48, 60, 120)} | {Fraction(n, 2) for n in range(1, 2 * MAX_FPS + 1)}
+)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """How a source is encoded: output rate, number of frames at that rate, sides in pixels."""
+
+    fps: Fraction
+    frames: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """Why a source gives no clip; `detail` holds the values, or the decoder's own words."""
+
+    reason: Reason
+    detail: str
+
+
+def screen(probe: Probe, config: ShardConfig) -> Kept | Rejected:
+    """Keep or reject one probed source."""
+    if probe.width * probe.height > config.max_pixels:
+        return Rejected(
+            Reason.TOO_LARGE, f"{probe.width}x{probe.height} pixels, over max_pixels={config.max_pixels}"
+        )
+    if probe.packets == 0 or not probe.decoded:
+        promised = f"{probe.promised} frames promised, " if probe.promised else ""
+        return Rejected(Reason.NO_FRAMES, f"{promised}{probe.packets} packets, no picture decoded {probe.error}".strip())
+    if probe.seen < PROMISED * probe.promised and probe.duration_s < PROMISED * promised_s(probe):
+        return Rejected(Reason.TRUNCATED, f"{probe.seen} of {probe.promised} promised frames are in the file")
+    if probe.packets < config.min_frames:
+        return Rejected(Reason.TOO_FEW_FRAMES, f"{probe.packets} frames, under min_frames={config.min_frames}")
+    if probe.duration_s > config.max_duration_s and probe.packets / probe.duration_s >= MIN_FPS:
+        return Rejected(
+            Reason.TOO_LONG, f"{probe.duration_s:.1f} s, over max_duration_s={config.max_duration_s:g}"
+        )
+    fps = source_rate(probe)
+    if fps is None:
+        return Rejected(Reason.BAD_TIMESTAMPS, f"{probe.packets} frames over {probe.duration_s:.2f} s")
+    if config.fps is not None:
+        fps = min(fps, Fraction(config.fps).limit_denominator(1001))
+    frames = max(1, round(probe.duration_s * fps))
+    if frames < config.min_frames:
+        return Rejected(Reason.TOO_FEW_FRAMES, f"{frames} frames at {float(fps):g} fps, under {config.min_frames}")
+    shown_W, shown_H = shown_size(probe)
+    width, height = stored_size(shown_W, shown_H, config.short_side)
+    if min(width, height) < 16 or min(shown_W, shown_H) < config.min_side:
+        return Rejected(
+            Reason.TOO_SMALL, f"shown {shown_W:.0f}x{shown_H:.0f}, a side under {max(16, config.min_side)}"
+        )
+    return Kept(fps, frames, width, height)
+
+
+def source_rate(probe: Probe) -> Fraction | None:
+    """The source's frame rate; None where its timestamps tell no usable one."""
+    measured = Fraction(probe.rate).limit_denominator(100_000) if probe.rate > 0 else None
+    if measured is None:  # no timestamps at all: only the header can tell
+        rates = [r for r in probe.nominal if MIN_FPS <= r <= MAX_FPS]
+        return rates[0] if rates else None
+    if measured < MIN_FPS:
+        return None
+    # a header's average such as 9137/304 is itself a measurement: only the common rates count as nominal
+    near = [c for r in (*probe.nominal, measured) if (c := _common(r)) is not None and abs(measured - c) <= AGREE * c]
+    if near:
+        return min(near, key=lambda r: abs(r - measured))
+    return min(measured.limit_denominator(1001), Fraction(MAX_FPS))
+
+
+def _common(rate: Fraction) -> Fraction | None:
+    """The common rate within 0.05 % of this one."""
+    closest = min(_COMMON, key=lambda r: abs(r - rate))
+    return closest if abs(closest - rate) <= rate / 2000 else None
+
+
+def promised_s(probe: Probe) -> float:
+    """Seconds the container promises; its table may count frames that are dropped (AVI), so time tells too."""
+    rates = [r for r in probe.nominal if MIN_FPS <= r <= MAX_FPS]
+    return float(probe.promised / rates[0]) if rates else math.inf
+
+
+def shown_size(probe: Probe) -> tuple[float, float]:
+    """Width and height as shown: pixel aspect first, then rotation."""
+    width, height = probe.width * probe.sar, float(probe.height)
+    return (height, width) if probe.rotation % 180 else (width, height)
+
+
+def stored_size(width: float, height: float, short_side: int) -> tuple[int, int]:
+    """The stored sides: multiples of 16, the short one at most `short_side`, never larger than shown."""
+    factor = min(1.0, short_side / min(width, height))
+
+    def floored(side: float) -> int:
+        return int(side * factor + 1e-6) // 16 * 16
+
+    return floored(width), floored(height)

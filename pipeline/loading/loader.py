@@ -1,0 +1,282 @@
+"""An endless stream of batches: order → draws → fetch → decode → device, with masks, and a state of a few integers.
+
+The resume contract. A state holds a place (epoch, step), the digest of the index, and what shapes the sequence
+of samples (seed, lanes, global batch, repeats, sample, mask, patch). A loader that loads it goes on with the very
+next global batch, the same in every draw, with any number of workers, any backend, and any world size that
+divides the lanes and the global batch. A changed index or a changed sequence is refused.
+
+The bad-clip policy is in `quarantine`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+
+from reelmae.pipeline.errors import BadClipError, ConfigError
+from reelmae.pipeline.loading import backends, order
+from reelmae.pipeline.loading.av_pool import AvPool
+from reelmae.pipeline.loading.batch import ClipBatch, normalise
+from reelmae.pipeline.loading.config import LoaderConfig
+from reelmae.pipeline.loading.draws import SamplePolicy, draw
+from reelmae.pipeline.loading.index import ClipIndex
+from reelmae.pipeline.loading.inline import InlineDecoder
+from reelmae.pipeline.loading.masks import MaskPolicy, ids_keep
+from reelmae.pipeline.loading.quarantine import Quarantine, replacement
+from reelmae.pipeline.loading.tasks import ClipTask, Decoded, Decoder
+
+__all__ = ["ClipBatch", "ClipLoader", "LoaderConfig", "LoaderStats", "MaskPolicy", "SamplePolicy"]
+
+
+@dataclass
+class LoaderStats:
+    """What one rank's loader has done since it was made."""
+
+    batches: int = 0
+    videos: int = 0  # clips fetched and decoded, as far as they were yielded
+    clips: int = 0  # samples yielded: videos × repeats
+    frames_decoded: int = 0
+    frames_used: int = 0
+    bytes_read: int = 0
+    decode_s: float = 0.0  # fetch, decode, crop, resize, convert: summed over workers
+    wait_s: float = 0.0  # the consumer stood in next()
+    seconds: float = 0.0  # from the first next() to the end of the last
+    worker_restarts: int = 0
+    bad: dict[str, str] = field(default_factory=dict)  # key → reason
+
+    @property
+    def wait_share(self) -> float:
+        """Share of the time that the consumer waited for data."""
+        return self.wait_s / self.seconds if self.seconds else 0.0
+
+
+class ClipLoader:
+    """Batches of one rank, for ever. Iterate it; close it, or use it as a context manager.
+
+    `steps_per_epoch` global batches make an epoch, the last incomplete one is dropped. `backend` is the
+    decoder in use, `backend_reason` why.
+    Raises ConfigError where index, config and world do not fit each other; while iterating,
+    TooManyBadClipsError and StorageError.
+    """
+
+    def __init__(self, index: ClipIndex, config: LoaderConfig, *, rank: int = 0, world: int = 1) -> None:
+        self.index = index
+        self.config = config
+        self.rank, self.world = rank, world
+        self.steps_per_epoch = order.check_sizes(
+            n_clips=len(index), batch_videos=config.batch_videos, lanes=config.lanes, rank=rank, world=world
+        )
+        self.device = backends.resolve_device(config.device)
+        self.backend, self.backend_reason = backends.resolve_backend(
+            config.backend, index.codec_names, self.device
+        )
+        self.stats = LoaderStats()
+        self._quarantine = Quarantine(len(index), config.max_bad_fraction)
+        self.stats.bad = self._quarantine.reasons
+        self._next = (0, 0)  # (epoch, step) of the batch that is yielded next
+        self._planned = (0, 0)  # of the batch that is submitted next
+        self._in_flight: deque[tuple[int, int]] = deque()
+        self._decoder: Decoder | None = None
+        self._sequence: tuple[int, np.ndarray] | None = None  # (epoch, its clips)
+        self._started: float | None = None
+
+    def __enter__(self) -> ClipLoader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[ClipBatch]:
+        while True:
+            yield self._take()
+
+    def close(self) -> None:
+        """Stop decoding and give back processes and memory. The place is kept: iterating again goes on."""
+        if self._decoder is not None:
+            self._decoder.close()
+        self._decoder = None
+        self._in_flight.clear()
+        self._planned = self._next
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able: the place of the next batch, and what must not change."""
+        epoch, step = self._next
+        return {
+            "epoch": epoch,
+            "step": step,
+            "index": self.index.digest,
+            **self.config.sequence_facts(self.world),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken. ConfigError where index or sequence are not the same."""
+        facts = {"index": self.index.digest, **self.config.sequence_facts(self.world)}
+        if state.get("index") != self.index.digest:
+            raise ConfigError(
+                f"the checkpoint was made on another index: {state.get('index')}, this one is {self.index.digest} "
+                f"({self.index.store.url()}); resume with the dataset it was made on, or start a new run"
+            )
+        changed = [f"{k}: {state.get(k)!r} → {v!r}" for k, v in facts.items() if state.get(k) != v]
+        if changed:
+            raise ConfigError(
+                "the checkpoint's sequence of samples cannot be continued with other settings "
+                f"({'; '.join(changed)}); set them back, or start a new run"
+            )
+        self.close()
+        self._next = self._planned = (int(state["epoch"]), int(state["step"]))
+
+    def _take(self) -> ClipBatch:
+        """The next batch; measures how long the consumer stands here."""
+        entered = time.perf_counter()
+        if self._started is None:
+            self._started = entered
+        if self._decoder is None:
+            self._decoder = self._make_decoder()
+        while len(self._in_flight) < self.config.prefetch:
+            self._submit()
+        place = self._in_flight.popleft()
+        decoded = self._decoder.collect()
+        try:
+            batch = self._batch(decoded, *place)
+        finally:
+            decoded.release()
+        self._submit()  # its slot is free: the decoder stays `prefetch` batches ahead
+        self._next = self._in_flight[0]
+        self._count(decoded)
+        now = time.perf_counter()
+        self.stats.wait_s += now - entered
+        self.stats.seconds = now - self._started
+        return batch
+
+    def _submit(self) -> None:
+        """Plan the next batch and give it to the decoder."""
+        assert self._decoder is not None
+        epoch, step = self._planned
+        if self._sequence is None or self._sequence[0] != epoch:
+            self._sequence = (
+                epoch,
+                order.epoch_sequence(self.index.shard_of_clip, seed=self.config.seed, epoch=epoch),
+            )
+        clips = order.rank_batch(
+            self._sequence[1],
+            step=step,
+            batch_videos=self.config.batch_videos,
+            lanes=self.config.lanes,
+            rank=self.rank,
+            world=self.world,
+        )
+        self._decoder.submit([self._task(int(clip), epoch) for clip in clips])
+        self._in_flight.append((epoch, step))
+        self._planned = (epoch, step + 1) if step + 1 < self.steps_per_epoch else (epoch + 1, 0)
+
+    def _task(self, planned: int, epoch: int, attempt: int = 0) -> ClipTask:
+        """The work for one place of the order: the planned clip, or the first replacement not known to be bad."""
+        index, clip = self.index, planned
+        if attempt:
+            clip = replacement(planned, attempt, n_clips=len(index), seed=self.config.seed, epoch=epoch)
+        if clip in self._quarantine.clips:
+            self._quarantine.check_attempt(attempt + 1)
+            return self._task(planned, epoch, attempt + 1)
+        self._quarantine.tried += 1
+        frames, fps = int(index.frames[clip]), float(index.fps[clip])
+        draws = tuple(
+            draw(
+                self.config.sample,
+                seed=self.config.seed,
+                epoch=epoch,
+                clip=clip,
+                repeat=repeat,
+                frames=frames,
+                fps=fps,
+                height=int(index.height[clip]),
+                width=int(index.width[clip]),
+            )
+            for repeat in range(self.config.repeats)
+        )
+        return ClipTask(
+            clip=clip,
+            key=index.key(clip),
+            shard=index.shard(clip),
+            offset=int(index.offset[clip]),
+            size=int(index.size[clip]),
+            frames=frames,
+            fps=fps,
+            codec=index.codec_names[index.codec_of_clip[clip]],
+            draws=draws,
+            planned=planned,
+            epoch=epoch,
+            attempt=attempt,
+        )
+
+    def _on_bad(self, task: ClipTask, bad: BadClipError) -> ClipTask:
+        """Quarantine, and the task that stands in. Called from the decoder's thread."""
+        self._quarantine.add(task.clip, bad)
+        return self._task(task.planned, task.epoch, task.attempt)
+
+    def _batch(self, decoded: Decoded, epoch: int, step: int) -> ClipBatch:
+        config = self.config
+        draws = [d for task in decoded.tasks for d in task.draws]
+        clip_B = np.repeat(np.array([task.clip for task in decoded.tasks], dtype=np.int64), config.repeats)
+        ids_keep_BK = np.stack([ids_keep(config.mask, d.mask_seed, config.grid_THW) for d in draws])
+        frames = decoded.frames
+        return ClipBatch(
+            clips_BCTHW=normalise(
+                torch.from_numpy(frames) if isinstance(frames, np.ndarray) else frames, self.device
+            ),
+            ids_keep_BK=torch.from_numpy(ids_keep_BK).to(self.device),
+            clip_B=clip_B,
+            repeat_B=np.tile(np.arange(config.repeats, dtype=np.int64), len(decoded.tasks)),
+            label_B=torch.from_numpy(self.index.label_id[clip_B].astype(np.int64)).to(self.device),
+            draws=draws,
+            epoch=epoch,
+            step=step,
+        )
+
+    def _make_decoder(self) -> Decoder:
+        config, sample = self.config, self.config.sample
+        shape = (config.batch_videos, config.repeats, sample.frames, sample.size, sample.size, 3)
+        workers = backends.core_count() if config.workers is None else config.workers
+        if self.backend != "av":
+            from reelmae.pipeline.loading.decode_dali import (
+                DaliDecoder,
+            )  # DALI loads in a second: only where used
+
+            return DaliDecoder(
+                self.index.store,
+                shape,
+                device=self.device if self.backend == "dali-gpu" else None,
+                threads=max(1, workers),
+                on_bad=self._on_bad,
+            )
+        if workers == 0:
+            return InlineDecoder(self.index.store, shape, on_bad=self._on_bad)
+        # one slot more than is in flight: the next batch is submitted when the last is released
+        return AvPool(
+            self.index.store.url(),
+            shape,
+            workers=workers,
+            slots=config.prefetch + 1,
+            timeout_s=config.clip_timeout_s,
+            on_bad=self._on_bad,
+        )
+
+    def _count(self, decoded: Decoded) -> None:
+        stats, videos = self.stats, len(decoded.tasks)
+        stats.batches += 1
+        stats.videos += videos
+        stats.clips += videos * self.config.repeats
+        stats.frames_used += videos * self.config.repeats * self.config.sample.frames
+        stats.frames_decoded += decoded.cost.frames_decoded
+        stats.bytes_read += decoded.cost.bytes_read
+        stats.decode_s += decoded.cost.decode_s
+        if isinstance(self._decoder, AvPool):
+            stats.worker_restarts = self._decoder.restarts

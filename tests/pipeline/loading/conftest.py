@@ -1,0 +1,169 @@
+"""Small format-1 datasets, written here from numpy pictures with PyAV, webdataset and pyarrow.
+
+Two kinds of clip:
+- natural: smooth textures that move, in gamut, so that two decoders' colours can be compared;
+- numbered: each frame shows its own number as 12 large black and white squares, readable after any crop-free resize.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import webdataset
+
+from reelmae.pipeline import schema
+from reelmae.pipeline.loading.index import ClipIndex
+
+BT601, LIMITED = 5, 1
+GOP = 16
+BITS = 12
+ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
+    "h264": ("libx264", {"crf": "18", "preset": "veryfast", "x264-params": f"bframes=0:keyint={GOP}:min-keyint={GOP}:scenecut=0"}),
+    "vp9": (
+        "libvpx-vp9",
+        {"crf": "20", "b": "0", "g": str(GOP), "keyint_min": str(GOP), "deadline": "realtime", "cpu-used": "8",
+         "lag-in-frames": "0", "auto-alt-ref": "0"},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class ClipSpec:
+    """One clip of a test dataset."""
+
+    frames: int = 48
+    height: int = 64
+    width: int = 96
+    fps: float = 30
+    codec: str = "h264"
+    numbered: bool = False
+    label: str | None = None
+    seed: int = 0
+
+
+def natural_frames(spec: ClipSpec) -> list[np.ndarray]:
+    """A sum of waves, panned; uint8 [H, W, 3] each, away from the borders of the colour range."""
+    rng = np.random.default_rng(spec.seed)
+    margin = 48
+    y, x = np.mgrid[0 : spec.height + margin, 0 : spec.width + margin]
+    texture = np.full((*y.shape, 3), 128.0)
+    for _ in range(16):
+        fy, fx = rng.uniform(-0.25, 0.25, 2)
+        wave = np.sin(fy * y + fx * x + rng.uniform(0, 6.28)) / (1 + 6 * max(abs(fy), abs(fx)))
+        texture += 14 * wave[..., None] * (0.7 + 0.3 * rng.uniform(-1, 1, 3))
+    frames = []
+    for t in range(spec.frames):
+        top, left = int(margin / 2 * (1 + np.sin(t / 9 + spec.seed))), (t * 3 // 2 + spec.seed) % margin
+        frames.append(np.clip(texture[top : top + spec.height, left : left + spec.width], 30, 220).astype(np.uint8))
+    return frames
+
+
+def numbered_frames(spec: ClipSpec) -> list[np.ndarray]:
+    """Frame n shows n in binary, 3 rows of 4 squares, lowest bit first."""
+    row = np.arange(spec.height)[:, None] * 3 // spec.height
+    column = np.arange(spec.width)[None, :] * 4 // spec.width
+    bit = row * 4 + column
+    return [np.where(((n >> bit) & 1)[..., None], 215, 40).repeat(3, axis=2).astype(np.uint8) for n in range(spec.frames)]
+
+
+def _read_numbers(clip_THWC: np.ndarray) -> list[int]:
+    """The numbers of uncropped frames of a numbered clip."""
+    t, h, w, _ = clip_THWC.shape
+    centres = clip_THWC[:, [h // 6, h // 2, h - h // 6], :, 1][:, :, [w // 8, 3 * w // 8, 5 * w // 8, w - w // 8]]
+    bits = (centres.reshape(t, BITS) > 128).astype(int)
+    return (bits << np.arange(BITS)).sum(axis=1).tolist()
+
+
+def encode(spec: ClipSpec) -> bytes:
+    """The clip as an mp4 without B-frames."""
+    buffer = io.BytesIO()
+    name, options = ENCODERS[spec.codec]
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream(name, rate=round(spec.fps), options=options)
+        stream.width, stream.height, stream.pix_fmt = spec.width, spec.height, "yuv420p"
+        context = stream.codec_context
+        context.thread_count = 1
+        context.colorspace, context.color_range = BT601, LIMITED
+        for picture in (numbered_frames if spec.numbered else natural_frames)(spec):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            container.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace=BT601, dst_color_range=LIMITED)))
+        container.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def write_dataset(folder: Path, specs: Sequence[ClipSpec], clips_per_shard: int) -> str:
+    """A whole dataset of format 1; its path."""
+    (folder / "shards").mkdir(parents=True)
+    encoded: dict[ClipSpec, bytes] = {}
+    labels = {label: i for i, label in enumerate(sorted({s.label for s in specs if s.label}))}
+    rows: list[dict[str, Any]] = []
+    for start in range(0, len(specs), clips_per_shard):
+        shard = schema.shard_name(start // clips_per_shard, 0)
+        members = []
+        with webdataset.TarWriter(str(folder / shard)) as writer:
+            for i, spec in enumerate(specs[start : start + clips_per_shard], start):
+                if spec not in encoded:
+                    encoded[spec] = encode(spec)
+                key = schema.clip_key(f"source{i}", 0)
+                writer.write({"__key__": key, "mp4": encoded[spec], "json": {"label": spec.label}})
+                members.append((key, spec, encoded[spec]))
+        offsets = _member_offsets(folder / shard)
+        for key, spec, data in members:
+            rows.append(
+                dict(
+                    key=key, shard=shard, offset=offsets[f"{key}.mp4"], size=len(data),
+                    sha256=hashlib.sha256(data).hexdigest(), source=f"source{len(rows)}", span_start_s=0.0,
+                    span_end_s=spec.frames / spec.fps, frames=spec.frames, fps=float(spec.fps), width=spec.width,
+                    height=spec.height, codec=spec.codec, label=spec.label, label_id=labels.get(spec.label or "", -1),
+                )
+            )  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema.CLIPS), folder / schema.INDEX)
+    (folder / schema.LABELS).write_text(json.dumps(labels))
+    (folder / schema.DATASET_JSON).write_text(json.dumps({"format": schema.FORMAT, "clips": len(rows)}))
+    return str(folder)
+
+
+def _member_offsets(path: Path) -> dict[str, int]:
+    import tarfile
+
+    with tarfile.open(path) as tar:
+        return {m.name: m.offset_data for m in tar.getmembers()}
+
+
+@pytest.fixture(scope="session")
+def spec() -> type[ClipSpec]:
+    return ClipSpec
+
+
+@pytest.fixture(scope="session")
+def read_numbers() -> Callable[[np.ndarray], list[int]]:
+    return _read_numbers
+
+
+@pytest.fixture
+def make_dataset(tmp_path: Path) -> Callable[..., ClipIndex]:
+    """make_dataset(specs, clips_per_shard=4) → ClipIndex of a dataset of its own."""
+    count = iter(range(1000))
+
+    def make(specs: Sequence[ClipSpec], clips_per_shard: int = 4) -> ClipIndex:
+        return ClipIndex.open(write_dataset(tmp_path / f"dataset{next(count)}", specs, clips_per_shard))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def natural_index(tmp_path_factory: pytest.TempPathFactory) -> ClipIndex:
+    """22 clips (8 distinct) in 4 shards, H.264, labelled. Read-only: shared by tests."""
+    specs = [ClipSpec(seed=i % 8, frames=48 + i % 8, label="ab"[i % 2]) for i in range(22)]
+    return ClipIndex.open(write_dataset(tmp_path_factory.mktemp("natural"), specs, 6))

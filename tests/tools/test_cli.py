@@ -1,0 +1,110 @@
+"""What a person meets at the command line: exit statuses, one-line errors, one JSON object."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REELMAE = [sys.executable, "-m", "reelmae.tools.cli"]
+
+
+def run(*args: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*REELMAE, *map(str, args)], capture_output=True, text=True, cwd=cwd, timeout=120, stdin=subprocess.DEVNULL
+    )
+
+
+def assert_user_error(result: subprocess.CompletedProcess[str], *words: str) -> None:
+    """Exit status 2 and one line that names the value and the remedy."""
+    assert result.returncode == 2, result
+    assert "Traceback" not in result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, result.stderr
+    for word in words:
+        assert word in lines[0], (word, lines[0])
+
+
+def test_help_lists_every_command_without_importing_torch() -> None:
+    code = (
+        "import sys\n"
+        "from reelmae.tools import cli\n"
+        "try:\n    cli.main(['--help'])\nexcept SystemExit as e:\n    assert e.code == 0\n"
+        "assert 'torch' not in sys.modules and 'nvidia.dali' not in sys.modules\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    for command in ("demo", "shard", "verify", "pretrain", "reconstruct", "bench", "report", "doctor"):
+        assert command in result.stdout
+
+
+def test_no_command_is_wrong_usage() -> None:
+    result = run()
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+
+
+def test_unknown_flag_is_named_with_the_nearest() -> None:
+    result = run("shard", "a", "b", "--short-sides", "256")
+    assert result.returncode == 2
+    assert "--short-sides" in result.stderr + result.stdout
+    assert "--short-side" in result.stderr + result.stdout
+
+
+def test_missing_source_is_named(tmp_path: Path) -> None:
+    assert_user_error(run("shard", tmp_path / "nowhere", tmp_path / "out"), "nowhere", "check")
+    assert not (tmp_path / "out").exists()
+
+
+def test_empty_bucket_is_named(tmp_path: Path) -> None:
+    (tmp_path / "bucket").mkdir()
+    assert_user_error(run("shard", tmp_path / "bucket", tmp_path / "out"), "bucket")
+
+
+def test_value_out_of_range_is_named(tmp_path: Path) -> None:
+    assert_user_error(run("shard", tmp_path, tmp_path / "out", "--short-side", "20"), "--short-side", "20")
+
+
+def test_unknown_filesystem_is_named(tmp_path: Path) -> None:
+    assert_user_error(run("shard", "nosuch://bucket", tmp_path / "out"), "nosuch")
+
+
+def test_typo_in_a_recipe_key_is_answered_with_the_right_one(tmp_path: Path) -> None:
+    assert_user_error(run("pretrain", "demo", "optim.blrr=1e-3", f"data.url={tmp_path}"), "optim.blrr", "optim.blr")
+
+
+def test_unknown_recipe_is_answered_with_the_known_ones() -> None:
+    assert_user_error(run("pretrain", "dmeo"), "dmeo", "mae_st_vit_b")
+
+
+def test_pretraining_on_no_dataset_is_a_message(tmp_path: Path) -> None:
+    result = run("pretrain", "demo", f"data.url={tmp_path / 'nothing'}", f"run.out={tmp_path / 'run'}")
+    assert_user_error(result, "nothing")
+
+
+def test_only_broken_files_is_a_failure_that_says_why(tmp_path: Path) -> None:
+    bucket = tmp_path / "bucket"
+    bucket.mkdir()
+    (bucket / "notes.mp4").write_text("this is no video\n" * 50)
+    (bucket / "empty.mp4").touch()
+    result = run("shard", bucket, tmp_path / "out", "--json")
+    assert result.returncode == 1
+    answer = json.loads(result.stdout)
+    assert answer["exit_status"] == 1
+    assert "not_a_video" in answer["error"]
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("command", ["verify", "report"])
+def test_a_folder_without_a_dataset_is_a_message(command: str, tmp_path: Path) -> None:
+    result = run(command, tmp_path / "nothing")
+    assert_user_error(result, "nothing")
+
+
+def test_doctor_answers_as_json() -> None:
+    answer = json.loads(run("doctor", "--json").stdout)
+    assert answer["ffmpeg"]["path"]
+    assert set(answer["sandbox"]) >= {"prlimit", "network_namespace"}

@@ -1,0 +1,235 @@
+"""Pictures of what a pretrained model fills in: original | masked | reconstructed, as a PNG and as an animation.
+
+Properties that hold:
+- Clips, windows, crops and masks come from the real loader, with a seed that no training run uses: the clips may
+  have been trained on, these draws of them were not.
+- Only removed patches are painted by the model; kept patches are shown as they went in. With normalised targets each
+  painted patch has the mean and the deviation of the true one (they are not predicted), as is usual for such
+  pictures; the caption says so.
+- A model that predicts one frame per tube is shown at those frames, for the time they stand in the clip.
+
+Legend: B batch, C channel, T frame, H height, W width, L token, P values of a patch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from reelmae.model.mae import MaskedAutoencoder
+from reelmae.model.patches import unpatchify
+from reelmae.pipeline.errors import ConfigError, InputError
+from reelmae.pipeline.loading.batch import MEAN, STD, ClipBatch
+from reelmae.pipeline.loading.index import ClipIndex
+from reelmae.pipeline.loading.loader import ClipLoader
+from reelmae.train.checkpoint import checkpoints, load_model
+from reelmae.train.config import PretrainConfig
+
+ROWS = ("original", "masked", "reconstructed")
+PNG, ANIMATION, FACTS = "reconstruction.png", "reconstruction.webp", "reconstruction.json"
+HELD_OUT_SEED = 0x5EED_0000  # far from the seeds that people give
+GREY = 0.45  # of a removed patch
+INK, PAPER = (31, 35, 40), (255, 255, 255)
+
+U8 = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Panels:
+    """The three films of each clip, uint8 [B, T, H, W, 3], and how long each frame stands, in ms."""
+
+    films: tuple[U8, U8, U8]
+    durations_ms: list[int]
+    loss: float  # of the model on these clips, on removed patches
+
+
+def reconstruct(
+    checkpoint: str | Path, data: str, out: str | Path, *, clips: int = 6, seed: int = 0, tile: int = 128
+) -> dict[str, Any]:
+    """Write OUT/reconstruction.png, .webp (animated) and .json; returns the facts of the last, with the paths.
+
+    `checkpoint` is a file or a run's folder, `data` a shard dataset, `tile` the side of a shown frame in pixels.
+    Raises ConfigError and InputError on bad arguments.
+    """
+    if clips < 1:
+        raise ConfigError(f"clips={clips}: give at least 1")
+    path = find_checkpoint(Path(checkpoint))
+    index = ClipIndex.open(data)
+    model, config = load_model(path)
+    batch = _draw(index, config, min(clips, len(index)), seed)
+    panels = make_panels(model, batch, _frame_seconds(index, batch))
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    tile = max(tile, model.config.size)
+    grid = draw_grid(panels, tile)
+    _write(out / PNG, lambda p: grid.save(p, "PNG", optimize=True))
+    frames = draw_frames(panels, tile)
+    _write(
+        out / ANIMATION,
+        lambda p: frames[0].save(
+            p, "WEBP", save_all=True, append_images=frames[1:], duration=panels.durations_ms, loop=0, quality=85, method=4
+        ),
+    )
+    facts = {
+        "checkpoint": str(path),
+        "data": data,
+        "clips": len(batch),
+        "keys": [index.key(int(clip)) for clip in batch.clip_B],
+        "seed": seed,
+        "mask": dict(config.loader_config().mask.__dict__),
+        "frames_shown": len(panels.durations_ms),
+        "loss": panels.loss,
+        "caption": caption(model, batch, panels),
+        "png": str(out / PNG),
+        "animation": str(out / ANIMATION),
+    }
+    _write(out / FACTS, lambda p: p.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8"))
+    return facts
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The file itself, or the newest checkpoint of a run's folder."""
+    if path.is_dir():
+        found = checkpoints(path)
+        if not found:
+            raise InputError(f"{path}: holds no checkpoints/step_XXXXXX.pt; give a checkpoint or the folder of a run")
+        return found[-1]
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint or run; check the path")
+    return path
+
+
+def caption(model: MaskedAutoencoder, batch: ClipBatch, panels: Panels) -> str:
+    """What the picture shows, in one or two sentences."""
+    c = model.config
+    kept, patch = batch.ids_keep_BK.shape[1], f"{c.t_patch}×{c.patch}×{c.patch}"
+    text = (
+        f"{kept} of {c.n_tokens} patches ({patch}) are seen, {1 - kept / c.n_tokens:.0%} are removed. Reconstructed: "
+        f"removed patches are the model's prediction, kept ones are shown as they went in."
+    )
+    if c.norm_target:
+        text += " Each predicted patch is given the mean and deviation of the true one, which are not predicted."
+    text += f" Loss on these windows: {panels.loss:.3f}"
+    return text + (" (predicting each patch's mean: 1.0)." if c.norm_target else ".")
+
+
+def _draw(index: ClipIndex, config: PretrainConfig, clips: int, seed: int) -> ClipBatch:
+    """One batch of `clips` different clips, each with one window, crop and mask."""
+    wanted = config.loader_config().model_copy(
+        update={
+            "batch_videos": clips, "repeats": 1, "seed": HELD_OUT_SEED + seed, "workers": 0, "prefetch": 1,
+            "backend": "auto", "device": "cpu",
+        }
+    )  # fmt: skip
+    with ClipLoader(index, wanted) as loader:
+        return next(iter(loader))
+
+
+def _frame_seconds(index: ClipIndex, batch: ClipBatch) -> float:
+    """Time from one sampled frame to the next; the median over the clips, as one animation shows them all."""
+    return float(np.median([d.stride / index.fps[clip] for d, clip in zip(batch.draws, batch.clip_B, strict=True)]))
+
+
+@torch.no_grad()
+def make_panels(model: MaskedAutoencoder, batch: ClipBatch, frame_seconds: float) -> Panels:
+    """Run the model and compose the three films at the frames it predicts."""
+    clips_BCTHW = batch.clips_BCTHW
+    output = model(clips_BCTHW, batch.ids_keep_BK)
+    c = model.config
+    shown = c.target_frame_index()
+    true_BCTHW = clips_BCTHW[:, :, shown]
+    painted_BCTHW = model.to_clip(output.pred_BLP, clips_BCTHW)
+    values = c.target_t_patch * c.patch**2 * 3
+    removed_BCTHW = unpatchify(
+        output.mask_BL[..., None].expand(-1, -1, values), c.grid_THW, c.target_t_patch, c.patch
+    )
+    grey = torch.tensor((GREY - MEAN) / STD)
+    films = (
+        true_BCTHW,
+        torch.where(removed_BCTHW > 0.5, grey, true_BCTHW),
+        torch.where(removed_BCTHW > 0.5, painted_BCTHW, true_BCTHW),
+    )
+    ends = [*shown[1:], c.frames]
+    durations = [round(1000 * frame_seconds * (b - a)) for a, b in zip(shown, ends, strict=True)]
+    original, masked, reconstructed = (_pixels(film) for film in films)
+    return Panels((original, masked, reconstructed), durations, float(output.loss))
+
+
+def _pixels(clips_BCTHW: Tensor) -> U8:
+    """Normalised floats → uint8 [B, T, H, W, C]."""
+    scaled = (clips_BCTHW.float() * STD + MEAN).clamp(0, 1) * 255
+    return scaled.round().to(torch.uint8).permute(0, 2, 3, 4, 1).contiguous().numpy()
+
+
+# --- drawing ---------------------------------------------------------------------------------------------------
+
+
+def draw_grid(panels: Panels, tile: int) -> Image.Image:
+    """For each clip three labelled rows, time from left to right."""
+    clips, frames = panels.films[0].shape[:2]
+    label, gap, head = 118, 3, 26
+    block = 3 * tile + 2 * gap
+    width = label + frames * (tile + gap) - gap + 8
+    canvas = Image.new("RGB", (width, head + clips * (block + 16)), PAPER)
+    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=15)
+    at = np.concatenate([[0], np.cumsum(panels.durations_ms)[:-1]]) / 1000
+    for t in range(frames):
+        pen.text((label + t * (tile + gap) + tile / 2, 6), f"{at[t]:.2f} s", INK, font, anchor="ma")
+    for clip in range(clips):
+        top = head + clip * (block + 16)
+        for row, (name, film) in enumerate(zip(ROWS, panels.films, strict=True)):
+            y = top + row * (tile + gap)
+            pen.text((label - 10, y + tile / 2), name, INK, font, anchor="rm")
+            for t in range(frames):
+                canvas.paste(_tile(film[clip, t], tile), (label + t * (tile + gap), y))
+    return canvas
+
+
+def draw_frames(panels: Panels, tile: int) -> list[Image.Image]:
+    """The animation: each clip as three panels side by side, clips in two columns."""
+    clips, frames = panels.films[0].shape[:2]
+    gap, space, head = 3, 18, 24
+    columns = 1 if clips == 1 else 2
+    rows = -(-clips // columns)
+    triple = 3 * tile + 2 * gap
+    size = (columns * triple + (columns - 1) * space, head + rows * (tile + space) - space)
+    font = ImageFont.load_default(size=15)
+    base = Image.new("RGB", size, PAPER)
+    pen = ImageDraw.Draw(base)
+    for column in range(columns):
+        for i, name in enumerate(ROWS):
+            x = column * (triple + space) + i * (tile + gap) + tile / 2
+            pen.text((x, 4), name, INK, font, anchor="ma")
+    pictures = []
+    for t in range(frames):
+        picture = base.copy()
+        for clip in range(clips):
+            y, x = head + clip // columns * (tile + space), clip % columns * (triple + space)
+            for i, film in enumerate(panels.films):
+                picture.paste(_tile(film[clip, t], tile), (x + i * (tile + gap), y))
+        pictures.append(picture)
+    return pictures
+
+
+def _tile(frame_HWC: U8, side: int) -> Image.Image:
+    return Image.fromarray(frame_HWC).resize((side, side), Image.Resampling.BICUBIC)
+
+
+def _write(final: Path, save: Callable[[Path], object]) -> None:
+    """Write under a temporary name, then rename."""
+    part = final.with_name(f".{final.name}.part")
+    try:
+        save(part)
+        part.replace(final)
+    finally:
+        part.unlink(missing_ok=True)
+

@@ -1,0 +1,316 @@
+"""The page itself: facts → HTML text.
+
+Properties that hold: every text that comes from outside (file names, decoders' words, configs) is escaped, the page
+runs no script and its content policy forbids scripts and addresses; colours follow the reader's light or dark mode.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from reelmae.tools.report import Facts
+from reelmae.tools.report_charts import bars_chart, loss_chart, number, pace_chart
+from reelmae.tools.report_sheet import Thumb, contact_sheet, data_uri
+
+MEANING = {
+    "empty_file": "zero bytes", "not_a_video": "by its content no video container",
+    "unreadable": "a container whose header cannot be read", "no_video_stream": "sound or data only",
+    "encrypted": "encrypted, without a key", "unsupported_codec": "no decoder for it",
+    "no_frames": "the decoder gave no picture", "too_few_frames": "too short to train on",
+    "too_small": "a side too small", "too_large": "more bytes or pixels than allowed", "too_long": "longer than allowed",
+    "bad_timestamps": "no frame rate can be told from its times", "decode_errors": "the decoder reported damage",
+    "truncated": "far fewer frames than promised", "timeout": "took longer than allowed",
+    "crashed": "its decoder died", "fetch_failed": "could not be read from storage",
+    "verify_failed": "the encoded clip was not what was asked",
+}  # fmt: skip
+EXAMPLES = 3  # of a reason, before the rest is folded away
+FOLDED = 60
+
+STYLE = """
+:root{color-scheme:light dark;--ink:#1f2328;--muted:#5c6670;--line:#d8dee4;--paper:#fff;--card:#f6f8fa;
+--first:#0072b2;--second:#d55e00;--pale:#9ecbe3;--mono:ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace}
+@media (prefers-color-scheme:dark){:root{--ink:#e6edf3;--muted:#9aa5b1;--line:#30363d;--paper:#0d1117;--card:#161b22;
+--first:#56b4e9;--second:#e69f00;--pale:#2b5f80}}
+*{box-sizing:border-box}body{margin:0;background:var(--paper);color:var(--ink);
+font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
+main{max-width:980px;margin:0 auto;padding:40px 24px 72px}h1{font-size:30px;line-height:1.2;margin:0 0 6px}
+h2{font-size:21px;margin:52px 0 6px;padding-top:18px;border-top:1px solid var(--line)}
+p{margin:6px 0 14px;max-width:74ch}.muted,.note,figcaption{color:var(--muted)}.note,figcaption{font-size:14px}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(146px,1fr));gap:12px;margin:26px 0 0;padding:0}
+.tile{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:12px 14px}
+.tile dt{color:var(--muted);font-size:13px}.tile dd{margin:2px 0 0;font-size:23px;font-weight:600;line-height:1.25}
+.tile small{display:block;font-size:12.5px;font-weight:400;color:var(--muted);line-height:1.35;margin-top:3px}
+.sheet{display:grid;grid-template-columns:repeat(auto-fill,minmax(140px,1fr));gap:12px;margin-top:16px}
+.sheet figure{margin:0;min-width:0}.sheet .frame{display:flex;justify-content:center;align-items:center;height:108px;
+background:var(--card);border:1px solid var(--line);border-radius:6px;overflow:hidden}
+.sheet img{display:block;max-width:100%;max-height:108px}.sheet figcaption{font-size:12px;line-height:1.35;margin-top:4px;
+overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
+figure{margin:16px 0}figure img{max-width:100%;height:auto;display:block}.plate{background:#fff;border:1px solid var(--line);
+border-radius:8px;padding:12px}svg{display:block;width:100%;height:auto;margin:10px 0;font-family:inherit;
+stroke-linejoin:round}table{border-collapse:collapse;width:100%;font-size:14.5px;margin:14px 0}
+th{text-align:left;font-weight:600;color:var(--muted);font-size:13px}th,td{padding:7px 12px 7px 0;border-bottom:1px solid var(--line);
+vertical-align:top}td.n,th.n{text-align:right;padding-right:22px;font-variant-numeric:tabular-nums}
+td ul{margin:0;padding:0;list-style:none}td li{margin-bottom:5px;overflow-wrap:anywhere}code,pre{font-family:var(--mono);font-size:13px}
+pre{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:14px;overflow-x:auto;line-height:1.6}
+details summary{cursor:pointer;color:var(--muted);font-size:13.5px}.detail{color:var(--muted);font-size:13px}
+.scroll{overflow-x:auto}.missing{background:var(--card);border-left:3px solid var(--second);padding:10px 14px;border-radius:4px}
+.missing ul{margin:6px 0 0;padding-left:20px}
+@media (max-width:560px){main{padding:24px 14px}h1{font-size:25px}}
+"""
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def page(facts: Facts) -> str:
+    """The whole document."""
+    sections = [
+        _head(facts), _missing(facts), _sheet(facts), _ingest(facts), _training(facts), _pictures(facts), _timing(facts),
+        _provenance(facts),
+    ]  # fmt: skip
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>reelmae report: {escape(facts.title)}</title><style>{STYLE}</style></head>\n<body><main>\n"
+        + "\n".join(section for section in sections if section)
+        + "\n</main></body></html>\n"
+    )
+
+
+# --- parts -----------------------------------------------------------------------------------------------------
+
+
+def _head(facts: Facts) -> str:
+    tiles: list[tuple[str, str, str]] = []
+    if facts.about:
+        a = facts.about
+        tiles.append(("sources → clips", f"{a['sources']:,} → {a['clips']:,}", f"{facts.hours * 60:.1f} minutes of video"))
+        rejected = sum(a["rejected"].values())
+        tiles.append(("rejected", f"{rejected:,}", f"{len(a['rejected'])} reasons, each file accounted for"))
+        tiles.append(("shards", f"{a['shards']:,}", _bytes(a["bytes"])))
+    if facts.rows:
+        first, last = (facts.summary or {}).get("loss_first", facts.rows[0]["loss"]), facts.rows[-1]["loss"]
+        last = (facts.summary or {}).get("loss_last", last)
+        tiles.append(("loss", f"{first:.2f} → {last:.2f}", f"{int(facts.rows[-1]['step']):,} steps"))
+        speed, wait = _pace(facts)
+        tiles.append(("training", f"{speed:.1f} clips/s", f"{_percent(wait)} of the time waiting for data"))
+    speedup = (facts.bench or {}).get("speedup", {})
+    if "compute" in speedup:
+        both = speedup.get("load_compute")
+        tiles.append(
+            ("sparse over dense", f"{speedup['compute']:.1f}×", f"{both:.1f}× with loading" if both else "compute only")
+        )
+    cells = "".join(f"<div class=tile><dt>{t}</dt><dd>{escape(v)}<small>{escape(n)}</small></dd></div>" for t, v, n in tiles)
+    return (
+        f"<h1>From raw video to a pretrained encoder</h1><p class=muted>A report by reelmae on "
+        f"<code>{escape(facts.title)}</code>: what came in, what was made of it, what the model learned and how fast.</p>"
+        f"<dl class=tiles>{cells}</dl>"
+    )
+
+
+def _missing(facts: Facts) -> str:
+    if not facts.missing:
+        return ""
+    items = "".join(f"<li>{escape(what)}: <code>{escape(how)}</code></li>" for what, how in facts.missing)
+    return f"<div class=missing style='margin-top:24px'>Not in this report, and what makes it:<ul>{items}</ul></div>"
+
+
+def _sheet(facts: Facts) -> str:
+    if facts.store is None or not facts.clips or facts.about is None:
+        return ""
+    thumbs = contact_sheet(facts.store, facts.clips)
+    src = str(facts.about.get("src", ""))
+    cards = "".join(_card(thumb, src) for thumb in thumbs)
+    return (
+        f"<h2>Clips</h2><p>{len(thumbs)} of {facts.about['clips']:,} clips, spread over the whole dataset and read out of the "
+        f"shards as a trainer reads them; the first seconds of each, at their own speed.</p><div class=sheet>{cards}</div>"
+    )
+
+
+def _card(thumb: Thumb, src: str) -> str:
+    row = thumb.row
+    name = _short(row["source"], src)
+    text = f"{row['width']}×{row['height']} · {row['fps']:.4g} fps · {row['frames'] / row['fps']:.1f} s"
+    if thumb.playing is None:
+        picture = f"<span class=note>cannot be read: {escape(thumb.problem[:80])}</span>"
+    else:
+        picture = (
+            f'<picture><source media="(prefers-reduced-motion: reduce)" srcset="{thumb.still}">'
+            f'<img src="{thumb.playing}" alt="{escape(name)}"></picture>'
+        )
+    label = row["label"] or Path(name).name
+    return (
+        f'<figure><div class=frame>{picture}</div><figcaption title="{escape(name)}">{escape(str(label))}<br>{text}'
+        "</figcaption></figure>"
+    )
+
+
+def _ingest(facts: Facts) -> str:
+    if facts.about is None:
+        return ""
+    a = facts.about
+    rejected = sum(a["rejected"].values())
+    config = a.get("config", {})
+    shape = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in config.items() if k in ("preset", "profile", "short_side", "gop"))
+    text = (
+        f"<h2>Sharding</h2><p>Of <b>{a['sources']:,}</b> sources <b>{a['sources_kept']:,}</b> gave {a['clips']:,} clips in "
+        f"{a['shards']:,} shard{'s' * (a['shards'] != 1)} ({_bytes(a['bytes'])}; {escape(shape)}), and <b>{rejected:,}</b> were "
+        f"rejected, each for one reason"
+    )
+    seconds = (facts.demo or {}).get("shard_seconds")
+    text += f"; it took {seconds:.0f} s" if seconds else ""
+    if facts.verify is not None:
+        problems = facts.verify.get("problems", [])
+        text += f". Verified: {f'{len(problems)} problems' if problems else 'no problem found'}"
+    return text + ".</p>" + _rejects(facts)
+
+
+def _rejects(facts: Facts) -> str:
+    if facts.about is None or not facts.about["rejected"]:
+        return "<p class=note>No source was rejected.</p>"
+    by_reason: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in facts.rejects:
+        by_reason[row["reason"]].append(row)
+    lines = []
+    for reason, count in sorted(facts.about["rejected"].items(), key=lambda kv: (-kv[1], kv[0])):
+        rows = by_reason[reason]
+        items = [_reject(row, str(facts.about.get("src", ""))) for row in rows[:FOLDED]]
+        shown = f"<ul>{''.join(items[:EXAMPLES])}</ul>"
+        if len(items) > EXAMPLES:
+            shown += f"<details><summary>{count - EXAMPLES:,} more</summary><ul>{''.join(items[EXAMPLES:])}</ul></details>"
+        lines.append(
+            f"<tr><td><code>{escape(reason)}</code><br><span class=detail>{MEANING.get(reason, '')}</span></td>"
+            f"<td class=n>{count:,}</td><td>{shown}</td></tr>"
+        )
+    return (
+        "<div class=scroll><table id=rejects><thead><tr><th>reason</th><th class=n>sources</th><th>which, and what was found"
+        f"</th></tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def _reject(row: dict[str, Any], src: str) -> str:
+    detail = " ".join(row["detail"].split())
+    detail = detail if len(detail) <= 180 else detail[:177] + "…"
+    return f"<li><code>{escape(_short(row['source'], src))}</code><br><span class=detail>{escape(detail)}</span></li>"
+
+
+def _training(facts: Facts) -> str:
+    if not facts.rows:
+        return ""
+    config = facts.config or {}
+    model, loader = config.get("model", {}), config.get("loader", {})
+    normalised = model.get("norm_target") is not False
+    speed, wait = _pace(facts)
+    sizes = [f"ViT-{model['preset']}"] if model.get("preset") else []
+    sizes += [f"{name.replace('_', ' ')} {model[name]}" for name in ("frames", "size", "patch", "dim", "depth") if model.get(name)]
+    mask = loader.get("mask", {})
+    about = f"{', '.join(sizes)}; {mask.get('ratio', 0):.0%} of the patches removed ({mask.get('kind')}); batches of "
+    about += f"{loader.get('batch_videos')} videos × {loader.get('repeats')} samples."
+    return (
+        f"<h2>Pretraining</h2><p>{escape(about)} {speed:.1f} clips a second, of which {_percent(wait)} of the time was spent "
+        f"waiting for data.</p>{loss_chart(facts.rows, baseline=1.0 if normalised else None)}"
+        "<p class=note>Squared error on removed patches"
+        + (", each normalised to mean 0 and variance 1: knowing only a patch's mean scores 1.0" if normalised else "")
+        + f". The bold line is a moving mean.</p>{pace_chart(facts.rows)}"
+    )
+
+
+def _pictures(facts: Facts) -> str:
+    if facts.reconstruction is None or facts.pictures is None:
+        return ""
+    caption = escape(str(facts.reconstruction["caption"]))
+    parts = []
+    for key, mime, alt in (("animation", "image/webp", "playing"), ("png", "image/png", "frame by frame")):
+        path = facts.pictures / Path(facts.reconstruction[key]).name
+        if path.is_file():
+            uri = data_uri(path.read_bytes(), mime)
+            parts.append(f'<figure class=plate><img id={key} src="{uri}" alt="original, masked, reconstructed, {alt}"></figure>')
+    return (
+        "<h2>Reconstructions</h2><p>Windows, crops and masks that were not drawn in training; the model fills in what was "
+        f"removed.</p>{parts[0] if parts else ''}<p class=note>{caption}</p>"
+        + (f"<details open><summary>Frame by frame</summary>{parts[1]}</details>" if len(parts) > 1 else "")
+    )
+
+
+def _timing(facts: Facts) -> str:
+    if facts.bench is None:
+        return ""
+    b = facts.bench
+    groups = [(name, b[key]["dense"], b[key]["sparse"]) for name, key in BARS if b.get(key, {}).get("sparse")]
+    tokens = b.get("tokens", {})
+    text = f"One training step (forward, backward, optimiser) of {b.get('model', 'the model')}"
+    if "kept" in tokens:
+        text += f"; the sparse encoder reads {tokens['kept']:,} of {tokens['all']:,} tokens, the dense one all of them"
+    flops = b.get("flops", {})
+    lines = ""
+    if flops.get("sparse"):
+        lines = (
+            f"<p class=note>FLOPs: dense {number(flops['dense'] / 1e9)} G, sparse {number(flops['sparse'] / 1e9)} G, "
+            f"{flops['dense'] / flops['sparse']:.1f}× fewer.</p>"
+        )
+    return f"<h2>Dense against sparse</h2><p>{escape(text)}. Medians.</p>{bars_chart(groups, unit='ms')}{lines}"
+
+
+BARS = (("compute", "step_ms"), ("load + compute", "load_step_ms"))
+
+
+def _provenance(facts: Facts) -> str:
+    demo, bench = facts.demo or {}, facts.bench or {}
+    machine, versions = (demo.get(k) or bench.get(k) or {} for k in ("machine", "versions"))
+    if not machine:
+        from reelmae.tools.machine import machine as this_machine
+        from reelmae.tools.machine import versions as these_versions
+
+        machine, versions = this_machine(), these_versions()
+    tools = (facts.about or {}).get("tools", {})
+    versions = {**versions, **{k: v for k, v in tools.items() if k not in versions}}
+    out = "<h2>Machine, versions, commands</h2><p>" + escape(", ".join(f"{k} {_plain(v)}" for k, v in machine.items() if v))
+    out += "</p><p class=note>" + escape(" · ".join(f"{k} {_plain(v)}" for k, v in versions.items())) + "</p>"
+    commands = demo.get("commands") or _commands(facts)
+    return out + f"<pre>{escape(chr(10).join(commands))}</pre>"
+
+
+def _commands(facts: Facts) -> Iterable[str]:
+    if facts.about is not None:
+        yield f"reelmae shard {facts.about.get('src', 'SRC')} {facts.data}"
+        yield f"reelmae verify {facts.data} --deep"
+    if facts.run is not None:
+        yield f"reelmae pretrain RECIPE data.url={facts.data or 'DST'} run.out={facts.run}"
+    if facts.reconstruction is not None:
+        yield f"reelmae reconstruct {facts.run or 'RUN'} {facts.data or 'DST'} --out {facts.pictures}"
+
+
+# --- words -----------------------------------------------------------------------------------------------------
+
+
+def _pace(facts: Facts) -> tuple[float, float]:
+    """(clips a second, share of time waiting) of the run: of its summary, or of its rows where it has not ended."""
+    if facts.summary is not None:
+        return facts.summary["clips_per_s"], facts.summary["wait_share"]
+    n = len(facts.rows)
+    return sum(r["clips_per_s"] for r in facts.rows) / n, sum(r["wait_share"] for r in facts.rows) / n
+
+
+def _short(source: str, src: str) -> str:
+    """The source relative to its bucket."""
+    return source.removeprefix(src).lstrip("/") if src else source
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %" if share < 0.0995 else f"{100 * share:.0f} %"
+
+
+def _bytes(n: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if n < 1000:
+            return f"{n:.3g} {unit}"
+        n /= 1000
+    return f"{n:.3g} TB"
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
