@@ -59,7 +59,9 @@ SOURCES = pa.schema(
     [
         pa.field("url", pa.string(), nullable=False),  # full URL; a plain absolute path for local files
         pa.field("size", pa.int64(), nullable=False),  # bytes
-        pa.field("etag", pa.string(), nullable=False),  # etag, else modification time; "" where storage has neither
+        pa.field(
+            "etag", pa.string(), nullable=False
+        ),  # etag, else modification time; "" where storage has neither
         pa.field("label", pa.string()),  # null = unlabelled
         pa.field("task", pa.int32(), nullable=False),
     ]
@@ -92,6 +94,18 @@ REJECTS = pa.schema(
         pa.field("span_end_s", pa.float64()),
         pa.field("reason", pa.string(), nullable=False),  # a Reason
         pa.field("detail", pa.string(), nullable=False),  # the decoder's own words
+    ]
+)
+
+CLIP, REJECT = "clip", "reject"  # kinds of rows in a commit record
+# One task's rows: clips fill the columns of CLIPS, rejects those of REJECTS; the others are null.
+# The schema's metadata holds under b"shards" a JSON object: shard name → bytes of its tar.
+COMMITS = pa.schema(
+    [
+        pa.field("kind", pa.string(), nullable=False),
+        *(f.with_nullable(f.name != "source") for f in CLIPS),
+        pa.field("reason", pa.string()),
+        pa.field("detail", pa.string()),
     ]
 )
 

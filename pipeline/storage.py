@@ -58,7 +58,9 @@ class Store:
             try:
                 self.fs = fsspec.filesystem(match.group(1))
             except (ImportError, ValueError) as e:
-                raise InputError(f"{url}: no filesystem for '{match.group(1)}://' ({e}); install its fsspec package") from e
+                raise InputError(
+                    f"{url}: no filesystem for '{match.group(1)}://' ({e}); install its fsspec package"
+                ) from e
             self.root = self.fs._strip_protocol(url).rstrip("/")
             if not self.root:
                 raise InputError(f"{url}: names no bucket; write {self.prefix}BUCKET/PREFIX")
@@ -83,7 +85,9 @@ class Store:
         if self.is_local:
             yield from self._list_local(path)
             return
-        found = self._retry(lambda: self.fs.find(self._full(path), withdirs=False, detail=True, refresh=True), path)
+        found = self._retry(
+            lambda: self.fs.find(self._full(path), withdirs=False, detail=True, refresh=True), path
+        )
         for full, info in sorted(found.items()):
             relative = full[len(self.root) + 1 :]
             if not relative or info.get("type") == "directory":
@@ -128,7 +132,9 @@ class Store:
 
         data = self._retry(read, path)
         if len(data) != size:
-            raise StorageError(f"{self.url(path)}: wanted {size} bytes at {offset}, got {len(data)}; the file is damaged")
+            raise StorageError(
+                f"{self.url(path)}: wanted {size} bytes at {offset}, got {len(data)}; the file is damaged"
+            )
         return data
 
     def download(self, path: str, to: Path) -> None:
@@ -169,13 +175,22 @@ class Store:
         except FileNotFoundError:
             return
 
+    def sweep(self, *folders: str) -> None:
+        """Remove what writers killed in mid-publish left in these folders of a local store (elsewhere nothing is left)."""
+        if self.is_local:
+            for folder in folders:
+                for left in Path(self._full(folder)).glob(".*.part"):
+                    left.unlink(missing_ok=True)
+
     def _retry(self, call: Callable[[], T], path: str) -> T:
         for attempt in range(RETRIES):
             try:
                 return call()
             except _FINAL as e:
                 if isinstance(e, PermissionError):
-                    raise StorageError(f"{self.url(path)}: permission denied; check the rights or the credentials") from e
+                    raise StorageError(
+                        f"{self.url(path)}: permission denied; check the rights or the credentials"
+                    ) from e
                 raise
             except OSError as e:
                 if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -187,8 +202,12 @@ class Store:
                 time.sleep(FIRST_PAUSE_S * 2**attempt)
             except Exception as e:
                 # botocore and others raise their own kinds when credentials or endpoints are wrong
-                if type(e).__module__.startswith(("botocore", "aiobotocore", "aiohttp", "urllib3", "gcsfs", "google")):
-                    raise StorageError(f"{self.url(path)}: {e}; check the URL, the credentials and AWS_ENDPOINT_URL") from e
+                if type(e).__module__.startswith(
+                    ("botocore", "aiobotocore", "aiohttp", "urllib3", "gcsfs", "google")
+                ):
+                    raise StorageError(
+                        f"{self.url(path)}: {e}; check the URL, the credentials and AWS_ENDPOINT_URL"
+                    ) from e
                 raise
         raise AssertionError("unreachable")
 
@@ -201,4 +220,3 @@ def require_folder(url: str) -> Store:
     if store.is_local and not Path(store.root).is_dir():
         raise InputError(f"{url}: is a file; give the folder that holds the videos")
     return store
-

@@ -43,14 +43,14 @@ h2{font-size:21px;margin:52px 0 6px;padding-top:18px;border-top:1px solid var(--
 p{margin:6px 0 14px;max-width:74ch}.muted,.note,figcaption{color:var(--muted)}.note,figcaption{font-size:14px}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(146px,1fr));gap:12px;margin:26px 0 0;padding:0}
 .tile{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:12px 14px}
-.tile dt{color:var(--muted);font-size:13px}.tile dd{margin:2px 0 0;font-size:23px;font-weight:600;line-height:1.25}
-.tile small{display:block;font-size:12.5px;font-weight:400;color:var(--muted);line-height:1.35;margin-top:3px}
+.tile dt{color:var(--muted);font-size:13px}.tile dd{margin:2px 0 0;font-size:20px;font-weight:600;line-height:1.3;white-space:nowrap}
+.tile small{display:block;white-space:normal;font-size:12.5px;font-weight:400;color:var(--muted);line-height:1.35;margin-top:3px}
 .sheet{display:grid;grid-template-columns:repeat(auto-fill,minmax(140px,1fr));gap:12px;margin-top:16px}
 .sheet figure{margin:0;min-width:0}.sheet .frame{display:flex;justify-content:center;align-items:center;height:108px;
 background:var(--card);border:1px solid var(--line);border-radius:6px;overflow:hidden}
 .sheet img{display:block;max-width:100%;max-height:108px}.sheet figcaption{font-size:12px;line-height:1.35;margin-top:4px;
 overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
-figure{margin:16px 0}figure img{max-width:100%;height:auto;display:block}.plate{background:#fff;border:1px solid var(--line);
+figure{margin:16px 0}figure img{max-width:100%;height:auto;display:block}.plate img{width:100%}.plate{background:#fff;border:1px solid var(--line);
 border-radius:8px;padding:12px}svg{display:block;width:100%;height:auto;margin:10px 0;font-family:inherit;
 stroke-linejoin:round}table{border-collapse:collapse;width:100%;font-size:14.5px;margin:14px 0}
 th{text-align:left;font-weight:600;color:var(--muted);font-size:13px}th,td{padding:7px 12px 7px 0;border-bottom:1px solid var(--line);
@@ -211,8 +211,8 @@ def _training(facts: Facts) -> str:
     about = f"{', '.join(sizes)}; {mask.get('ratio', 0):.0%} of the patches removed ({mask.get('kind')}); batches of "
     about += f"{loader.get('batch_videos')} videos × {loader.get('repeats')} samples."
     return (
-        f"<h2>Pretraining</h2><p>{escape(about)} {speed:.1f} clips a second, of which {_percent(wait)} of the time was spent "
-        f"waiting for data.</p>{loss_chart(facts.rows, baseline=1.0 if normalised else None)}"
+        f"<h2>Pretraining</h2><p>{escape(about)} It went at {speed:.1f} clips a second; {_percent(wait)} of the time the model "
+        f"waited for data.</p>{loss_chart(facts.rows, baseline=1.0 if normalised else None)}"
         "<p class=note>Squared error on removed patches"
         + (", each normalised to mean 0 and variance 1: knowing only a patch's mean scores 1.0" if normalised else "")
         + f". The bold line is a moving mean.</p>{pace_chart(facts.rows)}"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -60,8 +61,9 @@ def plan(folder: Path, *, videos: int, seed: int, seconds: float) -> list[Job]:
     return jobs
 
 
-def _quiet() -> None:
-    """In a worker: encoders' notes are no news to whoever waits for the bucket."""
+def _start_worker() -> None:
+    """In a worker: the parent handles Ctrl-C, and encoders' notes are no news to whoever waits for the bucket."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.setdefault("SVT_LOG", "1")
     logging.getLogger("libav").setLevel(logging.ERROR)
     av.logging.set_level(av.logging.ERROR)
@@ -94,12 +96,16 @@ def make_bucket(
     if wanted:
         # spawned, not forked: the caller may hold threads (torch, fsspec)
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(workers or os.cpu_count() or 1, len(wanted)), context, _quiet) as pool:
-            for finished in as_completed([pool.submit(write_video, job) for job in wanted]):
-                finished.result()
-                done += 1
-                if on_file is not None:
-                    on_file(done, total)
+        with ProcessPoolExecutor(min(workers or os.cpu_count() or 1, len(wanted)), context, _start_worker) as pool:
+            try:
+                for finished in as_completed([pool.submit(write_video, job) for job in wanted]):
+                    finished.result()
+                    done += 1
+                    if on_file is not None:
+                        on_file(done, total)
+            except BaseException:  # Ctrl-C too: what has not begun is not begun
+                pool.shutdown(cancel_futures=True)
+                raise
     files = {str(Path(job.path).relative_to(folder)): "video" for job in jobs}
     for kind, name, make in BROKEN[:broken]:
         path = folder / _FOLDERS[0] / kind / name

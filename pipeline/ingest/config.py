@@ -27,27 +27,36 @@ class ShardConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    preset: Literal["kinetics", "uncurated"] = "kinetics"  # which screens apply; those of screen.py apply in both
     profile: Profile = "default"
-    short_side: int = Field(256, ge=16, le=4096)  # the stored short side at most; a multiple of 16; never upscaled
-    fps: float | None = Field(None, gt=0, le=MAX_FPS)  # None = each source's own; never above the source's
-    crf: int | None = Field(None, ge=0, le=63)  # None = the profile's own
-    gop: int = Field(16, ge=1, le=600)  # frames between keyframes
-    clip_seconds: float = Field(10.0, ge=0, le=86_400)  # 0 = the whole source as one clip
-    min_frames: int = Field(2, ge=1)  # of a source, after the change of rate
-    min_side: int = Field(16, ge=1)
-    max_duration_s: float = Field(4 * 3600.0, gt=0)
-    max_pixels: int = Field(8192 * 4320, ge=256)  # of one source frame
-    max_source_bytes: int = Field(16 << 30, ge=1)
-    shard_bytes: int = Field(256 << 20, ge=1)  # a shard that passes this is closed
-    sources_per_task: int | None = Field(None, ge=1, le=100_000)  # None = by the number of sources
-    labels: Literal["none", "folder"] = "none"  # folder: the first folder of the path; a manifest's labels always count
-    seed: int = Field(0, ge=0)
+    short_side: int = Field(
+        default=256, ge=16, le=4096
+    )  # the stored short side at most; a multiple of 16; never upscaled
+    fps: float | None = Field(
+        default=None, gt=0, le=MAX_FPS
+    )  # None = each source's own; never above the source's
+    crf: int | None = Field(default=None, ge=0, le=63)  # None = the profile's own
+    gop: int = Field(default=16, ge=1, le=600)  # frames between keyframes
+    clip_seconds: float = Field(default=10.0, ge=0, le=86_400)  # 0 = the whole source as one clip
+    min_frames: int = Field(default=2, ge=1)  # of a source, after the change of rate
+    min_side: int = Field(default=16, ge=1)
+    max_duration_s: float = Field(default=4 * 3600.0, gt=0)
+    max_pixels: int = Field(default=8192 * 4320, ge=256)  # of one source frame
+    max_source_bytes: int = Field(default=16 << 30, ge=1)
+    shard_bytes: int = Field(default=256 << 20, ge=1)  # a shard that passes this is closed
+    sources_per_task: int | None = Field(default=None, ge=1, le=100_000)  # None = by the number of sources
+    labels: Literal["none", "folder"] = (
+        "none"  # folder: the first folder of the path; a manifest's labels always count
+    )
+    seed: int = Field(default=0, ge=0)
 
     @field_validator("short_side")
     @classmethod
     def _multiple_of_16(cls, value: int) -> int:
         if value % 16:
-            raise ValueError(f"{value} is no multiple of 16; take {value // 16 * 16 or 16} or {value // 16 * 16 + 16}")
+            raise ValueError(
+                f"{value} is no multiple of 16; take {value // 16 * 16 or 16} or {value // 16 * 16 + 16}"
+            )
         return value
 
     @field_validator("crf")

@@ -69,12 +69,23 @@ class Packer:
         if self._writer is None:
             self._file = self._tar().open("wb")
             self._writer = webdataset.TarWriter(
-                self._file, user="reelmae", group="reelmae", mode=0o444, mtime=0, encoder=False, compress=False
+                self._file,
+                user="reelmae",
+                group="reelmae",
+                mode=0o444,
+                mtime=0,
+                encoder=False,
+                compress=False,
             )
         row = replace(row, shard=self._name(), size=len(data), sha256=hashlib.sha256(data).hexdigest())
-        facts = {k: getattr(row, k) for k in ("codec", "fps", "frames", "height", "label", "label_id", "source", "width")}
+        facts = {
+            k: getattr(row, k)
+            for k in ("codec", "fps", "frames", "height", "label", "label_id", "source", "width")
+        }
         facts |= {"span_s": [row.span_start_s, row.span_end_s]}
-        self._writer.write({"__key__": row.key, "json": json.dumps(facts, sort_keys=True).encode(), "mp4": data})
+        self._writer.write(
+            {"__key__": row.key, "json": json.dumps(facts, sort_keys=True).encode(), "mp4": data}
+        )
         self._open_rows.append(row)
         assert self._file is not None
         if self._file.tell() >= self._shard_bytes:
@@ -104,7 +115,9 @@ class Packer:
     def __enter__(self) -> Packer:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is None:
             self._close()
         elif self._file is not None:
@@ -123,4 +136,6 @@ def dali_index(tar: Path) -> str:
     for name, (offset, size) in member_offsets(tar).items():
         key, _, extension = name.partition(".")
         samples.setdefault(key, []).append(f"{extension} {offset} {size} {name}")
-    return "\n".join([f"{IDX_VERSION} {len(samples)}", *(" ".join(files) for files in samples.values())]) + "\n"
+    return (
+        "\n".join([f"{IDX_VERSION} {len(samples)}", *(" ".join(files) for files in samples.values())]) + "\n"
+    )

@@ -6,8 +6,6 @@ random. Tasks are runs of that order. Neither depends on the number of workers o
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 import pyarrow as pa
 
@@ -30,12 +28,3 @@ def plan(sources: pa.Table, *, seed: int, per_task: int) -> pa.Table:
 def label_ids(labels: set[str]) -> dict[str, int]:
     """label → id, ids in the order of the sorted names."""
     return {name: i for i, name in enumerate(sorted(labels))}
-
-
-def sources_digest(sources: pa.Table) -> str:
-    """16 hex digits over every url and label, in order."""
-    digest = hashlib.sha256()
-    for column in ("url", "label"):
-        for value in sources.column(column).to_pylist():
-            digest.update(repr(value).encode("utf-8", "surrogateescape") + b"\0")
-    return digest.hexdigest()[:16]

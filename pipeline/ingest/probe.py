@@ -68,7 +68,9 @@ class VerifiedClip(BaseModel):
     key_first: bool = False
     from_zero: bool = False
     steps_s: tuple[float, ...] = ()
-    pictures: tuple[tuple[int, int, str, int, bool], ...] = ()  # distinct (width, height, format, range, corrupt)
+    pictures: tuple[
+        tuple[int, int, str, int, bool], ...
+    ] = ()  # distinct (width, height, format, range, corrupt)
     codec: str = ""
     others: int = 0  # streams beside the video
     error: str = ""
@@ -86,7 +88,9 @@ class VerifiedClip(BaseModel):
             "constant rate": (all(abs(s * fps - 1) < 1e-3 for s in self.steps_s), True),
             "streams beside the video": (self.others, 0),
         }
-        return "; ".join(f"{name}: {got}, wanted {wanted}" for name, (got, wanted) in found.items() if got != wanted)
+        return "; ".join(
+            f"{name}: {got}, wanted {wanted}" for name, (got, wanted) in found.items() if got != wanted
+        )
 
 
 class Prober:

@@ -9,6 +9,7 @@ here, and text is no video.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -24,7 +25,12 @@ _MOV_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"s
 _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _MXF = bytes.fromhex("060e2b34020501010d010201")
 _SCHEME = re.compile(rb"sinf.{4}frma.{8}schm.{4}(cenc|cens|cbc1|cbcs)", re.DOTALL)
-_STILL = (("JPEG", b"\xff\xd8\xff"), ("PNG", b"\x89PNG"), ("AppleDouble file", b"\x00\x05\x16\x07"), ("ZIP", b"PK\x03\x04"))
+_STILL = (
+    ("JPEG", b"\xff\xd8\xff"),
+    ("PNG", b"\x89PNG"),
+    ("AppleDouble file", b"\x00\x05\x16\x07"),
+    ("ZIP", b"PK\x03\x04"),
+)
 MAX_PACKETS = 20_000_000
 
 
@@ -94,13 +100,17 @@ def probe(path: str, max_pixels: int) -> dict[str, Any]:
         return {"reject": ["not_a_video", _what(head)]}
     encrypted = name == "mov" and _encrypted(path)
     try:
-        container = av.open(f"file:{path}", format=name, container_options=_options(name), metadata_errors="replace")
+        container = av.open(
+            f"file:{path}", format=name, container_options=_options(name), metadata_errors="replace"
+        )
     except (av.error.FFmpegError, ValueError, OSError) as e:
         return {"reject": ["encrypted" if encrypted else "unreadable", f"{name}: {_words(e)}"]}
     with container:
         if encrypted:
             return {"reject": ["encrypted", "the container names a common-encryption scheme"]}
-        streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+        streams = [
+            s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic
+        ]
         if not streams:
             kinds = ", ".join(s.type for s in container.streams) or "none"
             return {"reject": ["no_video_stream", f"{name}; streams: {kinds}"]}
@@ -170,7 +180,7 @@ def _decoded(packet: Any, facts: dict[str, Any]) -> list[Any]:
 
 def _fields(facts: dict[str, Any], times: list[float]) -> None:
     """Where each packet is one field of an interlaced picture, count pictures."""
-    steps = sorted(b - a for a, b in zip(times, times[1:], strict=False))
+    steps = sorted(b - a for a, b in itertools.pairwise(times))
     if facts["interlaced"] and facts["rate"] and steps and 1.7 < steps[len(steps) // 2] * facts["rate"] < 2.3:
         facts["packets"] //= 2
         facts["rate"] /= 2
@@ -228,8 +238,10 @@ def verify(path: str) -> dict[str, Any]:
                 key = key or (frames == 0 and bool(frame.key_frame))
                 frames += 1
                 times.append(frame.pts)
-                sizes.add((frame.width, frame.height, frame.format.name, int(frame.color_range), frame.is_corrupt))
-            steps = {b - a for a, b in zip(times, times[1:], strict=False)}
+                sizes.add(
+                    (frame.width, frame.height, frame.format.name, int(frame.color_range), frame.is_corrupt)
+                )
+            steps = {b - a for a, b in itertools.pairwise(times)}
             return {
                 "frames": frames,
                 "key_first": key,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Protocol, TypeVar
@@ -32,8 +32,12 @@ class LocalRunner:
         self._workers = workers
 
     def run(
-        self, tasks: Iterable[int], make_worker: Callable[[], Worker[R]], stop: Callable[[], None], tick: Callable[[], None]
-    ) -> Iterator[R]:
+        self,
+        tasks: Iterable[int],
+        make_worker: Callable[[], Worker[R]],
+        stop: Callable[[], None],
+        tick: Callable[[], None],
+    ) -> Generator[R, None, None]:
         """Reports of the tasks as they finish; `tick` is called in the caller's thread a few times a second.
 
         On an error in a worker, or in the caller (Ctrl-C), `stop` is called, which must make running workers

@@ -71,7 +71,9 @@ def _works(argv: Sequence[str]) -> bool:
     true = shutil.which("true")
     if shutil.which(argv[0]) is None or true is None:
         return False
-    done = subprocess.run([*argv, true], env=_environment(), stdin=subprocess.DEVNULL, capture_output=True, timeout=30)
+    done = subprocess.run(
+        [*argv, true], env=_environment(), stdin=subprocess.DEVNULL, capture_output=True, timeout=30
+    )
     return done.returncode == 0
 
 
@@ -181,7 +183,9 @@ class Sandbox:
     def run(self, argv: Sequence[str], *, limits: Limits, cwd: Path) -> Finished:
         """Run to the end. ChildTimeoutError past the wall clock, ChildCrashedError on death by a signal."""
         begin = time.monotonic()
-        process = self._start(argv, limits, cwd, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        process = self._start(
+            argv, limits, cwd, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
         try:
             assert process.stderr is not None
             head, lines = _drain(process.stderr, begin + limits.wall_s)
@@ -193,7 +197,9 @@ class Sandbox:
             if process.stderr is not None:
                 process.stderr.close()
         if code < 0:
-            raise ChildCrashedError(f"died of {_how(code)}: {head[-300:].strip()}", returncode=code, stderr=head)
+            raise ChildCrashedError(
+                f"died of {_how(code)}: {head[-300:].strip()}", returncode=code, stderr=head
+            )
         return Finished(code, head, lines, time.monotonic() - begin)
 
     def output(self, argv: Sequence[str], *, limits: Limits, cwd: Path) -> str:
@@ -216,7 +222,9 @@ class Sandbox:
 
     def start(self, argv: Sequence[str], *, limits: Limits, cwd: Path) -> Child:
         """Start a long-lived child (its wall clock runs per question, not from the start)."""
-        process = self._start(argv, limits, cwd, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        process = self._start(
+            argv, limits, cwd, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
         return Child(self, process)
 
     def _start(

@@ -24,7 +24,8 @@ MIN_FPS = Fraction(1, 10)
 AGREE = 0.02  # nominal and measured rate
 PROMISED = 0.9  # of the frames the container's table names must be there
 _COMMON = sorted(
-    {Fraction(n * 1000, 1001) for n in (12, 15, 24, 30, 48, 60, 120)} | {Fraction(n, 2) for n in range(1, 2 * MAX_FPS + 1)}
+    {Fraction(n * 1000, 1001) for n in (12, 15, 24, 30, 48, 60, 120)}
+    | {Fraction(n, 2) for n in range(1, 2 * MAX_FPS + 1)}
 )
 
 
@@ -54,11 +55,15 @@ def screen(probe: Probe, config: ShardConfig) -> Kept | Rejected:
         )
     if probe.packets == 0 or not probe.decoded:
         promised = f"{probe.promised} frames promised, " if probe.promised else ""
-        return Rejected(Reason.NO_FRAMES, f"{promised}{probe.packets} packets, no picture decoded {probe.error}".strip())
+        return Rejected(
+            Reason.NO_FRAMES, f"{promised}{probe.packets} packets, no picture decoded {probe.error}".strip()
+        )
     if probe.seen < PROMISED * probe.promised and probe.duration_s < PROMISED * promised_s(probe):
         return Rejected(Reason.TRUNCATED, f"{probe.seen} of {probe.promised} promised frames are in the file")
     if probe.packets < config.min_frames:
-        return Rejected(Reason.TOO_FEW_FRAMES, f"{probe.packets} frames, under min_frames={config.min_frames}")
+        return Rejected(
+            Reason.TOO_FEW_FRAMES, f"{probe.packets} frames, under min_frames={config.min_frames}"
+        )
     if probe.duration_s > config.max_duration_s and probe.packets / probe.duration_s >= MIN_FPS:
         return Rejected(
             Reason.TOO_LONG, f"{probe.duration_s:.1f} s, over max_duration_s={config.max_duration_s:g}"
@@ -70,7 +75,9 @@ def screen(probe: Probe, config: ShardConfig) -> Kept | Rejected:
         fps = min(fps, Fraction(config.fps).limit_denominator(1001))
     frames = max(1, round(probe.duration_s * fps))
     if frames < config.min_frames:
-        return Rejected(Reason.TOO_FEW_FRAMES, f"{frames} frames at {float(fps):g} fps, under {config.min_frames}")
+        return Rejected(
+            Reason.TOO_FEW_FRAMES, f"{frames} frames at {float(fps):g} fps, under {config.min_frames}"
+        )
     shown_W, shown_H = shown_size(probe)
     width, height = stored_size(shown_W, shown_H, config.short_side)
     if min(width, height) < 16 or min(shown_W, shown_H) < config.min_side:
@@ -89,10 +96,14 @@ def source_rate(probe: Probe) -> Fraction | None:
     if measured < MIN_FPS:
         return None
     # a header's average such as 9137/304 is itself a measurement: only the common rates count as nominal
-    near = [c for r in (*probe.nominal, measured) if (c := _common(r)) is not None and abs(measured - c) <= AGREE * c]
+    near = [
+        c
+        for r in (*probe.nominal, measured)
+        if (c := _common(r)) is not None and abs(measured - c) <= AGREE * c
+    ]
     if near:
         return min(near, key=lambda r: abs(r - measured))
-    return min(measured.limit_denominator(1001), Fraction(MAX_FPS))
+    return min(_common(measured) or measured.limit_denominator(1001), Fraction(MAX_FPS))
 
 
 def _common(rate: Fraction) -> Fraction | None:

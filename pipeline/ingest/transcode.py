@@ -62,12 +62,18 @@ def find_ffmpeg() -> Tool:
     path = os.environ.get("REELMAE_FFMPEG") or imageio_ffmpeg.get_ffmpeg_exe()
     found = shutil.which(path)
     if found is None:
-        raise ConfigError(f"REELMAE_FFMPEG={path}: no such program; unset it to use the one that came with reelmae")
+        raise ConfigError(
+            f"REELMAE_FFMPEG={path}: no such program; unset it to use the one that came with reelmae"
+        )
     filters = _output([found, "-hide_banner", "-filters"])
     version = _output([found, "-version"]).splitlines()
     if not version or "bwdif" not in filters:
         raise ConfigError(f"{found}: does not run as ffmpeg; set REELMAE_FFMPEG to a working one")
-    return Tool(found, version[0].strip(), bool(re.search(r"\bzscale\b", filters) and re.search(r"\btonemap\b", filters)))
+    return Tool(
+        found,
+        version[0].strip(),
+        bool(re.search(r"\bzscale\b", filters) and re.search(r"\btonemap\b", filters)),
+    )
 
 
 def _output(argv: Sequence[str]) -> str:
@@ -81,7 +87,9 @@ def filters(probe: Probe, kept: Kept, *, tonemaps: bool) -> str:
     # of the picture as it comes (it may change in mid-stream), shown square: the factor that covers W x H
     cover = f"max({W}/(iw*sar)\\,{H}/ih)"
     even = "2*ceil(({0})/2-0.01)"
-    matrix = _MATRIX.get(probe.colorspace) or ("bt709" if min(probe.width, probe.height) > 576 else "smpte170m")
+    matrix = _MATRIX.get(probe.colorspace) or (
+        "bt709" if min(probe.width, probe.height) > 576 else "smpte170m"
+    )
     hdr = _HDR.get(probe.color_trc) if tonemaps else None
     scale = [
         f"scale=w='max({W}\\,{even.format(f'iw*sar*{cover}')})'",
@@ -117,10 +125,22 @@ def _tonemapped(transfer: str, probe: Probe) -> str:
 
 def encoder(config: ShardConfig) -> dict[str, Any]:
     """ffmpeg's options of the profile."""
-    common: dict[str, Any] = {"g": config.gop, "keyint_min": config.gop, "crf": config.quality, "pix_fmt": "yuv420p"}
+    common: dict[str, Any] = {
+        "g": config.gop,
+        "keyint_min": config.gop,
+        "crf": config.quality,
+        "pix_fmt": "yuv420p",
+    }
     if config.profile == "vp9":
         # no hidden reference frames: each packet is one picture, as CPU decoders of the loaders expect
-        vp9 = {"auto-alt-ref": 0, "lag-in-frames": 0, "deadline": "good", "cpu-used": 4, "row-mt": 0, "b:v": 0}
+        vp9 = {
+            "auto-alt-ref": 0,
+            "lag-in-frames": 0,
+            "deadline": "good",
+            "cpu-used": 4,
+            "row-mt": 0,
+            "b:v": 0,
+        }
         return {"c:v": "libvpx-vp9", **common, **vp9, "tag:v": "vp09"}
     tune = {"tune": "fastdecode"} if config.profile == "fast-decode" else {}
     return {"c:v": "libx264", "preset": "medium", **tune, **common, "bf": 0, "sc_threshold": 0}
@@ -169,7 +189,9 @@ def command(
         **segment,
     }
     stream = ffmpeg.output(ffmpeg.input(f"file:{source}", **inputs), "%05d.mp4", **outputs)
-    stream = stream.global_args("-nostdin", "-hide_banner", "-v", "error", "-filter_threads", "1", "-an", "-sn", "-dn")
+    stream = stream.global_args(
+        "-nostdin", "-hide_banner", "-v", "error", "-filter_threads", "1", "-an", "-sn", "-dn"
+    )
     return stream.compile(cmd=tool.path)
 
 
@@ -201,7 +223,9 @@ def transcode(
     words = _words(done.stderr)
     if is_full(done.stderr):
         raise _full(folder)
-    if re.search(r"Decoder \S+ not found|no decoder|Decoding requested, but no decoder", words, re.IGNORECASE):
+    if re.search(
+        r"Decoder \S+ not found|no decoder|Decoding requested, but no decoder", words, re.IGNORECASE
+    ):
         return Rejected(Reason.UNSUPPORTED_CODEC, words)
     if done.returncode or done.stderr_lines:
         return Rejected(Reason.DECODE_ERRORS, f"{done.stderr_lines} lines of errors: {words}")
@@ -210,7 +234,9 @@ def transcode(
 
 
 def _full(folder: Path) -> StorageFullError:
-    return StorageFullError(f"{folder.parent}: no space left for temporary files; free some, or set TMPDIR, and run again")
+    return StorageFullError(
+        f"{folder.parent}: no space left for temporary files; free some, or set TMPDIR, and run again"
+    )
 
 
 def _words(stderr: str) -> str:

@@ -39,11 +39,21 @@ class DaliDecoder:
     """A Decoder (see tasks). `shape` is (videos, R, T, H, W, 3); `device` None decodes on the CPU."""
 
     def __init__(
-        self, store: Store, shape: tuple[int, ...], *, device: torch.device | None, threads: int, on_bad: OnBad
+        self,
+        store: Store,
+        shape: tuple[int, ...],
+        *,
+        device: torch.device | None,
+        threads: int,
+        on_bad: OnBad,
     ) -> None:
         self._store = store
         self._shape = shape
+        if device is not None and device.index is None:
+            device = torch.device("cuda", torch.cuda.current_device())
         self._device = device
+        # a stream of its own: waiting for it must not mean waiting for the trainer's work
+        self._stream = None if device is None else torch.cuda.Stream(device)
         self._threads = threads if device is None else max(threads, GPU_THREADS)
         self._on_bad = on_bad
         self._pipeline: Pipeline | None = None
@@ -64,6 +74,8 @@ class DaliDecoder:
         if isinstance(done, BaseException):
             self._done.put(done)  # every later call fails alike
             raise done
+        if self._device is not None:  # the memory may be used again only after what the consumer queues on it
+            done.frames.record_stream(torch.cuda.current_stream(self._device))
         return done
 
     def close(self) -> None:
@@ -148,26 +160,23 @@ class DaliDecoder:
         for name, samples in feed.items():
             self._pipeline.feed_input(name, samples)
         outputs = self._pipeline.run()
-        frames = torch.empty((len(tasks), repeats, n_frames, *picture), dtype=torch.uint8, device=self._device or "cpu")
-        for r, output in enumerate(outputs):
-            frames[:, r] = torch.from_dlpack(output.as_tensor())
-        if self._device is not None:  # DALI's buffers are written again by the next run
-            torch.cuda.current_stream(self._device).synchronize()
+        with torch.cuda.stream(self._stream):  # does nothing where it is None
+            frames = torch.empty(
+                (len(tasks), repeats, n_frames, *picture), dtype=torch.uint8, device=self._device or "cpu"
+            )
+            for r, output in enumerate(outputs):
+                frames[:, r] = torch.from_dlpack(output.as_tensor())
+        if self._stream is not None:  # DALI's buffers are written again by the next run
+            self._stream.synchronize()
         return frames.flatten(0, 1)
 
 
 def _build(shape: tuple[int, ...], device: torch.device | None, threads: int) -> Pipeline:
     """The graph: bytes → wanted frames → per sample: its frames, its region resized, mirrored where asked."""
     videos, repeats, _, size, _, _ = shape
-    device_id = None if device is None else device.index if device.index is not None else torch.cuda.current_device()
-    pipeline = Pipeline(
-        batch_size=videos,
-        num_threads=threads,
-        device_id=device_id,
-        prefetch_queue_depth=1,
-        exec_async=False,
-        exec_pipelined=False,
-    )
+    device_id = None if device is None else device.index
+    # depth 1: the thread feeds and runs one batch at a time, and the loader decides how far ahead that is
+    pipeline = Pipeline(batch_size=videos, num_threads=threads, device_id=device_id, prefetch_queue_depth=1)
     with pipeline:
         numbers = fn.external_source(name="frames", dtype=types.INT32, ndim=1)
         data = fn.external_source(name="data", dtype=types.UINT8, ndim=1)
@@ -197,4 +206,7 @@ def _build(shape: tuple[int, ...], device: torch.device | None, threads: int) ->
 def _first_line(error: BaseException) -> str:
     """What DALI says first that is not its own position in its source."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("[")]
-    return next((line for line in lines if "rror" in line and not line.endswith(":")), lines[0] if lines else repr(error))
+    return next(
+        (line for line in lines if "rror" in line and not line.endswith(":")),
+        lines[0] if lines else repr(error),
+    )

@@ -26,7 +26,7 @@ from reelmae.pipeline import schema
 from reelmae.pipeline.errors import DatasetError, InputError
 from reelmae.pipeline.storage import Store
 
-_NUMBERS = {
+_NUMBERS: dict[str, type[np.generic]] = {
     "offset": np.int64,
     "size": np.int64,
     "frames": np.int32,
@@ -143,8 +143,8 @@ def _read_columns(path: Path, url: str) -> tuple[dict[str, Any], str]:
         raise InputError(f"{url}: {schema.INDEX} is no parquet file ({e}); run reelmae shard again") from e
 
 
-def _collect(batches: Iterable[pa.RecordBatch], n: int) -> tuple[dict[str, Any], str]:
-    numbers = {name: np.empty(n, dtype) for name, dtype in _NUMBERS.items()}
+def _collect(batches: Iterable[Any], n: int) -> tuple[dict[str, Any], str]:
+    numbers: dict[str, np.ndarray] = {name: np.empty(n, dtype) for name, dtype in _NUMBERS.items()}
     codes = {"shard": np.empty(n, np.int32), "codec": np.empty(n, np.int8)}
     names: dict[str, dict[str, int]] = {"shard": {}, "codec": {}}
     keys = []
@@ -171,10 +171,12 @@ def _collect(batches: Iterable[pa.RecordBatch], n: int) -> tuple[dict[str, Any],
     return columns, whole.hexdigest()
 
 
-def _text_bytes(column: pa.Array) -> bytes:
-    """All strings of a column, one after another, each with its end marked."""
-    joined = pc.binary_join(pa.ListArray.from_arrays([0, len(column)], column), "\n") if len(column) else None
-    return joined[0].as_buffer().to_pybytes() + b"\n" if joined is not None else b""
+def _text_bytes(column: Any) -> bytes:
+    """All strings of an arrow column, each followed by a newline."""
+    if not len(column):
+        return b""
+    whole: Any = pa.ListArray.from_arrays([0, len(column)], column)
+    return pc.binary_join(whole, "\n")[0].as_buffer().to_pybytes() + b"\n"
 
 
 def _frozen(column: np.ndarray) -> np.ndarray:

@@ -143,8 +143,8 @@ class ClipLoader:
             self._decoder = self._make_decoder()
         while len(self._in_flight) < self.config.prefetch:
             self._submit()
-        place = self._in_flight.popleft()
         decoded = self._decoder.collect()
+        place = self._in_flight.popleft()
         try:
             batch = self._batch(decoded, *place)
         finally:

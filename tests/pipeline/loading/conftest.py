@@ -29,11 +29,26 @@ BT601, LIMITED = 5, 1
 GOP = 16
 BITS = 12
 ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
-    "h264": ("libx264", {"crf": "18", "preset": "veryfast", "x264-params": f"bframes=0:keyint={GOP}:min-keyint={GOP}:scenecut=0"}),
+    "h264": (
+        "libx264",
+        {
+            "crf": "18",
+            "preset": "veryfast",
+            "x264-params": f"bframes=0:keyint={GOP}:min-keyint={GOP}:scenecut=0",
+        },
+    ),
     "vp9": (
         "libvpx-vp9",
-        {"crf": "20", "b": "0", "g": str(GOP), "keyint_min": str(GOP), "deadline": "realtime", "cpu-used": "8",
-         "lag-in-frames": "0", "auto-alt-ref": "0"},
+        {
+            "crf": "20",
+            "b": "0",
+            "g": str(GOP),
+            "keyint_min": str(GOP),
+            "deadline": "realtime",
+            "cpu-used": "8",
+            "lag-in-frames": "0",
+            "auto-alt-ref": "0",
+        },
     ),
 }
 
@@ -65,7 +80,9 @@ def natural_frames(spec: ClipSpec) -> list[np.ndarray]:
     frames = []
     for t in range(spec.frames):
         top, left = int(margin / 2 * (1 + np.sin(t / 9 + spec.seed))), (t * 3 // 2 + spec.seed) % margin
-        frames.append(np.clip(texture[top : top + spec.height, left : left + spec.width], 30, 220).astype(np.uint8))
+        frames.append(
+            np.clip(texture[top : top + spec.height, left : left + spec.width], 30, 220).astype(np.uint8)
+        )
     return frames
 
 
@@ -74,13 +91,17 @@ def numbered_frames(spec: ClipSpec) -> list[np.ndarray]:
     row = np.arange(spec.height)[:, None] * 3 // spec.height
     column = np.arange(spec.width)[None, :] * 4 // spec.width
     bit = row * 4 + column
-    return [np.where(((n >> bit) & 1)[..., None], 215, 40).repeat(3, axis=2).astype(np.uint8) for n in range(spec.frames)]
+    return [
+        np.where(((n >> bit) & 1)[..., None], 215, 40).repeat(3, axis=2).astype(np.uint8)
+        for n in range(spec.frames)
+    ]
 
 
 def _read_numbers(clip_THWC: np.ndarray) -> list[int]:
     """The numbers of uncropped frames of a numbered clip."""
     t, h, w, _ = clip_THWC.shape
-    centres = clip_THWC[:, [h // 6, h // 2, h - h // 6], :, 1][:, :, [w // 8, 3 * w // 8, 5 * w // 8, w - w // 8]]
+    green = clip_THWC[..., 1]
+    centres = green[:, [h // 6, h // 2, h - h // 6]][:, :, [w // 8, 3 * w // 8, 5 * w // 8, w - w // 8]]
     bits = (centres.reshape(t, BITS) > 128).astype(int)
     return (bits << np.arange(BITS)).sum(axis=1).tolist()
 
@@ -97,7 +118,9 @@ def encode(spec: ClipSpec) -> bytes:
         context.colorspace, context.color_range = BT601, LIMITED
         for picture in (numbered_frames if spec.numbered else natural_frames)(spec):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            container.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace=BT601, dst_color_range=LIMITED)))
+            container.mux(
+                stream.encode(frame.reformat(format="yuv420p", dst_colorspace=BT601, dst_color_range=LIMITED))
+            )
         container.mux(stream.encode())
     return buffer.getvalue()
 

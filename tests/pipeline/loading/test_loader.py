@@ -1,0 +1,315 @@
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from reelmae.pipeline.errors import ConfigError, TooManyBadClipsError
+from reelmae.pipeline.loading import order
+from reelmae.pipeline.loading.av_pool import AvPool
+from reelmae.pipeline.loading.batch import ClipBatch
+from reelmae.pipeline.loading.index import ClipIndex
+from reelmae.pipeline.loading.loader import ClipLoader, LoaderConfig, MaskPolicy, SamplePolicy
+
+SAMPLE = SamplePolicy(frames=4, size=32, stride=4)
+
+
+def config(**settings: object) -> LoaderConfig:
+    base = {
+        "backend": "av",
+        "batch_videos": 4,
+        "sample": SAMPLE,
+        "patch": (2, 8, 8),
+        "workers": 1,
+        "device": "cpu",
+        "seed": 7,
+    }
+    return LoaderConfig(**{**base, **settings})  # type: ignore[arg-type]
+
+
+def play(
+    index: ClipIndex, n: int, *, rank: int = 0, world: int = 1, state: dict | None = None, **settings: object
+):
+    with ClipLoader(index, config(**settings), rank=rank, world=world) as loader:
+        if state is not None:
+            loader.load_state_dict(state)
+        return list(islice(loader, n)), loader
+
+
+def same(a: ClipBatch, b: ClipBatch) -> bool:
+    return (
+        (a.epoch, a.step, a.draws) == (b.epoch, b.step, b.draws)
+        and a.clip_B.tolist() == b.clip_B.tolist()
+        and torch.equal(a.clips_BCTHW, b.clips_BCTHW)
+        and torch.equal(a.ids_keep_BK, b.ids_keep_BK)
+        and torch.equal(a.label_B, b.label_B)
+    )
+
+
+def test_a_batch_has_the_stated_shapes_order_and_labels(natural_index: ClipIndex) -> None:
+    [batch], loader = play(natural_index, 1, repeats=3)
+    assert batch.clips_BCTHW.shape == (12, 3, 4, 32, 32)
+    assert batch.clips_BCTHW.dtype == torch.float32
+    assert batch.ids_keep_BK.shape == (12, 3)  # int(2·4·4 · 0.1)
+    assert batch.repeat_B.tolist() == [0, 1, 2] * 4
+    assert [len(set(batch.clip_B[i : i + 3])) for i in range(0, 12, 3)] == [1] * 4
+    assert batch.label_B.tolist() == natural_index.label_id[batch.clip_B].tolist()
+    assert len({d.mask_seed for d in batch.draws}) == 12
+    assert -2 <= batch.clips_BCTHW.min() <= batch.clips_BCTHW.max() <= (1 - 0.45) / 0.225
+    assert "clips_BCTHW=[12, 3, 4, 32, 32]" in repr(batch)
+    assert loader.steps_per_epoch == 5
+
+
+def test_an_epoch_plays_the_order_and_the_next_epoch_another(natural_index: ClipIndex) -> None:
+    batches, _ = play(natural_index, 12, workers=0)
+    for epoch in range(2):
+        expected = order.global_batches(natural_index.shard_of_clip, seed=7, epoch=epoch, global_batch=4)
+        played = [b.clip_B.tolist() for b in batches if b.epoch == epoch]
+        assert played == expected.tolist()
+    assert (batches[10].epoch, batches[10].step) == (2, 0)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_worker_counts_give_equal_batches(natural_index: ClipIndex, workers: int) -> None:
+    alone, _ = play(natural_index, 7, workers=0, repeats=2)
+    pooled, _ = play(natural_index, 7, workers=workers, repeats=2, prefetch=3)
+    assert all(same(a, b) for a, b in zip(alone, pooled, strict=True))
+
+
+@pytest.mark.parametrize("done", [1, 4, 5, 8])
+def test_resume_yields_the_same_clips(natural_index: ClipIndex, done: int) -> None:
+    whole, _ = play(natural_index, 10, workers=0)
+    _, first = play(natural_index, done, workers=1)
+    state = json.loads(json.dumps(first.state_dict()))
+    rest, _ = play(natural_index, 10 - done, workers=2, prefetch=1, state=state)
+    assert all(same(a, b) for a, b in zip(whole[done:], rest, strict=True))
+
+
+def test_resume_with_another_world_plays_the_same_global_batches(natural_index: ClipIndex) -> None:
+    whole, _ = play(natural_index, 7, workers=0)
+    _, first = play(natural_index, 3, workers=0)
+    parts = [
+        play(natural_index, 4, workers=0, rank=r, world=2, batch_videos=2, state=first.state_dict())[0]
+        for r in range(2)
+    ]
+    for expected, *ranks in zip(whole[3:], *parts, strict=True):
+        draws = {c: d for rank in ranks for c, d in zip(rank.clip_B.tolist(), rank.draws, strict=True)}
+        assert draws == dict(zip(expected.clip_B.tolist(), expected.draws, strict=True))
+
+
+def test_a_closed_loader_goes_on_where_it_was(natural_index: ClipIndex) -> None:
+    whole, _ = play(natural_index, 4, workers=0)
+    loader = ClipLoader(natural_index, config(workers=0))
+    first = list(islice(loader, 2))
+    loader.close()
+    second = list(islice(loader, 2))
+    loader.close()
+    assert all(same(a, b) for a, b in zip(whole, first + second, strict=True))
+
+
+def test_a_changed_index_is_refused_naming_both_digests(natural_index: ClipIndex) -> None:
+    _, loader = play(natural_index, 1, workers=0)
+    state = loader.state_dict()
+    other = replace(natural_index, digest="0" * 64)
+    with pytest.raises(ConfigError, match=f"{natural_index.digest}.*{'0' * 64}"):
+        play(other, 1, state=state)
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 8}, {"batch_videos": 2}, {"repeats": 2}, {"mask": MaskPolicy("tube")}]
+)
+def test_a_changed_sequence_is_refused_naming_what_changed(natural_index: ClipIndex, change: dict) -> None:
+    _, loader = play(natural_index, 1, workers=0)
+    name = "global_batch" if "batch_videos" in change else next(iter(change))
+    with pytest.raises(ConfigError, match=f"{name}: "):
+        play(natural_index, 1, state=loader.state_dict(), **change)
+
+
+def test_fewer_clips_than_a_batch_is_refused(natural_index: ClipIndex) -> None:
+    with pytest.raises(ConfigError, match="22 clips, fewer than one global batch of 32"):
+        ClipLoader(natural_index, config(batch_videos=32))
+
+
+def test_a_patch_that_does_not_divide_the_clip_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"sample\.size=32 is no multiple of 5"):
+        config(patch=(2, 5, 5))
+
+
+def test_a_typo_in_a_nested_key_is_refused() -> None:
+    with pytest.raises(ValueError, match="strid"):
+        config(sample={"strid": 4})
+
+
+# ---- what goes wrong at run time
+
+
+def damage(index: ClipIndex, clip: int, *, at: float = 0.3, n: int = 400) -> None:
+    """Overwrite bytes in the middle of a clip."""
+    start = int(index.offset[clip] + index.size[clip] * at)
+    with index.store.local_path(index.shard(clip)).open("r+b") as f:
+        f.seek(start)
+        f.write(b"\xa5" * n)
+
+
+@pytest.fixture
+def damaged_index(make_dataset: Callable, spec: type, request: pytest.FixtureRequest) -> ClipIndex:
+    codec = getattr(request, "param", "h264")
+    index = make_dataset([spec(frames=40, seed=s % 4, codec=codec) for s in range(12)], clips_per_shard=5)
+    damage(index, 5, at=0.0, n=int(index.size[5]))
+    return index
+
+
+@pytest.mark.parametrize(
+    ("damaged_index", "settings"),
+    [("h264", {"workers": 0}), ("h264", {"workers": 2}), ("vp9", {"backend": "dali-cpu"})],
+    indirect=["damaged_index"],
+)
+def test_a_corrupt_clip_costs_one_clip(damaged_index: ClipIndex, settings: dict) -> None:
+    batches, loader = play(damaged_index, 3, **settings)
+    played = np.concatenate([b.clip_B for b in batches])
+    assert 5 not in played
+    assert sorted(set(range(12)) - {5}) == sorted(set(played.tolist()))  # 11 good ones and one of them again
+    assert list(loader.stats.bad) == [damaged_index.key(5)]
+    planned = order.global_batches(damaged_index.shard_of_clip, seed=7, epoch=0, global_batch=4).reshape(-1)
+    assert (planned != played).sum() == 1
+
+
+def test_the_replacement_is_the_same_whether_or_not_the_clip_was_known_to_be_bad(
+    damaged_index: ClipIndex,
+) -> None:
+    whole, _ = play(damaged_index, 9, workers=2)
+    _, first = play(damaged_index, 3, workers=0)
+    rest, _ = play(damaged_index, 6, workers=0, state=first.state_dict())
+    assert all(same(a, b) for a, b in zip(whole[3:], rest, strict=True))
+
+
+def test_damage_in_the_middle_of_a_stream_is_noticed(make_dataset: Callable, spec: type) -> None:
+    index = make_dataset([spec(frames=40, seed=s, width=192, height=192) for s in range(4)])
+    damage(index, 2)
+    _, loader = play(index, 1, repeats=4, workers=0)
+    assert list(loader.stats.bad) == [index.key(2)]
+
+
+def test_a_missing_shard_is_named(make_dataset: Callable, spec: type) -> None:
+    index = make_dataset([spec(frames=20)] * 12, clips_per_shard=11)
+    index.store.local_path(index.shard(11)).unlink()
+    _, loader = play(index, 3)
+    assert "000001-00.tar is missing" in loader.stats.bad[index.key(11)]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_rotten_data_stops_the_run(make_dataset: Callable, spec: type, workers: int) -> None:
+    index = make_dataset([spec(frames=20)] * 40, clips_per_shard=40)
+    for clip in range(0, 40, 2):
+        damage(index, clip, at=0, n=int(index.size[clip]))
+    with pytest.raises(TooManyBadClipsError, match="11 bad clips of .*max_bad_fraction=0.01"):
+        play(index, 10, workers=workers)
+
+
+def test_one_bad_clip_stops_a_run_that_tolerates_none(damaged_index: ClipIndex) -> None:
+    with pytest.raises(TooManyBadClipsError, match="max_bad_fraction=0"):
+        play(damaged_index, 3, max_bad_fraction=0.0)
+
+
+def test_a_dataset_with_no_good_clip_ends(make_dataset: Callable, spec: type) -> None:
+    index = make_dataset([spec(frames=20)] * 4)
+    for clip in range(4):
+        damage(index, clip, at=0, n=int(index.size[clip]))
+    with pytest.raises(TooManyBadClipsError, match="4 of 4 clips"):
+        play(index, 1, workers=0)
+
+
+def test_a_killed_worker_costs_nothing(natural_index: ClipIndex) -> None:
+    expected, _ = play(natural_index, 8, workers=0)
+    got = []
+    with ClipLoader(natural_index, config(workers=2)) as loader:
+        for batch in islice(loader, 8):
+            got.append(batch)
+            if len(got) in (2, 4):
+                assert isinstance(loader._decoder, AvPool)
+                os.kill(loader._decoder.pids[0], signal.SIGKILL)
+        assert loader.stats.worker_restarts == 2
+        assert not loader.stats.bad
+    assert all(same(a, b) for a, b in zip(expected, got, strict=True))
+
+
+def test_a_worker_that_hangs_is_replaced(natural_index: ClipIndex) -> None:
+    expected, _ = play(natural_index, 8, workers=0)
+    with ClipLoader(natural_index, config(workers=1, clip_timeout_s=1.0, prefetch=1)) as loader:
+        got = list(islice(loader, 2))
+        assert isinstance(loader._decoder, AvPool)
+        os.kill(loader._decoder.pids[0], signal.SIGSTOP)
+        got += islice(loader, 6)
+        assert loader.stats.worker_restarts == 1
+    assert all(same(a, b) for a, b in zip(expected, got, strict=True))
+
+
+def test_closing_leaves_no_process_thread_or_file_behind(natural_index: ClipIndex) -> None:
+    import threading
+
+    files = set(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else set()  # noqa: PTH112, PTH208
+    with ClipLoader(natural_index, config(workers=2)) as loader:
+        next(iter(loader))
+        assert isinstance(loader._decoder, AvPool)
+        pids = loader._decoder.pids
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    assert not [t for t in threading.enumerate() if t.name.startswith("reelmae")]
+    if files:
+        assert set(os.listdir("/proc/self/fd")) == files  # noqa: PTH208
+
+
+def test_workers_end_with_a_parent_that_is_killed(natural_index: ClipIndex) -> None:
+    import subprocess
+    import sys
+
+    program = (
+        "import sys, time\n"
+        "from reelmae.pipeline.loading.index import ClipIndex\n"
+        "from reelmae.pipeline.loading.loader import *\n"
+        "loader = ClipLoader(ClipIndex.open(sys.argv[1]), LoaderConfig(backend='av', workers=2, device='cpu', batch_videos=2,"
+        " sample=SamplePolicy(size=32)))\n"
+        "next(iter(loader))\n"
+        "print(*loader._decoder.pids, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, natural_index.store.url()], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        pids = [int(pid) for pid in process.stdout.readline().split()]
+        assert len(pids) == 2
+        process.kill()
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and any(_runs(pid) for pid in pids):
+        time.sleep(0.05)
+    assert not any(_runs(pid) for pid in pids)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    with open(f"/proc/{pid}/stat") as f:  # noqa: PTH123
+        return f.read().split()[2] != "Z"
+
+
+def test_the_time_the_consumer_waits_is_measured(natural_index: ClipIndex) -> None:
+    with ClipLoader(natural_index, config(workers=1, prefetch=4)) as loader:
+        batches = iter(loader)
+        next(batches)
+        waited = loader.stats.wait_s
+        time.sleep(1.0)  # the consumer computes; the batches in flight get ready
+        for _ in range(3):
+            next(batches)
+        assert loader.stats.wait_s - waited < 0.5
+        assert loader.stats.seconds > 1.0
+        assert 0 < loader.stats.wait_share < 1

@@ -1,0 +1,134 @@
+"""The pictures of a reconstruction: sizes, frames, and that kept patches are shown as they went in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from reelmae.model.mae import MaskedAutoencoder, mae_config
+from reelmae.pipeline.errors import ConfigError, InputError
+from reelmae.pipeline.loading.batch import MEAN, STD, ClipBatch
+from reelmae.pipeline.loading.draws import Draw
+from reelmae.tools.reconstruct import draw_frames, draw_grid, make_panels, reconstruct
+
+TILE = 40
+
+
+def small_model(**changes: object) -> MaskedAutoencoder:
+    sizes = {"frames": 8, "size": 32, "patch": 8, "dim": 24, "depth": 1, "heads": 2, "decoder_dim": 16, "decoder_depth": 1}
+    torch.manual_seed(0)
+    return MaskedAutoencoder(mae_config("T", **{**sizes, "decoder_heads": 2, **changes})).eval()
+
+
+def small_batch(model: MaskedAutoencoder, clips: int = 3, kept: int = 6) -> ClipBatch:
+    c = model.config
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.rand(clips, 3, c.frames, c.size, c.size, generator=generator)
+    ids = torch.stack([torch.randperm(c.n_tokens, generator=generator)[:kept].sort().values for _ in range(clips)])
+    return ClipBatch(
+        clips_BCTHW=(pixels - MEAN) / STD,
+        ids_keep_BK=ids,
+        clip_B=np.arange(clips),
+        repeat_B=np.zeros(clips, np.int64),
+        label_B=torch.full((clips,), -1),
+        draws=[Draw(0, 1, 0, 0, 32, 32, False, 0)] * clips,
+        epoch=0,
+        step=0,
+    )
+
+
+def true_frames(model: MaskedAutoencoder, batch: ClipBatch) -> np.ndarray:
+    """The true target frames, uint8 [B, T, H, W, 3]."""
+    frames = batch.clips_BCTHW[:, :, model.config.target_frame_index()] * STD + MEAN
+    return (frames * 255).round().to(torch.uint8).permute(0, 2, 3, 4, 1).numpy()
+
+
+def test_kept_patches_are_shown_as_they_went_in_and_removed_ones_are_not() -> None:
+    model = small_model()
+    batch = small_batch(model)
+    original, masked, reconstructed = make_panels(model, batch, 0.1).films
+    truth = true_frames(model, batch)
+    assert np.array_equal(original, truth)
+    t, h, w = model.config.grid_THW
+    side = model.config.patch
+    for b, ids in enumerate(batch.ids_keep_BK.tolist()):
+        for token in range(t * h * w):
+            ti, y, x = token // (h * w), token // w % h * side, token % w * side
+            where = (b, ti, slice(y, y + side), slice(x, x + side))
+            if token in ids:
+                assert np.array_equal(reconstructed[where], truth[where])
+                assert np.array_equal(masked[where], truth[where])
+            else:
+                assert len(np.unique(masked[where])) == 1
+                assert not np.array_equal(reconstructed[where], truth[where])
+
+
+def test_a_perfect_prediction_gives_back_the_clip() -> None:
+    class Perfect(MaskedAutoencoder):
+        def forward(self, clips_BCTHW: torch.Tensor, ids_keep_BK: torch.Tensor):  # type: ignore[no-untyped-def]
+            return super().forward(clips_BCTHW, ids_keep_BK)._replace(pred_BLP=self.targets(clips_BCTHW))
+
+    model = small_model()
+    model.__class__ = Perfect
+    batch = small_batch(model)
+    original, _, reconstructed = make_panels(model, batch, 0.1).films
+    assert np.abs(original.astype(int) - reconstructed).max() <= 1
+
+
+def test_frames_stand_for_their_time_in_the_clip() -> None:
+    model = small_model()
+    assert model.config.target_frame_index() == [0, 2, 4, 7]
+    assert make_panels(model, small_batch(model), 0.1).durations_ms == [200, 200, 300, 100]
+    every = small_model(pred_t_dim=8)
+    panels = make_panels(every, small_batch(every), 0.05)
+    assert panels.durations_ms == [50] * 8
+    assert panels.films[2].shape == (3, 8, 32, 32, 3)
+
+
+def test_three_panels_of_equal_size_side_by_side() -> None:
+    model = small_model()
+    panels = make_panels(model, small_batch(model, clips=1), 0.1)
+    frames = draw_frames(panels, TILE)
+    assert len(frames) == 4
+    assert frames[0].width == 3 * TILE + 2 * 3
+    for i, film in enumerate(panels.films):
+        box = frames[2].crop((i * (TILE + 3), 24, i * (TILE + 3) + TILE, 24 + TILE))
+        wanted = Image.fromarray(film[0, 2]).resize((TILE, TILE), Image.Resampling.BICUBIC)
+        assert np.array_equal(np.asarray(box), np.asarray(wanted))
+    grid = draw_grid(panels, TILE)
+    assert grid.height > 3 * TILE
+    assert grid.width > 4 * TILE
+
+
+def test_a_trained_run_gives_a_png_an_animation_and_facts(tiny_run: Path, tmp_path: Path) -> None:
+    facts = reconstruct(tiny_run / "train", str(tiny_run / "shards"), tmp_path / "out", clips=4)
+    with Image.open(facts["png"]) as png:
+        assert png.format == "PNG"
+        assert png.width > 8 * 128
+        assert png.height > 4 * 3 * 128
+    with Image.open(facts["animation"]) as animation:
+        assert animation.n_frames == facts["frames_shown"] == 8
+        assert animation.width == 2 * (3 * 128 + 6) + 18
+        first = np.asarray(animation.convert("RGB")).astype(int)
+        animation.seek(4)
+        assert np.abs(np.asarray(animation.convert("RGB")) - first).mean() > 0.5
+    assert len(set(facts["keys"])) == 4
+    assert "mean" in facts["caption"]
+    assert json.loads((tmp_path / "out" / "reconstruction.json").read_text())["loss"] == facts["loss"]
+    again = reconstruct(tiny_run / "train", str(tiny_run / "shards"), tmp_path / "again", clips=4)
+    assert Path(again["png"]).read_bytes() == Path(facts["png"]).read_bytes()
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_what_is_no_run_is_named(tiny_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nowhere"):
+        reconstruct(tmp_path / "nowhere", str(tiny_run / "shards"), tmp_path / "out")
+    with pytest.raises(InputError, match="holds no checkpoints"):
+        reconstruct(tmp_path, str(tiny_run / "shards"), tmp_path / "out")
+    with pytest.raises(ConfigError, match="clips=0"):
+        reconstruct(tiny_run / "train", str(tiny_run / "shards"), tmp_path / "out", clips=0)
