@@ -100,7 +100,7 @@ class MAEConfig:
     def target_frame_index(self) -> list[int]:
         """Which frames are predicted: 0, 2, …, 12, 15 for 8 of 16."""
         # float32 on purpose: the rounding down must be that of the reference
-        return torch.linspace(0, self.frames - 1, self.target_frames).long().tolist()
+        return torch.linspace(0, self.frames - 1, self.target_frames, device="cpu").long().tolist()
 
 
 def _require(holds: bool, what: str, remedy: str) -> None:

@@ -96,14 +96,22 @@ class Store:
             yield Entry(relative, self.url(relative), int(info.get("size") or 0), str(etag).strip('"'))
 
     def _list_local(self, path: str) -> Iterator[Entry]:
-        for folder, folders, names in os.walk(self._full(path)):
+        def refused(error: OSError) -> None:
+            raise StorageError(f"{error.filename}: {error.strerror}; check the rights") from error
+
+        for folder, folders, names in os.walk(
+            self._full(path), onerror=refused if Path(self._full(path)).exists() else None
+        ):
             folders.sort()
-            for name in sorted(names):
+            # links to folders are not followed: listed as they are, so that they are told of
+            for name in sorted([*names, *(f for f in folders if Path(folder, f).is_symlink())]):
                 full = Path(folder, name)
                 relative = str(full)[len(self.root.rstrip("/")) + 1 :]
                 try:
                     stat = full.stat()
-                except FileNotFoundError:  # a dangling link: listed, so that it ends among the rejects
+                except (
+                    OSError
+                ):  # a dangling link, or a ring of links: listed, so that it ends among the rejects
                     yield Entry(relative, str(full), 0, "")
                     continue
                 yield Entry(relative, str(full), stat.st_size, str(stat.st_mtime_ns))

@@ -93,6 +93,12 @@ def make_video() -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
+def make_pictures() -> Callable[..., Iterator[np.ndarray]]:
+    """make_pictures(n, width, height, seed): what make_video encodes."""
+    return pictures
+
+
+@pytest.fixture(scope="session")
 def tiny_bucket(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """12 videos in two labelled folders and 4 files that are none. Read only: copy it to change it."""
     bucket = tmp_path_factory.mktemp("bucket") / "raw"
@@ -157,9 +163,16 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     ]  # fmt: skip
     environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "GOMEMLIMIT": "400MiB", **keys}
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(argv, env=environment, stdout=log, stderr=log, cwd=folder, start_new_session=True)
+        process = subprocess.Popen(
+            argv, env=environment, stdout=log, stderr=log, cwd=folder, start_new_session=True
+        )
     endpoint = f"http://127.0.0.1:{port}"
-    values = {**keys, "AWS_ENDPOINT_URL": endpoint, "AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1"}
+    values = {
+        **keys,
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
     before = {k: os.environ.get(k) for k in values}
     os.environ.update(values)
     try:

@@ -68,7 +68,8 @@ class Verify:
         """Verify; any problem makes the exit status 1."""
         from reelmae.tools.verify import verify
 
-        return verify(self.dst, deep=self.deep).as_dict()
+        report = verify(self.dst, deep=self.deep)
+        return report.as_dict() | {"exit_status": 0 if report.ok else 1}
 
 
 @dataclass

@@ -61,6 +61,11 @@ class DemoConfig:
         """Training steps."""
         return 120 if self.quick else 600
 
+    @property
+    def timed_model(self) -> str:
+        """The preset whose step is timed."""
+        return "vit_s" if self.quick else "vit_b"
+
     def shard_config(self) -> ShardConfig:
         """The generated bucket has labels by folder; nothing is known of another."""
         if self.src is None:
@@ -79,7 +84,7 @@ def demo(config: DemoConfig) -> Result:
     run.stage("verify", run.verify)
     trained = run.stage("pretrain", lambda: run.pretrain(sharded["clips"]))
     run.stage("reconstruct", run.reconstruct)
-    timed = run.stage("bench step", lambda: run.bench(sharded["clips"]))
+    timed = run.stage("bench step", run.bench)
     _write_json(run.out / DEMO, run.identity | run.provenance(sharded))
     report = run.stage("report", run.report)
     summary = run.summary(sharded, trained, timed) | report
@@ -104,7 +109,9 @@ class _Demo:
             raise InputError(f"{self.out}: is a file; give --out a folder")
         if self.out.is_dir() and any(self.out.iterdir()):
             if not (self.out / DEMO).is_file():
-                raise InputError(f"{self.out}: holds something that is no demo; give --out an empty or new folder")
+                raise InputError(
+                    f"{self.out}: holds something that is no demo; give --out an empty or new folder"
+                )
             before = json.loads((self.out / DEMO).read_text(encoding="utf-8"))
             if {k: before.get(k) for k in self.identity} == self.identity:
                 return
@@ -147,15 +154,17 @@ class _Demo:
 
     def verify(self) -> Result:
         found = verify(self.shards, deep=True).as_dict()
-        if found["problems"]:
+        if not found["ok"]:
             raise DatasetError(
-                f"{self.shards}: {len(found['problems'])} problems, the first: {found['problems'][0]}; remove {self.out} and run again"
+                f"{self.shards}: {len(found['faults'])} faults, the first: {found['faults'][0]}; remove {self.out} and run again"
             )
         _write_json(self.out / VERIFY, found)
         return found | {"told": "every clip decoded, every sum right"}
 
     def pretrain(self, clips: int) -> Result:
-        recipe = load("demo", [f"data.url={self.shards}", f"run.out={self.train}", f"run.steps={self.config.steps}"])
+        recipe = load(
+            "demo", [f"data.url={self.shards}", f"run.out={self.train}", f"run.steps={self.config.steps}"]
+        )
         if clips < recipe.loader.batch_videos:
             # a small bucket: all its clips are one batch; the learning rate follows by the recipe's own rule
             _say(f"{clips} clips are fewer than a batch of {recipe.loader.batch_videos}: batches of {clips}")
@@ -170,14 +179,14 @@ class _Demo:
         made = reconstruct(self.train, self.shards, self.out / RECONSTRUCTION)
         return made | {"told": f"{made['clips']} clips, loss {made['loss']:.3f}"}
 
-    def bench(self, clips: int) -> Result:
-        timed = bench_step(self.bench_config(clips))
+    def bench(self) -> Result:
+        timed = bench_step(self.bench_config())
         _write_json(self.out / BENCH, timed)
         ms = timed["step_ms"]
         return timed | {"told": f"dense {ms['dense']:.0f} ms, sparse {ms['sparse']:.0f} ms"}
 
-    def bench_config(self, clips: int) -> BenchStepConfig:
-        return BenchStepConfig(model="vit_s" if self.config.quick else "vit_b", data=self.shards)
+    def bench_config(self) -> BenchStepConfig:
+        return BenchStepConfig(model=self.config.timed_model, data=self.shards)
 
     def report(self) -> Result:
         path = write_report(self.out)
@@ -185,7 +194,7 @@ class _Demo:
 
     def provenance(self, sharded: Result) -> Result:
         labels = self.config.shard_config()
-        timed = self.bench_config(sharded["clips"])
+        timed = self.bench_config()
         return {
             "shard_seconds": sharded["seconds"],
             "machine": machine(),

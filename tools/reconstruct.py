@@ -23,8 +23,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
-
 from reelmae.model.mae import MaskedAutoencoder
 from reelmae.model.patches import unpatchify
 from reelmae.pipeline.errors import ConfigError, InputError
@@ -33,6 +31,7 @@ from reelmae.pipeline.loading.index import ClipIndex
 from reelmae.pipeline.loading.loader import ClipLoader
 from reelmae.train.checkpoint import checkpoints, load_model
 from reelmae.train.config import PretrainConfig
+from torch import Tensor
 
 ROWS = ("original", "masked", "reconstructed")
 PNG, ANIMATION, FACTS = "reconstruction.png", "reconstruction.webp", "reconstruction.json"
@@ -76,7 +75,14 @@ def reconstruct(
     _write(
         out / ANIMATION,
         lambda p: frames[0].save(
-            p, "WEBP", save_all=True, append_images=frames[1:], duration=panels.durations_ms, loop=0, quality=85, method=4
+            p,
+            "WEBP",
+            save_all=True,
+            append_images=frames[1:],
+            duration=panels.durations_ms,
+            loop=0,
+            quality=85,
+            method=4,
         ),
     )
     facts = {
@@ -101,7 +107,9 @@ def find_checkpoint(path: Path) -> Path:
     if path.is_dir():
         found = checkpoints(path)
         if not found:
-            raise InputError(f"{path}: holds no checkpoints/step_XXXXXX.pt; give a checkpoint or the folder of a run")
+            raise InputError(
+                f"{path}: holds no checkpoints/step_XXXXXX.pt; give a checkpoint or the folder of a run"
+            )
         return found[-1]
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint or run; check the path")
@@ -117,7 +125,9 @@ def caption(model: MaskedAutoencoder, batch: ClipBatch, panels: Panels) -> str:
         f"removed patches are the model's prediction, kept ones are shown as they went in."
     )
     if c.norm_target:
-        text += " Each predicted patch is given the mean and deviation of the true one, which are not predicted."
+        text += (
+            " Each predicted patch is given the mean and deviation of the true one, which are not predicted."
+        )
     text += f" Loss on these windows: {panels.loss:.3f}"
     return text + (" (predicting each patch's mean: 1.0)." if c.norm_target else ".")
 
@@ -136,7 +146,9 @@ def _draw(index: ClipIndex, config: PretrainConfig, clips: int, seed: int) -> Cl
 
 def _frame_seconds(index: ClipIndex, batch: ClipBatch) -> float:
     """Time from one sampled frame to the next; the median over the clips, as one animation shows them all."""
-    return float(np.median([d.stride / index.fps[clip] for d, clip in zip(batch.draws, batch.clip_B, strict=True)]))
+    return float(
+        np.median([d.stride / index.fps[clip] for d, clip in zip(batch.draws, batch.clip_B, strict=True)])
+    )
 
 
 @torch.no_grad()
@@ -232,4 +244,3 @@ def _write(final: Path, save: Callable[[Path], object]) -> None:
         part.replace(final)
     finally:
         part.unlink(missing_ok=True)
-

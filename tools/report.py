@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-
 from reelmae.pipeline import schema
 from reelmae.pipeline.errors import DatasetError, InputError, StorageError
 from reelmae.pipeline.storage import Store
@@ -77,7 +76,9 @@ def write_report(run_dir: str | Path, out: Path | None = None) -> Path:
 def gather(folder: Path) -> Facts:
     """Everything there is to tell about this folder."""
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; give the folder of a demo, a training run or a shard dataset")
+        raise InputError(
+            f"{folder}: no such folder; give the folder of a demo, a training run or a shard dataset"
+        )
     facts = Facts(title=folder.resolve().name)
     if (folder / schema.DATASET_JSON).is_file():
         _add_dataset(facts, str(folder))
@@ -118,7 +119,9 @@ def _add_dataset(facts: Facts, url: str | None) -> None:
 
 def _add_run(facts: Facts, run: Path | None, pictures: Path | None) -> None:
     if run is None or not (run / "metrics.jsonl").is_file():
-        facts.missing.append(("A training run", f"reelmae pretrain demo data.url={facts.data or 'DST'} run.out=OUT"))
+        facts.missing.append(
+            ("A training run", f"reelmae pretrain demo data.url={facts.data or 'DST'} run.out=OUT")
+        )
     else:
         facts.run = run
         facts.config = _json(run / "config.json")
@@ -129,7 +132,10 @@ def _add_run(facts: Facts, run: Path | None, pictures: Path | None) -> None:
         facts.reconstruction, facts.pictures = found, pictures
     else:
         facts.missing.append(
-            ("Reconstructions", f"reelmae reconstruct {run or 'RUN'} {facts.data or 'DST'} --out {pictures or 'OUT'}")
+            (
+                "Reconstructions",
+                f"reelmae reconstruct {run or 'RUN'} {facts.data or 'DST'} --out {pictures or 'OUT'}",
+            )
         )
 
 

@@ -51,7 +51,9 @@ def loss_chart(rows: Rows, *, baseline: float | None) -> str:
         figure = _figure(9.4, 3.5)
         axes = figure.subplots()
         steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
-        axes.plot(steps, losses, color=PALE, linewidth=1.4, marker="o" if len(rows) < 8 else None, markersize=3)
+        axes.plot(
+            steps, losses, color=PALE, linewidth=1.4, marker="o" if len(rows) < 8 else None, markersize=3
+        )
         axes.plot(steps, smooth(losses), color=FIRST)
         if baseline is not None:
             axes.axhline(baseline, color=MUTED, linewidth=1.2, linestyle=(0, (5, 4)))
@@ -59,7 +61,8 @@ def loss_chart(rows: Rows, *, baseline: float | None) -> str:
                 "predicting each patch's mean", (1, baseline), (-4, 4), xycoords=("axes fraction", "data"),
                 textcoords="offset points", ha="right", va="bottom", color=MUTED, fontsize=10,
             )  # fmt: skip
-        low, high = min(losses), max([*losses, baseline or 0])
+        shown = losses if baseline is None else [*losses, baseline]
+        low, high = min(shown), max(shown)
         axes.set_ylim(max(0, low - 0.12 * (high - low)), high + 0.1 * (high - low) + 1e-9)
         _steps_axis(axes, steps)
         axes.set_ylabel("loss on removed patches")
@@ -73,14 +76,19 @@ def pace_chart(rows: Rows) -> str:
         panels = figure.subplots(1, 3)
         steps = [row["step"] for row in rows]
         for axes, key, title in zip(
-            panels, ("lr", "clips_per_s", "wait_share"), ("learning rate", "clips / s", "time waiting for data"), strict=True
+            panels,
+            ("lr", "clips_per_s", "wait_share"),
+            ("learning rate", "clips / s", "time waiting for data"),
+            strict=True,
         ):
             values = [row[key] for row in rows]
             axes.plot(steps, values, color=FIRST, linewidth=1.6)
             axes.set_title(title, loc="left", color=INK)
             axes.set_ylim(0, max([*values, 0.02 if key == "wait_share" else 1e-12]) * 1.12)
             _steps_axis(axes, steps)
-        panels[0].yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.1e}".replace(".0e", "e").replace("e-0", "e-") if v else "0"))
+        panels[0].yaxis.set_major_formatter(
+            FuncFormatter(lambda v, _: f"{v:.1e}".replace(".0e", "e").replace("e-0", "e-") if v else "0")
+        )
         panels[2].yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.3g} %"))
         return _svg(figure, "Learning rate, clips per second and share of time waiting, by step")
 
@@ -92,9 +100,14 @@ def bars_chart(groups: Sequence[tuple[str, float, float]], *, unit: str) -> str:
         axes = figure.subplots()
         longest = max(max(dense, sparse) for _, dense, sparse in groups)
         for i, (_, dense, sparse) in enumerate(groups):
-            for offset, value, colour, name in ((-0.2, dense, SECOND, "dense"), (0.2, sparse, FIRST, "sparse")):
+            for offset, value, colour, name in (
+                (-0.2, dense, SECOND, "dense"),
+                (0.2, sparse, FIRST, "sparse"),
+            ):
                 axes.barh(i + offset, value, 0.36, color=colour)
-                text = f"{name} {number(value)} {unit}" + (f" · {dense / sparse:.1f}× faster" if name == "sparse" else "")
+                text = f"{name} {number(value)} {unit}" + (
+                    f" · {dense / sparse:.1f}× faster" if name == "sparse" else ""
+                )
                 axes.text(value + longest * 0.012, i + offset, text, va="center", ha="left", fontsize=10.5)
         axes.set_yticks(range(len(groups)), [name for name, _, _ in groups])
         axes.tick_params(axis="y", length=0, labelcolor=INK, labelsize=11)
@@ -103,7 +116,10 @@ def bars_chart(groups: Sequence[tuple[str, float, float]], *, unit: str) -> str:
         axes.set_ylim(len(groups) - 0.5, -0.5)
         axes.set_xlabel(unit)
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-        return _svg(figure, "; ".join(f"{n}: dense {number(d)} {unit}, sparse {number(s)} {unit}" for n, d, s in groups))
+        return _svg(
+            figure,
+            "; ".join(f"{n}: dense {number(d)} {unit}, sparse {number(s)} {unit}" for n, d, s in groups),
+        )
 
 
 def number(value: float) -> str:
@@ -130,7 +146,9 @@ def _svg(figure: Figure, label: str) -> str:
     for axes in figure.axes:
         axes.patch.set_alpha(0)
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    figure.savefig(
+        buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+    )
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)

@@ -88,7 +88,13 @@ def _head(facts: Facts) -> str:
     tiles: list[tuple[str, str, str]] = []
     if facts.about:
         a = facts.about
-        tiles.append(("sources → clips", f"{a['sources']:,} → {a['clips']:,}", f"{facts.hours * 60:.1f} minutes of video"))
+        tiles.append(
+            (
+                "sources → clips",
+                f"{a['sources']:,} → {a['clips']:,}",
+                f"{facts.hours * 60:.1f} minutes of video",
+            )
+        )
         rejected = sum(a["rejected"].values())
         tiles.append(("rejected", f"{rejected:,}", f"{len(a['rejected'])} reasons, each file accounted for"))
         tiles.append(("shards", f"{a['shards']:,}", _bytes(a["bytes"])))
@@ -102,9 +108,16 @@ def _head(facts: Facts) -> str:
     if "compute" in speedup:
         both = speedup.get("load_compute")
         tiles.append(
-            ("sparse over dense", f"{speedup['compute']:.1f}×", f"{both:.1f}× with loading" if both else "compute only")
+            (
+                "sparse over dense",
+                f"{speedup['compute']:.1f}×",
+                f"{both:.1f}× with loading" if both else "compute only",
+            )
         )
-    cells = "".join(f"<div class=tile><dt>{t}</dt><dd>{escape(v)}<small>{escape(n)}</small></dd></div>" for t, v, n in tiles)
+    cells = "".join(
+        f"<div class=tile><dt>{t}</dt><dd>{escape(v)}<small>{escape(n)}</small></dd></div>"
+        for t, v, n in tiles
+    )
     return (
         f"<h1>From raw video to a pretrained encoder</h1><p class=muted>A report by reelmae on "
         f"<code>{escape(facts.title)}</code>: what came in, what was made of it, what the model learned and how fast.</p>"
@@ -155,7 +168,11 @@ def _ingest(facts: Facts) -> str:
     a = facts.about
     rejected = sum(a["rejected"].values())
     config = a.get("config", {})
-    shape = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in config.items() if k in ("preset", "profile", "short_side", "gop"))
+    shape = ", ".join(
+        f"{k.replace('_', ' ')} {v}"
+        for k, v in config.items()
+        if k in ("preset", "profile", "short_side", "gop")
+    )
     text = (
         f"<h2>Sharding</h2><p>Of <b>{a['sources']:,}</b> sources <b>{a['sources_kept']:,}</b> gave {a['clips']:,} clips in "
         f"{a['shards']:,} shard{'s' * (a['shards'] != 1)} ({_bytes(a['bytes'])}; {escape(shape)}), and <b>{rejected:,}</b> were "
@@ -164,8 +181,8 @@ def _ingest(facts: Facts) -> str:
     seconds = (facts.demo or {}).get("shard_seconds")
     text += f"; it took {seconds:.0f} s" if seconds else ""
     if facts.verify is not None:
-        problems = facts.verify.get("problems", [])
-        text += f". Verified: {f'{len(problems)} problems' if problems else 'no problem found'}"
+        faults = facts.verify["faults"]
+        text += f". Verified{' by decoding every clip' * facts.verify['deep']}: {f'{len(faults)} faults' if faults else 'no fault found'}"
     return text + ".</p>" + _rejects(facts)
 
 
@@ -206,7 +223,11 @@ def _training(facts: Facts) -> str:
     normalised = model.get("norm_target") is not False
     speed, wait = _pace(facts)
     sizes = [f"ViT-{model['preset']}"] if model.get("preset") else []
-    sizes += [f"{name.replace('_', ' ')} {model[name]}" for name in ("frames", "size", "patch", "dim", "depth") if model.get(name)]
+    sizes += [
+        f"{name.replace('_', ' ')} {model[name]}"
+        for name in ("frames", "size", "patch", "dim", "depth")
+        if model.get(name)
+    ]
     mask = loader.get("mask", {})
     about = f"{', '.join(sizes)}; {mask.get('ratio', 0):.0%} of the patches removed ({mask.get('kind')}); batches of "
     about += f"{loader.get('batch_videos')} videos × {loader.get('repeats')} samples."
@@ -214,7 +235,11 @@ def _training(facts: Facts) -> str:
         f"<h2>Pretraining</h2><p>{escape(about)} It went at {speed:.1f} clips a second; {_percent(wait)} of the time the model "
         f"waited for data.</p>{loss_chart(facts.rows, baseline=1.0 if normalised else None)}"
         "<p class=note>Squared error on removed patches"
-        + (", each normalised to mean 0 and variance 1: knowing only a patch's mean scores 1.0" if normalised else "")
+        + (
+            ", each normalised to mean 0 and variance 1: knowing only a patch's mean scores 1.0"
+            if normalised
+            else ""
+        )
         + f". The bold line is a moving mean.</p>{pace_chart(facts.rows)}"
     )
 
@@ -228,7 +253,9 @@ def _pictures(facts: Facts) -> str:
         path = facts.pictures / Path(facts.reconstruction[key]).name
         if path.is_file():
             uri = data_uri(path.read_bytes(), mime)
-            parts.append(f'<figure class=plate><img id={key} src="{uri}" alt="original, masked, reconstructed, {alt}"></figure>')
+            parts.append(
+                f'<figure class=plate><img id={key} src="{uri}" alt="original, masked, reconstructed, {alt}"></figure>'
+            )
     return (
         "<h2>Reconstructions</h2><p>Windows, crops and masks that were not drawn in training; the model fills in what was "
         f"removed.</p>{parts[0] if parts else ''}<p class=note>{caption}</p>"
@@ -242,7 +269,9 @@ def _timing(facts: Facts) -> str:
     b = facts.bench
     groups = [(name, b[key]["dense"], b[key]["sparse"]) for name, key in BARS if b.get(key, {}).get("sparse")]
     tokens = b.get("tokens", {})
-    text = f"One training step (forward, backward, optimiser) of {b.get('model', 'the model')}"
+    c = b.get("model_config", {})
+    sizes = f" on {c['frames']}×{c['size']}×{c['size']}" if c else ""
+    text = f"One training step (forward, backward, optimiser) of {b.get('model', 'the model')}{sizes}"
     if "kept" in tokens:
         text += f"; the sparse encoder reads {tokens['kept']:,} of {tokens['all']:,} tokens, the dense one all of them"
     flops = b.get("flops", {})
@@ -252,7 +281,9 @@ def _timing(facts: Facts) -> str:
             f"<p class=note>FLOPs: dense {number(flops['dense'] / 1e9)} G, sparse {number(flops['sparse'] / 1e9)} G, "
             f"{flops['dense'] / flops['sparse']:.1f}× fewer.</p>"
         )
-    return f"<h2>Dense against sparse</h2><p>{escape(text)}. Medians.</p>{bars_chart(groups, unit='ms')}{lines}"
+    return (
+        f"<h2>Dense against sparse</h2><p>{escape(text)}. Medians.</p>{bars_chart(groups, unit='ms')}{lines}"
+    )
 
 
 BARS = (("compute", "step_ms"), ("load + compute", "load_step_ms"))
@@ -268,7 +299,9 @@ def _provenance(facts: Facts) -> str:
         machine, versions = this_machine(), these_versions()
     tools = (facts.about or {}).get("tools", {})
     versions = {**versions, **{k: v for k, v in tools.items() if k not in versions}}
-    out = "<h2>Machine, versions, commands</h2><p>" + escape(", ".join(f"{k} {_plain(v)}" for k, v in machine.items() if v))
+    out = "<h2>Machine, versions, commands</h2><p>" + escape(
+        ", ".join(f"{k} {_plain(v)}" for k, v in machine.items() if v)
+    )
     out += "</p><p class=note>" + escape(" · ".join(f"{k} {_plain(v)}" for k, v in versions.items())) + "</p>"
     commands = demo.get("commands") or _commands(facts)
     return out + f"<pre>{escape(chr(10).join(commands))}</pre>"

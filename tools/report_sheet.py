@@ -13,7 +13,6 @@ from typing import Any
 
 import av
 from PIL import Image
-
 from reelmae.pipeline.errors import StorageError
 from reelmae.pipeline.storage import Store
 
@@ -61,7 +60,9 @@ def _frames(data: bytes, fps: float) -> list[Image.Image]:
             if i % stride:
                 continue
             width = max(2, round(frame.width * THUMB_HEIGHT / frame.height))
-            frames.append(frame.to_image().resize((width, THUMB_HEIGHT), Image.Resampling.BILINEAR, reducing_gap=2))
+            frames.append(
+                frame.to_image().resize((width, THUMB_HEIGHT), Image.Resampling.BILINEAR, reducing_gap=2)
+            )
             if len(frames) >= SHOWN_FPS * SHOWN_SECONDS:
                 break
     return frames

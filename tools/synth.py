@@ -18,14 +18,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import av
-
 from reelmae.pipeline.errors import ConfigError
 from reelmae.tools.synth_broken import BROKEN
 from reelmae.tools.synth_encode import WAYS, Job, write_video
 from reelmae.tools.synth_scene import MOTIONS
 
 CUT_EVERY = 5  # every fifth video has a hard cut
-_NAMES = ("clip {i:03d}", "VID_{i:04d}", "été à vélo {i}", "{i:03d}-kamera", "動画 {i:03d}", "take.{i}.final (2)")
+_NAMES = (
+    "clip {i:03d}",
+    "VID_{i:04d}",
+    "été à vélo {i}",
+    "{i:03d}-kamera",
+    "動画 {i:03d}",
+    "take.{i}.final (2)",
+)
 _FOLDERS = ("camera-a", "camera b", "приём")
 
 
@@ -87,7 +93,9 @@ def make_bucket(
     if videos < 1 or seconds < 0.5:
         raise ConfigError(f"videos={videos}, seconds={seconds}: give at least 1 video of at least 0.5 s")
     if not 0 <= broken <= len(BROKEN):
-        raise ConfigError(f"broken={broken}: there are {len(BROKEN)} kinds of broken files; give 0 to {len(BROKEN)}")
+        raise ConfigError(
+            f"broken={broken}: there are {len(BROKEN)} kinds of broken files; give 0 to {len(BROKEN)}"
+        )
     folder = Path(folder).absolute()
     jobs = plan(folder, videos=videos, seed=seed, seconds=seconds)
     total = videos + broken
@@ -96,7 +104,9 @@ def make_bucket(
     if wanted:
         # spawned, not forked: the caller may hold threads (torch, fsspec)
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(workers or os.cpu_count() or 1, len(wanted)), context, _start_worker) as pool:
+        with ProcessPoolExecutor(
+            min(workers or os.cpu_count() or 1, len(wanted)), context, _start_worker
+        ) as pool:
             try:
                 for finished in as_completed([pool.submit(write_video, job) for job in wanted]):
                     finished.result()

@@ -13,17 +13,20 @@ from pathlib import Path
 import av
 import numpy as np
 from PIL import Image
-
 from reelmae.tools.synth_encode import Job, Way, write_video
 from reelmae.tools.synth_scene import make_scene, render
 
-_OPTIONS = (("preset", "veryfast"), ("crf", "23"))
+_OPTIONS = (("preset", "veryfast"), ("crf", "23"), ("x264-params", "mbtree=0"))
 
 
 def _whole(folder: Path, seed: int, *, front: bool) -> bytes:
     """A good H.264 mp4 as bytes, its index (moov) in front or at the end."""
     path = folder / ".good.mp4"
-    write_video(Job(str(path), "bounce", Way("mp4", "libx264", "25", 320, 240, options=_OPTIONS), 3.0, 0, (seed, 9001)))
+    write_video(
+        Job(
+            str(path), "bounce", Way("mp4", "libx264", "25", 320, 240, options=_OPTIONS), 3.0, 0, (seed, 9001)
+        )
+    )
     if front:
         moved = folder / ".front.mp4"
         with av.open(str(path)) as source, av.open(str(moved), "w", options={"movflags": "+faststart", "fflags": "+bitexact"}) as sink:  # fmt: skip

@@ -145,33 +145,47 @@ def object_path(kind: str, rng: np.random.Generator, half: float, reach_x: float
     turn = float(rng.choice([-1, 1]) * rng.uniform(0.2, 0.7))
     rate = float(rng.uniform(1.2, 2.6))
     if kind == "linear":
-        return lambda t: Pose(_wrap(x0 + vx * t, reach_x + half), _wrap(y0 + vy * t, reach_y + half), turn * t)
+        return lambda t: Pose(
+            _wrap(x0 + vx * t, reach_x + half), _wrap(y0 + vy * t, reach_y + half), turn * t
+        )
     if kind == "bounce":
         wide, high = max(reach_x - half, 0.05), max(reach_y - half, 0.05)
-        return lambda t: Pose(_fold(x0 + 1.4 * vx * t, -wide, wide), _fold(y0 + 1.4 * vy * t, -high, high), turn * t)
+        return lambda t: Pose(
+            _fold(x0 + 1.4 * vx * t, -wide, wide), _fold(y0 + 1.4 * vy * t, -high, high), turn * t
+        )
     if kind == "orbit":
         rx, ry = float(rng.uniform(0.18, 0.38)), float(rng.uniform(0.15, 0.33))
         spin = rate * (1 if turn > 0 else -1)
         return lambda t: Pose(
-            0.4 * x0 + rx * math.cos(spin * t + heading), 0.4 * y0 + ry * math.sin(spin * t + heading), turn * t
+            0.4 * x0 + rx * math.cos(spin * t + heading),
+            0.4 * y0 + ry * math.sin(spin * t + heading),
+            turn * t,
         )
     if kind == "sway":
         ax, ay = float(rng.uniform(0.15, 0.4)), float(rng.uniform(0.0, 0.2))
         return lambda t: Pose(
-            0.6 * x0 + ax * math.sin(rate * t + heading), y0 + ay * math.sin(2 * rate * t), 0.5 * math.sin(rate * t)
+            0.6 * x0 + ax * math.sin(rate * t + heading),
+            y0 + ay * math.sin(2 * rate * t),
+            0.5 * math.sin(rate * t),
         )
     if kind == "fall":
         floor, drop = reach_y - half, float(rng.uniform(0.55, 0.9)) * reach_y
-        period = 2 * math.sqrt(2 * drop / 1.3)  # thrown up at the floor, under a gravity of 1.3 short sides / s²
+        period = 2 * math.sqrt(
+            2 * drop / 1.3
+        )  # thrown up at the floor, under a gravity of 1.3 short sides / s²
         phase = float(rng.uniform(0, period))
 
         def fall(t: float) -> Pose:
             s = (t + phase) % period
-            return Pose(_wrap(x0 + 0.8 * vx * t, reach_x + half), floor - 1.3 * s * (period - s) / 2, 2 * turn * t)
+            return Pose(
+                _wrap(x0 + 0.8 * vx * t, reach_x + half), floor - 1.3 * s * (period - s) / 2, 2 * turn * t
+            )
 
         return fall
     if kind == "spin":
-        return lambda t: Pose(0.8 * x0 + 0.1 * math.sin(t), 0.8 * y0 + 0.1 * math.cos(t), 3.2 * turn * t + heading)
+        return lambda t: Pose(
+            0.8 * x0 + 0.1 * math.sin(t), 0.8 * y0 + 0.1 * math.cos(t), 3.2 * turn * t + heading
+        )
     if kind == "zoom":
         return lambda t: Pose(0.7 * x0, 0.7 * y0, 0.4 * turn * t, 1.0 + 0.45 * math.sin(rate * t + heading))
     if kind == "pan":
@@ -199,7 +213,9 @@ def camera_path(kind: str, rng: np.random.Generator) -> Path:
 
 def _sprite_alpha(rng: np.random.Generator, side: int) -> F32:
     """Opacity of a disc, a rounded box or a blob in a square, soft at the edge; float32 [side, side]."""
-    y, x = (np.mgrid[0:side, 0:side].astype(np.float32) + 0.5) / side * 2.3 - 1.15  # leaves a margin around ±1
+    y, x = (
+        np.mgrid[0:side, 0:side].astype(np.float32) + 0.5
+    ) / side * 2.3 - 1.15  # leaves a margin around ±1
     shape = rng.choice(["disc", "box", "blob"])
     if shape == "disc":
         distance = np.hypot(x, y) - 0.97
@@ -215,8 +231,10 @@ def _sprite_alpha(rng: np.random.Generator, side: int) -> F32:
     return np.clip(0.5 - distance * side / 5, 0, 1).astype(np.float32)
 
 
-def _sprite(rng: np.random.Generator, kind: str, hue: float, pixels: int, reach_x: float, reach_y: float) -> Sprite:
-    half = float(rng.uniform(0.13, 0.23))
+def _sprite(
+    rng: np.random.Generator, kind: str, hue: float, pixels: int, reach_x: float, reach_y: float
+) -> Sprite:
+    half = float(rng.uniform(0.17, 0.28))
     side = max(16, round(2 * half * 1.15 * pixels * SUPERSAMPLING))
     palette = _palette(rng, hue, bright=float(rng.uniform(0.5, 0.72)), vivid=0.7, contrast=0.24)
     rgb = _colour(_pattern(rng, side, side, max(4, side // 2)), palette)
@@ -231,7 +249,7 @@ def _world(rng: np.random.Generator, hue: float, width: int, height: int) -> Ima
     """The background: larger than the picture by the camera's margin on every side."""
     short = min(width, height)
     w, h = (round((side + 2 * WORLD_MARGIN * short) * 1.25) for side in (width, height))
-    palette = _palette(rng, hue, bright=float(rng.uniform(0.36, 0.6)), vivid=0.42, contrast=0.17)
+    palette = _palette(rng, hue, bright=float(rng.uniform(0.36, 0.6)), vivid=0.34, contrast=0.15)
     rgb = _colour(_pattern(rng, h, w, round(short * float(rng.uniform(0.3, 0.6)))), palette)
     rgb *= (0.85 + 0.3 * value_noise(rng, h, w, cell=short, octaves=2))[..., None]  # uneven light
     return Image.fromarray(_to_u8(np.clip(rgb, 0.06, 0.94)))
@@ -249,7 +267,7 @@ def make_scene(
         hue = float(rng.random())
         world = _world(rng, hue, width, height)
         # opposite hues, so that objects stand out of the background
-        hues = (hue + 0.5 + rng.uniform(-0.22, 0.22, int(rng.integers(2, 5)))) % 1
+        hues = (hue + 0.5 + rng.uniform(-0.22, 0.22, int(rng.integers(2, 4)))) % 1
         sprites = tuple(_sprite(rng, kind, float(h), short, reach_x, reach_y) for h in hues)
         shots.append(Shot(float(start), world, camera_path(kind, rng), sprites))
     return shots
@@ -279,7 +297,9 @@ def _place(frame: Image.Image, sprite: Sprite, pose: Pose, camera: Pose) -> None
     c, s = math.cos(pose.angle) * zoom, math.sin(pose.angle) * zoom
     px, py, middle = x - left, y - top, sprite.image.width / 2
     matrix = (c, s, middle - c * px - s * py, -s, c, middle + s * px - c * py)
-    patch = sprite.image.transform((2 * reach, 2 * reach), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+    patch = sprite.image.transform(
+        (2 * reach, 2 * reach), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR
+    )
     alpha = patch.getchannel("A")
     offset = round(0.018 * short)
     frame.paste((28, 28, 32), (left + offset, top + offset), alpha.point(lambda a: a * 0.35))

@@ -24,6 +24,8 @@ from reelmae.pipeline.loading.config import LoaderConfig
 from reelmae.pipeline.loading.draws import SamplePolicy
 from reelmae.pipeline.loading.masks import MaskPolicy
 
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "float32", "bf16"]
 RECIPES = Path(__file__).parent / "recipes"
 # keys whose change leaves what a step computes the same, or is the point of going on
 FREE_ON_RESUME = {
@@ -135,8 +137,8 @@ class RunSection(_Section):
     steps: int | None = Field(None, ge=1)
     epochs: float | None = Field(None, gt=0)
     seed: int = Field(0, ge=0)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "float32", "bf16"] = "auto"  # auto: bf16 on CUDA, float32 on CPU
+    device: Device = "auto"
+    precision: Precision = "auto"  # auto: bf16 on CUDA, float32 on CPU
     compile: bool = False
     threads: int | None = Field(None, ge=1)  # of torch on CPU; None = torch's own choice
     log_every: int = Field(10, ge=1)
@@ -152,15 +154,25 @@ class RunSection(_Section):
 
     def torch_device(self) -> torch.device:
         """The device to train on; ConfigError where there is none."""
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise ConfigError("run.device=cuda: torch sees no GPU here; give run.device=cpu or auto")
-        return torch.device("cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu")
+        return torch_device(self.device)
 
     def autocast_dtype(self) -> torch.dtype | None:
         """bfloat16 where the forward pass runs in it, else None."""
-        if self.precision == "auto":
-            return torch.bfloat16 if self.torch_device().type == "cuda" else None
-        return torch.bfloat16 if self.precision == "bf16" else None
+        return autocast_dtype(self.precision, self.torch_device())
+
+
+def torch_device(name: Device) -> torch.device:
+    """The device of that name; auto = CUDA where there is one."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device=cuda: torch sees no GPU here; give cpu or auto")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:
+    """bfloat16 where a forward pass is to run in it, else None; auto = on CUDA."""
+    if precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" else None
+    return torch.bfloat16 if precision == "bf16" else None
 
 
 class PretrainConfig(_Section):

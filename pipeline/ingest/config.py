@@ -27,7 +27,9 @@ class ShardConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    preset: Literal["kinetics", "uncurated"] = "kinetics"  # which screens apply; those of screen.py apply in both
+    preset: Literal["kinetics", "uncurated"] = (
+        "kinetics"  # which screens apply; those of screen.py apply in both
+    )
     profile: Profile = "default"
     short_side: int = Field(
         default=256, ge=16, le=4096

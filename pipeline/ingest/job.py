@@ -44,7 +44,7 @@ class Progress:
     """Where a job stands. Sources of tasks done in earlier runs count as done; clips, bytes and rejects are this run's."""
 
     sources_done: int
-    sources_total: int
+    sources: int
     clips: int
     bytes: int
     rejected: int

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import tarfile
@@ -87,8 +88,7 @@ class Packer:
             {"__key__": row.key, "json": json.dumps(facts, sort_keys=True).encode(), "mp4": data}
         )
         self._open_rows.append(row)
-        assert self._file is not None
-        if self._file.tell() >= self._shard_bytes:
+        if self._writer.tarstream.offset >= self._shard_bytes:  # the file itself lags behind by a buffer
             self._close()
 
     def _name(self) -> str:
@@ -120,8 +120,13 @@ class Packer:
     ) -> None:
         if kind is None:
             self._close()
-        elif self._file is not None:
-            self._file.close()
+        elif self._writer is not None and self._file is not None:
+            for stump in (
+                self._writer,
+                self._file,
+            ):  # nobody will read it; the error under way is the one to tell
+                with contextlib.suppress(OSError):
+                    stump.close()
 
 
 def member_offsets(tar: Path) -> dict[str, tuple[int, int]]:

@@ -96,11 +96,7 @@ def source_rate(probe: Probe) -> Fraction | None:
     if measured < MIN_FPS:
         return None
     # a header's average such as 9137/304 is itself a measurement: only the common rates count as nominal
-    near = [
-        c
-        for r in (*probe.nominal, measured)
-        if (c := _common(r)) is not None and abs(measured - c) <= AGREE * c
-    ]
+    near = [c for r in probe.nominal if (c := _common(r)) is not None and abs(measured - c) <= AGREE * c]
     if near:
         return min(near, key=lambda r: abs(r - measured))
     return min(_common(measured) or measured.limit_denominator(1001), Fraction(MAX_FPS))

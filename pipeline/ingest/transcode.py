@@ -123,8 +123,8 @@ def _tonemapped(transfer: str, probe: Probe) -> str:
     )
 
 
-def encoder(config: ShardConfig) -> dict[str, Any]:
-    """ffmpeg's options of the profile."""
+def encoder(config: ShardConfig, *, cuts: bool) -> dict[str, Any]:
+    """ffmpeg's options of the profile; `cuts`: whether there is more than one clip."""
     common: dict[str, Any] = {
         "g": config.gop,
         "keyint_min": config.gop,
@@ -141,7 +141,13 @@ def encoder(config: ShardConfig) -> dict[str, Any]:
             "row-mt": 0,
             "b:v": 0,
         }
-        return {"c:v": "libvpx-vp9", **common, **vp9, "tag:v": "vp09"}
+        return {
+            "c:v": "libvpx-vp9",
+            **common,
+            **vp9,
+            "tag:v": "vp09",
+            **({"g": 9999, "keyint_min": 0} if cuts else {}),
+        }
     tune = {"tune": "fastdecode"} if config.profile == "fast-decode" else {}
     return {"c:v": "libx264", "preset": "medium", **tune, **common, "bf": 0, "sc_threshold": 0}
 
@@ -173,6 +179,9 @@ def command(
     }
     if cuts:
         segment["force_key_frames"] = f"expr:not(mod(n,{cuts[0]}))*lte(n,{cuts[-1]})"
+    if cuts and config.profile == "vp9":  # libvpx counts on through a forced keyframe: place them all
+        last, gop = cuts[-1], config.gop
+        segment["force_key_frames"] = f"expr:not(mod(if(lt(n,{last}),mod(n,{cuts[0]}),n-{last}),{gop}))"
     outputs: dict[str, Any] = {
         "map": f"0:{probe.stream}",
         "map_metadata": -1,
@@ -185,7 +194,7 @@ def command(
         "threads": 1,
         "flags:v": "+bitexact+cgop",
         "fflags": "+bitexact",
-        **encoder(config),
+        **encoder(config, cuts=bool(cuts)),
         **segment,
     }
     stream = ffmpeg.output(ffmpeg.input(f"file:{source}", **inputs), "%05d.mp4", **outputs)

@@ -132,20 +132,20 @@ def _local_copy(store: Store, name: str, folder: Path, url: str) -> Path:
 def _read_columns(path: Path, url: str) -> tuple[dict[str, Any], str]:
     """The columns of ClipIndex and the digest, in one pass over the row groups."""
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
             missing = set(_COLUMNS) - set(file.schema_arrow.names)
             if missing:
                 raise InputError(
                     f"{url}: {schema.INDEX} lacks the columns {sorted(missing)}; shard the bucket anew"
                 )
-            return _collect(file.iter_batches(batch_size=1 << 18, columns=_COLUMNS), file.metadata.num_rows)
+            return _collect(file.iter_batches(batch_size=1 << 16, columns=_COLUMNS), file.metadata.num_rows)
     except pa.ArrowInvalid as e:
         raise InputError(f"{url}: {schema.INDEX} is no parquet file ({e}); run reelmae shard again") from e
 
 
 def _collect(batches: Iterable[Any], n: int) -> tuple[dict[str, Any], str]:
     numbers: dict[str, np.ndarray] = {name: np.empty(n, dtype) for name, dtype in _NUMBERS.items()}
-    codes = {"shard": np.empty(n, np.int32), "codec": np.empty(n, np.int8)}
+    codes: dict[str, np.ndarray] = {"shard": np.empty(n, np.int32), "codec": np.empty(n, np.int8)}
     names: dict[str, dict[str, int]] = {"shard": {}, "codec": {}}
     keys = []
     digests = [hashlib.sha256(), hashlib.sha256()]
@@ -176,7 +176,8 @@ def _text_bytes(column: Any) -> bytes:
     if not len(column):
         return b""
     whole: Any = pa.ListArray.from_arrays([0, len(column)], column)
-    return pc.binary_join(whole, "\n")[0].as_buffer().to_pybytes() + b"\n"
+    joined: Any = pc.binary_join(whole, "\n")
+    return joined[0].as_buffer().to_pybytes() + b"\n"
 
 
 def _frozen(column: np.ndarray) -> np.ndarray:

@@ -39,7 +39,7 @@ def test_a_raw_bucket_becomes_an_encoder_and_pictures(bucket: Path, tmp_path: Pa
     assert made["sources_kept"] + sum(made["rejected"].values()) == len(files)
     assert made["clips"] == len(pq.read_table(shards / "index.parquet")) >= made["sources_kept"] >= 10
 
-    assert run("verify", shards, "--deep")["problems"] == []
+    assert run("verify", shards, "--deep")["faults"] == []
 
     again = run("shard", bucket, shards, "--short-side", 64)
     assert (again["clips"], again["bytes"]) == (made["clips"], made["bytes"])

@@ -9,7 +9,7 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def tiny_bucket(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def raw_bucket(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from reelmae.tools.synth import make_bucket
 
     folder = tmp_path_factory.mktemp("bucket")
@@ -18,7 +18,7 @@ def tiny_bucket(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tiny_bucket: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_run(raw_bucket: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Laid out as the demo's folder: shards/ and train/."""
     from reelmae.pipeline.ingest.config import ShardConfig
     from reelmae.pipeline.ingest.job import shard
@@ -27,9 +27,11 @@ def tiny_run(tiny_bucket: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
     folder = tmp_path_factory.mktemp("tiny")
     shards, train = folder / "shards", folder / "train"
-    shard(str(tiny_bucket), str(shards), ShardConfig(short_side=64, labels="folder"))
+    shard(str(raw_bucket), str(shards), ShardConfig(short_side=64, labels="folder"))
     small = ("model.depth=1", "model.decoder_depth=1", "loader.batch_videos=4", "loader.workers=0")
-    pretrain(load("demo", [f"data.url={shards}", f"run.out={train}", "run.steps=3", "run.log_every=1", *small]))
+    pretrain(
+        load("demo", [f"data.url={shards}", f"run.out={train}", "run.steps=3", "run.log_every=1", *small])
+    )
     return folder
 
 

@@ -107,4 +107,4 @@ def test_a_folder_without_a_dataset_is_a_message(command: str, tmp_path: Path) -
 def test_doctor_answers_as_json() -> None:
     answer = json.loads(run("doctor", "--json").stdout)
     assert answer["ffmpeg"]["path"]
-    assert set(answer["sandbox"]) >= {"prlimit", "network_namespace"}
+    assert set(answer["sandbox"]) == {"limits", "no_network", "dies_with_parent"}

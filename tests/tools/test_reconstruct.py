@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-
 from reelmae.model.mae import MaskedAutoencoder, mae_config
 from reelmae.pipeline.errors import ConfigError, InputError
 from reelmae.pipeline.loading.batch import MEAN, STD, ClipBatch
@@ -20,7 +19,16 @@ TILE = 40
 
 
 def small_model(**changes: object) -> MaskedAutoencoder:
-    sizes = {"frames": 8, "size": 32, "patch": 8, "dim": 24, "depth": 1, "heads": 2, "decoder_dim": 16, "decoder_depth": 1}
+    sizes = {
+        "frames": 8,
+        "size": 32,
+        "patch": 8,
+        "dim": 24,
+        "depth": 1,
+        "heads": 2,
+        "decoder_dim": 16,
+        "decoder_depth": 1,
+    }
     torch.manual_seed(0)
     return MaskedAutoencoder(mae_config("T", **{**sizes, "decoder_heads": 2, **changes})).eval()
 
@@ -29,7 +37,9 @@ def small_batch(model: MaskedAutoencoder, clips: int = 3, kept: int = 6) -> Clip
     c = model.config
     generator = torch.Generator().manual_seed(1)
     pixels = torch.rand(clips, 3, c.frames, c.size, c.size, generator=generator)
-    ids = torch.stack([torch.randperm(c.n_tokens, generator=generator)[:kept].sort().values for _ in range(clips)])
+    ids = torch.stack(
+        [torch.randperm(c.n_tokens, generator=generator)[:kept].sort().values for _ in range(clips)]
+    )
     return ClipBatch(
         clips_BCTHW=(pixels - MEAN) / STD,
         ids_keep_BK=ids,

@@ -13,7 +13,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-
 from reelmae.pipeline.errors import InputError
 from reelmae.tools.reconstruct import reconstruct
 from reelmae.tools.report import write_report
@@ -36,7 +35,7 @@ addEventListener('load', () => {
       [...s.querySelectorAll('text')].map(t => t.textContent)]),
     requests: performance.getEntriesByType('resource').map(r => r.name).filter(n => !n.startsWith('data:')),
     overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
-    text: document.querySelector('main').innerText, alerted: window.alerted || 0,
+    text: document.querySelector('main').textContent, alerted: window.alerted || 0,
   };
   const pre = document.createElement('pre'); pre.id = 'probe'; pre.textContent = JSON.stringify(found);
   document.body.appendChild(pre);
@@ -150,7 +149,9 @@ def test_every_reject_is_in_the_table_under_its_reason(tiny_run: Path, tmp_path:
     assert f"{about['sources']} → {about['clips']}" in text
 
 
-def test_a_shard_dataset_alone_gives_a_report_that_says_what_is_missing(run_copy: Path, tmp_path: Path) -> None:
+def test_a_shard_dataset_alone_gives_a_report_that_says_what_is_missing(
+    run_copy: Path, tmp_path: Path
+) -> None:
     shards = Path(shutil.move(run_copy / "shards", tmp_path / "alone"))
     text = write_report(shards).read_text(encoding="utf-8")
     assert text.count("<img") >= 1

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
 from pathlib import Path
 
 import av
+import imageio_ffmpeg
 import numpy as np
 import pytest
 from PIL import Image
-
 from reelmae.pipeline.errors import ConfigError
 from reelmae.tools.synth import SynthSummary, make_bucket, plan
 from reelmae.tools.synth_broken import BROKEN
-from reelmae.tools.synth_encode import WAYS, Job, frame_times, run_ffmpeg, write_video
+from reelmae.tools.synth_encode import WAYS, Job, Way, frame_times, write_video
 from reelmae.tools.synth_scene import MOTIONS, make_scene, render
 
 SECONDS = 0.8
@@ -26,7 +27,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> SynthSummary:
 
 
 def digests(summary: SynthSummary) -> dict[str, str]:
-    return {name: hashlib.sha256(Path(summary.folder, name).read_bytes()).hexdigest() for name in summary.files}
+    return {
+        name: hashlib.sha256(Path(summary.folder, name).read_bytes()).hexdigest() for name in summary.files
+    }
 
 
 def test_every_good_video_opens_and_has_all_its_frames(made: SynthSummary) -> None:
@@ -70,10 +73,11 @@ def test_a_stopped_bucket_is_completed_and_what_is_there_is_kept(made: SynthSumm
 
 
 @pytest.mark.parametrize("way", [way for way in WAYS if way.rotation], ids=lambda way: f"{way.rotation}")
-def test_a_rotated_video_is_upright_when_played(way: object, tmp_path: Path) -> None:
+def test_a_rotated_video_is_upright_when_played(way: Way, tmp_path: Path) -> None:
     job = Job(str(tmp_path / f"turned.{way.suffix}"), "linear", way, 0.5, 0, (5, 1))
     write_video(job)
-    run_ffmpeg("-i", job.path, "-frames:v", "1", str(tmp_path / "first.png"))  # ffmpeg turns as a player does
+    ffmpeg = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-nostdin"]  # it turns as a player does
+    subprocess.run([*ffmpeg, "-i", job.path, "-frames:v", "1", tmp_path / "first.png"], check=True)
     with Image.open(tmp_path / "first.png") as image:
         played = np.asarray(image.convert("RGB")).astype(int)
     height, width = played.shape[:2]
@@ -92,7 +96,9 @@ def test_every_motion_moves_smoothly(motion: str) -> None:
     assert steps.max() < 25
 
 
-@pytest.mark.parametrize("name", [name for _, name, _ in BROKEN if name not in ("photo.mp4", "timestamp_bomb.mkv")])
+@pytest.mark.parametrize(
+    "name", [name for _, name, _ in BROKEN if name not in ("photo.mp4", "timestamp_bomb.mkv")]
+)
 def test_a_broken_file_does_not_decode_cleanly(made: SynthSummary, name: str) -> None:
     (path,) = [Path(made.folder, file) for file in made.files if file.endswith(f"/{name}")]
     with pytest.raises((av.error.FFmpegError, IndexError)), av.open(str(path), options={"err_detect": "explode"}) as c:  # fmt: skip

@@ -13,7 +13,9 @@ def _listed(n: int) -> pa.Table:
     return pa.Table.from_pylist(rows, LISTED)
 
 
-@pytest.mark.parametrize(("n", "wanted", "size"), [(1, None, 8), (600, None, 10), (10**6, None, 256), (50, 3, 3)])
+@pytest.mark.parametrize(
+    ("n", "wanted", "size"), [(1, None, 8), (600, None, 10), (10**6, None, 256), (50, 3, 3)]
+)
 def test_task_size_depends_on_the_number_of_sources_only(n: int, wanted: int | None, size: int) -> None:
     assert sources_per_task(n, wanted) == size
 

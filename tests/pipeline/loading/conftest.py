@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,12 +145,13 @@ def write_dataset(folder: Path, specs: Sequence[ClipSpec], clips_per_shard: int)
         offsets = _member_offsets(folder / shard)
         for key, spec, data in members:
             rows.append(
-                dict(
-                    key=key, shard=shard, offset=offsets[f"{key}.mp4"], size=len(data),
-                    sha256=hashlib.sha256(data).hexdigest(), source=f"source{len(rows)}", span_start_s=0.0,
-                    span_end_s=spec.frames / spec.fps, frames=spec.frames, fps=float(spec.fps), width=spec.width,
-                    height=spec.height, codec=spec.codec, label=spec.label, label_id=labels.get(spec.label or "", -1),
-                )
+                {
+                    "key": key, "shard": shard, "offset": offsets[f"{key}.mp4"], "size": len(data),
+                    "sha256": hashlib.sha256(data).hexdigest(), "source": f"source{len(rows)}", "span_start_s": 0.0,
+                    "span_end_s": spec.frames / spec.fps, "frames": spec.frames, "fps": float(spec.fps),
+                    "width": spec.width, "height": spec.height, "codec": spec.codec, "label": spec.label,
+                    "label_id": labels.get(spec.label or "", -1),
+                }
             )  # fmt: skip
     pq.write_table(pa.Table.from_pylist(rows, schema=schema.CLIPS), folder / schema.INDEX)
     (folder / schema.LABELS).write_text(json.dumps(labels))
@@ -158,8 +160,6 @@ def write_dataset(folder: Path, specs: Sequence[ClipSpec], clips_per_shard: int)
 
 
 def _member_offsets(path: Path) -> dict[str, int]:
-    import tarfile
-
     with tarfile.open(path) as tar:
         return {m.name: m.offset_data for m in tar.getmembers()}
 

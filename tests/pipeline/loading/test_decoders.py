@@ -118,7 +118,7 @@ def test_dali_cpu_refuses_h264_with_a_remedy(natural_index: ClipIndex) -> None:
 
 
 def test_dali_gpu_on_a_cpu_is_refused_with_a_remedy(natural_index: ClipIndex) -> None:
-    with pytest.raises(ConfigError, match="dali-gpu.*needs an NVIDIA GPU.*backend=av"):
+    with pytest.raises(ConfigError, match=r"dali-gpu.*needs an NVIDIA GPU.*backend=av"):
         take(natural_index, 1, backend="dali-gpu")
 
 

@@ -74,5 +74,5 @@ def test_a_missing_or_broken_index_is_refused(tmp_path: Path) -> None:
 def test_an_index_of_another_length_than_promised_is_refused(make_dataset: Callable, spec: type) -> None:
     index = make_dataset([spec(frames=4)] * 2)
     index.store.local_path("dataset.json").write_text(json.dumps({"format": 1, "clips": 3}))
-    with pytest.raises(DatasetError, match="has 2 clips.*says 3"):
+    with pytest.raises(DatasetError, match=r"has 2 clips.*says 3"):
         ClipIndex.open(index.store.url())

@@ -208,7 +208,7 @@ def test_rotten_data_stops_the_run(make_dataset: Callable, spec: type, workers: 
     index = make_dataset([spec(frames=20)] * 40, clips_per_shard=40)
     for clip in range(0, 40, 2):
         damage(index, clip, at=0, n=int(index.size[clip]))
-    with pytest.raises(TooManyBadClipsError, match="11 bad clips of .*max_bad_fraction=0.01"):
+    with pytest.raises(TooManyBadClipsError, match=r"11 bad clips of .*max_bad_fraction=0\.01"):
         play(index, 10, workers=workers)
 
 

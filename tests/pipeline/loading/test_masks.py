@@ -64,7 +64,7 @@ def test_block_removes_in_lumps() -> None:
 
 @pytest.mark.parametrize("ratio", [-0.1, 1.0, 1.5])
 def test_a_ratio_out_of_range_is_refused(ratio: float) -> None:
-    with pytest.raises(ConfigError, match="mask.ratio"):
+    with pytest.raises(ConfigError, match=r"mask\.ratio"):
         MaskPolicy("random", ratio)
 
 

@@ -97,5 +97,5 @@ def test_fewer_clips_than_a_global_batch_names_both_numbers() -> None:
 
 
 def test_a_world_that_does_not_divide_the_lanes_is_refused_with_a_number_that_works() -> None:
-    with pytest.raises(ConfigError, match="lanes=64.*6 ranks.*like 66"):
+    with pytest.raises(ConfigError, match=r"lanes=64.*6 ranks.*like 66"):
         order.check_sizes(n_clips=700, batch_videos=8, lanes=64, rank=0, world=6)

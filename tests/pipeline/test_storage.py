@@ -1,0 +1,137 @@
+"""Files under a root, locally and on a real S3 server: the same answers, atomic publishing, errors that name the remedy."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reelmae.pipeline import storage
+from reelmae.pipeline.errors import InputError, StorageError, StorageFullError
+from reelmae.pipeline.storage import Store, require_folder
+
+
+@pytest.fixture(params=["local", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "local":
+        return Store(str(tmp_path / "root"))
+    server: Any = request.getfixturevalue("s3_server")
+    return Store(server.url(f"storage/{tmp_path.name}"))
+
+
+def test_what_is_published_is_listed_and_read(store: Store, tmp_path: Path) -> None:
+    names = ["a.txt", "deep/er/b.txt", "odd 'name' ü.txt", ".hidden"]
+    for name in names:
+        store.publish_bytes(name.encode(), name)
+    assert sorted(e.path for e in store.list()) == sorted(names)
+    assert [e.path for e in store.list("deep")] == ["deep/er/b.txt"]
+    assert {e.path: e.size for e in store.list()}["a.txt"] == 5
+    assert store.read_bytes("deep/er/b.txt") == b"deep/er/b.txt"
+    assert store.read_range("deep/er/b.txt", 5, 4) == b"er/b"
+    store.download("a.txt", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == b"a.txt"
+
+
+def test_publishing_again_replaces(store: Store) -> None:
+    store.publish_bytes(b"one", "x")
+    store.publish_bytes(b"two!", "x")
+    assert store.read_bytes("x") == b"two!"
+    assert [e.path for e in store.list()] == ["x"]
+
+
+def test_what_is_missing_says_so(store: Store, tmp_path: Path) -> None:
+    assert not store.exists("x")
+    assert list(store.list()) == []
+    with pytest.raises(FileNotFoundError):
+        store.read_bytes("x")
+    with pytest.raises(FileNotFoundError):
+        store.download("x", tmp_path / "copy")
+    store.delete("x")
+
+
+def test_a_short_range_is_damage(store: Store) -> None:
+    store.publish_bytes(b"12345", "x")
+    with pytest.raises(StorageError, match="wanted 10 bytes at 3"):
+        store.read_range("x", 3, 10)
+
+
+def test_what_appears_later_is_seen(store: Store) -> None:
+    assert not store.exists("later")
+    Store(store.url()).publish_bytes(b"x", "later")
+    assert store.exists("later")
+    assert [e.path for e in store.list()] == ["later"]
+
+
+def test_urls_are_whole(tmp_path: Path) -> None:
+    assert Store(f"file://{tmp_path}").url("a") == f"{tmp_path}/a"
+    assert Store("s3://bucket/pre/fix/").url("a/b") == "s3://bucket/pre/fix/a/b"
+    with pytest.raises(InputError, match="names no bucket"):
+        Store("s3://")
+    with pytest.raises(InputError, match="no filesystem for 'nosuch://'"):
+        Store("nosuch://x")
+
+
+def test_missing_folders_and_files_in_their_place(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="check the path"):
+        require_folder(str(tmp_path / "nowhere"))
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="is a file"):
+        require_folder(str(tmp_path / "file"))
+
+
+def test_a_publish_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(str(tmp_path / "root"))
+    store.publish_bytes(b"old", "x")
+    (tmp_path / "new").write_bytes(b"new")
+    monkeypatch.setattr(storage.os, "fsync", _raiser(OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(StorageFullError, match="run again"):
+        store.publish(tmp_path / "new", "x")
+    assert [p.name for p in (tmp_path / "root").iterdir()] == ["x"]
+    assert store.read_bytes("x") == b"old"
+
+
+def test_passing_trouble_is_tried_again_and_lasting_trouble_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "FIRST_PAUSE_S", 0.001)
+    store = Store(str(tmp_path))
+    (tmp_path / "x").write_bytes(b"data")
+    calls: list[int] = []
+
+    def flaky() -> bytes:
+        calls.append(1)
+        if len(calls) < 3:
+            raise OSError(errno.EIO, "I/O error")
+        return b"data"
+
+    assert store._retry(flaky, "x") == b"data"
+    with pytest.raises(StorageError, match=f"tried {storage.RETRIES} times"):
+        store._retry(_raiser(OSError(errno.EIO, "I/O error")), "x")
+
+
+def test_sweep_removes_stumps_only(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    store.publish_bytes(b"x", "shards/a.tar")
+    (tmp_path / "shards/.a.tar.1.2.part").write_bytes(b"half")
+    store.sweep("shards", "nowhere")
+    assert [e.path for e in store.list()] == ["shards/a.tar"]
+
+
+def test_wrong_credentials_are_told(s3_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import s3fs
+
+    store = Store(s3_server.url("x"))
+    store.fs = s3fs.S3FileSystem(
+        key="wrong", secret="wrong", endpoint_url=s3_server.endpoint, skip_instance_cache=True
+    )
+    with pytest.raises(StorageError, match="credentials"):
+        store.read_bytes("y")
+
+
+def _raiser(error: Exception) -> Any:
+    def call(*_: object, **__: object) -> bytes:
+        raise error
+
+    return call

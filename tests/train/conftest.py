@@ -1,0 +1,94 @@
+"""A tiny dataset of format 1 (moving waves, H.264) and a tiny configuration to train on it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import webdataset
+
+from reelmae.pipeline import schema
+from reelmae.train.config import PretrainConfig, load
+
+FRAMES, HEIGHT, WIDTH, FPS = 24, 32, 48, 15
+MakeConfig = Callable[..., PretrainConfig]
+
+
+def _encode(seed: int) -> bytes:
+    """Waves that travel, each clip its own way."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
+    fy, fx, speed = rng.uniform(-0.5, 0.5, 2).tolist() + [rng.uniform(0.2, 1.0)]
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=FPS, options={"crf": "20", "preset": "veryfast", "bf": "0"})
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        stream.codec_context.thread_count = 1
+        for t in range(FRAMES):
+            picture = np.clip(128 + 90 * np.sin(fy * y + fx * x + speed * t), 0, 255).astype(np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture[..., None].repeat(3, 2), format="rgb24")))
+        container.mux(stream.encode())
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """12 clips in 3 shards. Read-only: shared by tests."""
+    return make_dataset(tmp_path_factory.mktemp("dataset"), clips=12, seed=0)
+
+
+@pytest.fixture(scope="session")
+def other_dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Another one of the same size."""
+    return make_dataset(tmp_path_factory.mktemp("other"), clips=12, seed=100)
+
+
+def make_dataset(folder: Path, *, clips: int, seed: int) -> str:
+    (folder / "shards").mkdir(parents=True)
+    rows = []
+    for task in range(clips // 4):
+        shard = schema.shard_name(task, 0)
+        data = {schema.clip_key(f"source{seed + i}", 0): _encode(seed + i) for i in range(task * 4, task * 4 + 4)}
+        with webdataset.TarWriter(str(folder / shard)) as writer:
+            for key, video in data.items():
+                writer.write({"__key__": key, "mp4": video, "json": {}})
+        with tarfile.open(folder / shard) as tar:
+            offsets = {member.name: member.offset_data for member in tar.getmembers()}
+        for key, video in data.items():
+            rows.append(
+                dict(
+                    key=key, shard=shard, offset=offsets[f"{key}.mp4"], size=len(video),
+                    sha256=hashlib.sha256(video).hexdigest(), source=key, span_start_s=0.0, span_end_s=FRAMES / FPS,
+                    frames=FRAMES, fps=float(FPS), width=WIDTH, height=HEIGHT, codec="h264", label=None, label_id=-1,
+                )
+            )  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema.CLIPS), folder / schema.INDEX)
+    (folder / schema.DATASET_JSON).write_text(json.dumps({"format": schema.FORMAT, "clips": len(rows)}))
+    return str(folder)
+
+
+@pytest.fixture
+def tiny(dataset: str, tmp_path: Path) -> MakeConfig:
+    """tiny("run.steps=5", …) → config of a run of a very small model on `dataset`, decoded in this process."""
+
+    def make(*overrides: str) -> PretrainConfig:
+        basis = [
+            f"data.url={dataset}", f"run.out={tmp_path / 'run'}", "run.steps=6", "run.device=cpu", "run.log_every=1",
+            "run.threads=1", "run.checkpoint_every=1000", "loader.batch_videos=4", "loader.repeats=2",
+            "loader.workers=0", "loader.backend=av", "loader.sample.stride=1", "loader.mask.ratio=0.5",
+            "model.frames=4", "model.size=16", "model.patch=8", "model.dim=24", "model.depth=1", "model.heads=2",
+            "model.decoder_dim=16", "model.decoder_depth=1", "model.decoder_heads=2", "optim.blr=0.5",
+            "optim.clip_grad=1",
+        ]  # fmt: skip
+        return load(None, [*basis, *overrides])
+
+    return make
