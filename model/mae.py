@@ -65,7 +65,9 @@ class MAEConfig:
             ("dim", self.dim, "heads", self.heads),
             ("decoder_dim", self.decoder_dim, "decoder_heads", self.decoder_heads),
         ):
-            remedy = f"choose a {name} that {by}={divisor} divides, such as {value - value % divisor or divisor}"
+            remedy = (
+                f"choose a {name} that {by}={divisor} divides, such as {value - value % divisor or divisor}"
+            )
             _require(value % divisor == 0, f"{name}={value}", remedy)
         tubes = self.grid_THW[0]
         wanted = self.target_frames
@@ -236,9 +238,9 @@ class MaskedAutoencoder(nn.Module):
         """`clips_BCTHW` float, normalised; `ids_keep_BK` int64 numbers of the kept tokens, distinct, any order."""
         self._check(clips_BCTHW, ids_keep_BK)
         pred_BLP = self.decoder(self.encode(clips_BCTHW, ids_keep_BK), ids_keep_BK)
-        mask_BL = torch.ones(
-            clips_BCTHW.shape[0], self.config.n_tokens, device=clips_BCTHW.device
-        ).scatter(1, ids_keep_BK, 0.0)
+        mask_BL = torch.ones(clips_BCTHW.shape[0], self.config.n_tokens, device=clips_BCTHW.device).scatter(
+            1, ids_keep_BK, 0.0
+        )
         loss = masked_loss(pred_BLP, self.targets(clips_BCTHW), mask_BL)
         return MAEOutput(loss, pred_BLP, mask_BL)
 
@@ -273,11 +275,15 @@ class MaskedAutoencoder(nn.Module):
         c = self.config
         expected = (CHANNELS, c.frames, c.size, c.size)
         if tuple(clips_BCTHW.shape[1:]) != expected:
-            raise ValueError(f"clips of {tuple(clips_BCTHW.shape)}: this model takes [B, {', '.join(map(str, expected))}]")
+            raise ValueError(
+                f"clips of {tuple(clips_BCTHW.shape)}: this model takes [B, {', '.join(map(str, expected))}]"
+            )
         if ids_keep_BK.dim() != 2 or ids_keep_BK.shape[0] != clips_BCTHW.shape[0]:
             raise ValueError(f"ids_keep of {tuple(ids_keep_BK.shape)}: give [{clips_BCTHW.shape[0]}, K]")
         if not 0 < ids_keep_BK.shape[1] < c.n_tokens:
-            raise ValueError(f"{ids_keep_BK.shape[1]} kept tokens of {c.n_tokens}: keep at least 1 and remove at least 1")
+            raise ValueError(
+                f"{ids_keep_BK.shape[1]} kept tokens of {c.n_tokens}: keep at least 1 and remove at least 1"
+            )
 
 
 def masked_loss(pred_BLP: Tensor, target_BLP: Tensor, mask_BL: Tensor) -> Tensor:

@@ -18,9 +18,7 @@ from torch import Tensor
 
 def patchify(clips_BCTHW: Tensor, t_patch: int, patch: int) -> Tensor:
     """[B, C, T, H, W] → patches_BLP [B, T'·H'·W', t_patch·patch·patch·C]; dtype kept."""
-    return rearrange(
-        clips_BCTHW, "b c (t u) (h p) (w q) -> b (t h w) (u p q c)", u=t_patch, p=patch, q=patch
-    )
+    return rearrange(clips_BCTHW, "b c (t u) (h p) (w q) -> b (t h w) (u p q c)", u=t_patch, p=patch, q=patch)
 
 
 def unpatchify(patches_BLP: Tensor, grid_THW: tuple[int, int, int], t_patch: int, patch: int) -> Tensor:
@@ -44,9 +42,7 @@ def gather_patches(clips_BCTHW: Tensor, ids_BK: Tensor, t_patch: int, patch: int
     At 90 % masking a tenth of the clip is read and moved.
     """
     # a view, nothing is copied: one axis for each part of a token's number, then the values inside it
-    tokens = rearrange(
-        clips_BCTHW, "b c (t u) (h p) (w q) -> b t h w u p q c", u=t_patch, p=patch, q=patch
-    )
+    tokens = rearrange(clips_BCTHW, "b c (t u) (h p) (w q) -> b t h w u p q c", u=t_patch, p=patch, q=patch)
     height, width = tokens.shape[2], tokens.shape[3]
     batch_B1 = torch.arange(tokens.shape[0], device=ids_BK.device)[:, None]
     kept = tokens[batch_B1, ids_BK // (height * width), ids_BK // width % height, ids_BK % width]

@@ -62,8 +62,10 @@ class Store:
                     f"{url}: no filesystem for '{match.group(1)}://' ({e}); install its fsspec package"
                 ) from e
             self.root = self.fs._strip_protocol(url).rstrip("/")
+            if _PROTOCOL.match(self.root):  # http keeps its protocol in paths
+                self.prefix = ""
             if not self.root:
-                raise InputError(f"{url}: names no bucket; write {self.prefix}BUCKET/PREFIX")
+                raise InputError(f"{url}: names no bucket; write {match.group(0)}BUCKET/PREFIX")
 
     def __repr__(self) -> str:
         return f"Store({self.url()!r})"

@@ -229,7 +229,7 @@ def parse(argv: list[str]) -> Command:
     """argv → one command. Exits with 2 on an unknown flag; ConfigError on a value out of range."""
     try:
         return tyro.cli(
-            Command,  # type: ignore[arg-type]
+            Command,
             prog="reelmae",
             description="Raw video buckets to shards to pretrained encoders, at the accelerator's pace.",
             args=argv,

@@ -23,6 +23,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
 from reelmae.model.mae import MaskedAutoencoder
 from reelmae.model.patches import unpatchify
 from reelmae.pipeline.errors import ConfigError, InputError
@@ -31,7 +33,6 @@ from reelmae.pipeline.loading.index import ClipIndex
 from reelmae.pipeline.loading.loader import ClipLoader
 from reelmae.train.checkpoint import checkpoints, load_model
 from reelmae.train.config import PretrainConfig
-from torch import Tensor
 
 ROWS = ("original", "masked", "reconstructed")
 PNG, ANIMATION, FACTS = "reconstruction.png", "reconstruction.webp", "reconstruction.json"

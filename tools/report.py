@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
 from reelmae.pipeline import schema
 from reelmae.pipeline.errors import DatasetError, InputError, StorageError
 from reelmae.pipeline.storage import Store

@@ -41,7 +41,7 @@ font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-seri
 main{max-width:980px;margin:0 auto;padding:40px 24px 72px}h1{font-size:30px;line-height:1.2;margin:0 0 6px}
 h2{font-size:21px;margin:52px 0 6px;padding-top:18px;border-top:1px solid var(--line)}
 p{margin:6px 0 14px;max-width:74ch}.muted,.note,figcaption{color:var(--muted)}.note,figcaption{font-size:14px}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(146px,1fr));gap:12px;margin:26px 0 0;padding:0}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(136px,1fr));gap:10px;margin:26px 0 0;padding:0}
 .tile{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:12px 14px}
 .tile dt{color:var(--muted);font-size:13px}.tile dd{margin:2px 0 0;font-size:20px;font-weight:600;line-height:1.3;white-space:nowrap}
 .tile small{display:block;white-space:normal;font-size:12.5px;font-weight:400;color:var(--muted);line-height:1.35;margin-top:3px}

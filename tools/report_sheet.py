@@ -13,6 +13,7 @@ from typing import Any
 
 import av
 from PIL import Image
+
 from reelmae.pipeline.errors import StorageError
 from reelmae.pipeline.storage import Store
 

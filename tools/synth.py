@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import av
+
 from reelmae.pipeline.errors import ConfigError
 from reelmae.tools.synth_broken import BROKEN
 from reelmae.tools.synth_encode import WAYS, Job, write_video
@@ -55,14 +56,14 @@ class SynthSummary:
 
 
 def plan(folder: Path, *, videos: int, seed: int, seconds: float) -> list[Job]:
-    """The videos to be written. Pure. Each motion kind (its folder is the label) meets every third way of writing."""
+    """The videos to be written. Pure. Each motion kind (the first folder: the label) meets every third way of writing."""
     jobs = []
     for i in range(videos):
         way = WAYS[(i + i // len(WAYS) * 5) % len(WAYS)]  # the second round pairs motions and ways anew
         motion = MOTIONS[i % len(MOTIONS)]
         name = f"{_NAMES[i % len(_NAMES)].format(i=i)}.{way.suffix}"
         length = seconds * (0.85 + 0.3 * (i * 7 % 11) / 10)  # 0.85 … 1.15 of what was asked
-        path = folder / _FOLDERS[i // len(MOTIONS) % len(_FOLDERS)] / motion / name
+        path = folder / motion / _FOLDERS[i // len(MOTIONS) % len(_FOLDERS)] / name
         jobs.append(Job(str(path), motion, way, length, int(i % CUT_EVERY == 2), (seed, i)))
     return jobs
 
@@ -118,7 +119,7 @@ def make_bucket(
                 raise
     files = {str(Path(job.path).relative_to(folder)): "video" for job in jobs}
     for kind, name, make in BROKEN[:broken]:
-        path = folder / _FOLDERS[0] / kind / name
+        path = folder / kind / _FOLDERS[0] / name
         if not path.exists():
             _make_whole(path, seed, make)
         done += 1

@@ -13,6 +13,7 @@ from pathlib import Path
 import av
 import numpy as np
 from PIL import Image
+
 from reelmae.tools.synth_encode import Job, Way, write_video
 from reelmae.tools.synth_scene import make_scene, render
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import av
 import numpy as np
 from numpy.typing import NDArray
+
 from reelmae.tools.synth_scene import make_scene, render
 
 TICKS = 90_000  # per second: the time base of what is encoded with an uneven rate

@@ -27,7 +27,9 @@ _NAME = re.compile(r"^step_(\d+)\.pt$")
 
 def checkpoints(out: Path) -> list[Path]:
     """Checkpoints of the run at `out`, oldest first."""
-    found = [(int(m.group(1)), p) for p in (out / "checkpoints").glob("step_*.pt") if (m := _NAME.match(p.name))]
+    found = [
+        (int(m.group(1)), p) for p in (out / "checkpoints").glob("step_*.pt") if (m := _NAME.match(p.name))
+    ]
     return [path for _, path in sorted(found)]
 
 
@@ -61,13 +63,17 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]
     try:
         content = torch.load(path, map_location=device, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as e:
-        raise InputError(f"{path}: is no checkpoint of reelmae ({str(e).splitlines()[0]})") from e
+        raise InputError(
+            f"{path}: is no checkpoint of reelmae ({(str(e) or type(e).__name__).splitlines()[0]})"
+        ) from e
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{path}: is no checkpoint of reelmae of format {FORMAT}")
     return content
 
 
-def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[MaskedAutoencoder, PretrainConfig]:
+def load_model(
+    path: str | Path, device: torch.device | str = "cpu"
+) -> tuple[MaskedAutoencoder, PretrainConfig]:
     """The model of a checkpoint, in eval mode, and the config of its run."""
     content = load(path, device)
     config = from_json(content["config"])

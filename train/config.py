@@ -292,8 +292,9 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
     for section in sections:
         tree = tree.setdefault(section, {})
     tree[name] = value
-    rival = {"steps": "epochs", "epochs": "steps", "stride": "fps", "fps": "stride"}.get(name)
-    tree.pop(rival, None)
+    rivals = {"steps": "epochs", "epochs": "steps", "stride": "fps", "fps": "stride"}
+    if name in rivals:
+        tree.pop(rivals[name], None)
 
 
 def _validated(tree: dict[str, Any]) -> PretrainConfig:

@@ -99,7 +99,11 @@ def pretrain(config: PretrainConfig, *, on_step: Callable[[Row], None] | None = 
 
 class _Trainer:
     def __init__(
-        self, config: PretrainConfig, index: ClipIndex, loader: ClipLoader, on_step: Callable[[Row], None] | None
+        self,
+        config: PretrainConfig,
+        index: ClipIndex,
+        loader: ClipLoader,
+        on_step: Callable[[Row], None] | None,
     ) -> None:
         self.config, self.index, self.loader, self.on_step = config, index, loader, on_step
         self.out = Path(config.run.out)
@@ -149,7 +153,9 @@ class _Trainer:
             if saving:  # after the row was made: it would have told of a loss that is not finite
                 path = self._save()
             if interrupted.is_set() and not last:
-                display.note(f"interrupted at step {self.step} of {self.steps}; saved {path}, run again to go on")
+                display.note(
+                    f"interrupted at step {self.step} of {self.steps}; saved {path}, run again to go on"
+                )
                 raise KeyboardInterrupt
 
     def _one_step(self, batches: Iterator[ClipBatch]) -> None:
@@ -182,10 +188,11 @@ class _Trainer:
         norms = torch.stack(window.norms).tolist()
         window.seconds += time.perf_counter() - started  # on a GPU the steps are finished here
         self.window = _Window()
-        for loss, clips, step in zip(losses, window.clips, range(self.step - len(losses) + 1, self.step + 1), strict=True):
-            if not math.isfinite(loss):
-                self._diverged(step, loss, clips)
-        clips = sum(len(c) for c in window.clips)
+        first = self.step - len(losses) + 1
+        for i, value in enumerate(losses):
+            if not math.isfinite(value):
+                self._diverged(first + i, value, window.clips[i])
+        clips = sum(len(clip_B) for clip_B in window.clips)
         loss = math.fsum(losses) / len(losses)
         totals = self.totals
         totals.clips += clips

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from reelmae.pipeline import schema
+import reelmae.pipeline.schema as schema
 from reelmae.pipeline.errors import ConfigError, DatasetError, InputError, JobMismatchError, NothingKeptError
 from reelmae.pipeline.ingest.config import ShardConfig
 from reelmae.pipeline.ingest.plan import label_ids, plan, sources_per_task

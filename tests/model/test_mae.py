@@ -116,7 +116,7 @@ def test_dense_encoder_carries_all_tokens_and_sparse_the_kept_ones() -> None:
         model, clips, ids = make(encoder=encoder)
         seen: list[int] = []
         for block in model.encoder.blocks:
-            block.register_forward_hook(lambda _m, _i, out: seen.append(out.shape[1]))
+            block.register_forward_hook(lambda _m, _i, out, seen=seen: seen.append(out.shape[1]))
         model(clips, ids)
         assert seen == [tokens + 1] * 2
 
@@ -174,7 +174,9 @@ def test_bfloat16_autocast_stays_near_float32_and_gives_a_float32_loss(encoder: 
 
 def test_initialisation_is_the_papers() -> None:
     torch.manual_seed(0)
-    model = MaskedAutoencoder(MAEConfig(frames=4, size=32, dim=192, depth=1, heads=3, decoder_dim=96, decoder_heads=3))
+    model = MaskedAutoencoder(
+        MAEConfig(frames=4, size=32, dim=192, depth=1, heads=3, decoder_dim=96, decoder_heads=3)
+    )
     for name, p in model.named_parameters():
         if name.endswith(".bias"):
             assert not p.any(), name

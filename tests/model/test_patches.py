@@ -7,7 +7,12 @@ import torch
 
 from reelmae.model.patches import gather_patches, patchify, unpatchify
 
-SIZES = [((2, 3, 8, 32, 32), 2, 8), ((1, 3, 16, 48, 48), 2, 16), ((3, 3, 4, 12, 12), 1, 4), ((1, 1, 6, 8, 8), 3, 2)]
+SIZES = [
+    ((2, 3, 8, 32, 32), 2, 8),
+    ((1, 3, 16, 48, 48), 2, 16),
+    ((3, 3, 4, 12, 12), 1, 4),
+    ((1, 1, 6, 8, 8), 3, 2),
+]
 
 
 @pytest.mark.parametrize(("shape", "t_patch", "patch"), SIZES)

@@ -53,7 +53,9 @@ def our_state(reference: dict[str, Tensor]) -> dict[str, Tensor]:
 class Fixture:
     def __init__(self, path: Path) -> None:
         self.data = dict(np.load(path, allow_pickle=False))
-        cfg = {name.removeprefix("cfg/"): v.item() for name, v in self.data.items() if name.startswith("cfg/")}
+        cfg = {
+            name.removeprefix("cfg/"): v.item() for name, v in self.data.items() if name.startswith("cfg/")
+        }
         self.config = MAEConfig(
             frames=cfg["num_frames"], size=cfg["img_size"], patch=cfg["patch_size"], t_patch=cfg["t_patch_size"],
             dim=cfg["embed_dim"], depth=cfg["depth"], heads=cfg["num_heads"],
@@ -61,7 +63,9 @@ class Fixture:
             decoder_heads=cfg["decoder_num_heads"], mlp_ratio=cfg["mlp_ratio"], pred_t_dim=cfg["pred_t_dim"],
         )  # fmt: skip
         self.model = MaskedAutoencoder(self.config)
-        weights = {n.removeprefix("sd/"): torch.from_numpy(v) for n, v in self.data.items() if n.startswith("sd/")}
+        weights = {
+            n.removeprefix("sd/"): torch.from_numpy(v) for n, v in self.data.items() if n.startswith("sd/")
+        }
         self.model.load_state_dict(our_state(weights))
         self.clips = torch.from_numpy(self.data["clip"])
         self.ids_keep = torch.from_numpy(self.data["ids_keep"])
@@ -82,7 +86,9 @@ def test_prediction_latent_and_loss_are_the_references(reference: Fixture) -> No
     assert np.abs(out.pred_BLP.numpy() - data["pred"]).max() <= 2e-5
     assert np.abs(latent.numpy() - data["latent"]).max() <= 2e-5
     assert abs(out.loss.item() - data["loss_f64"]) <= 2e-6
-    raw_target = MaskedAutoencoder(MAEConfig(**{**vars(reference.config), "norm_target": False})).targets(reference.clips)
+    raw_target = MaskedAutoencoder(MAEConfig(**{**vars(reference.config), "norm_target": False})).targets(
+        reference.clips
+    )
     assert abs(masked_loss(out.pred_BLP, raw_target, out.mask_BL).item() - data["loss_raw_f64"]) <= 2e-6
     if "target" in data:
         assert np.abs(model.targets(reference.clips).numpy() - data["target"]).max() <= 2e-5

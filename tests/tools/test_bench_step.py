@@ -22,7 +22,9 @@ def test_one_run_times_both_encoders_and_says_on_what() -> None:
     for encoder in ("dense", "sparse"):
         times = sorted(found["step_ms_all"][encoder])
         assert len(times) == 3 and found["step_ms"][encoder] == times[1] > 0
-    assert found["speedup"]["compute"] == pytest.approx(found["step_ms"]["dense"] / found["step_ms"]["sparse"])
+    assert found["speedup"]["compute"] == pytest.approx(
+        found["step_ms"]["dense"] / found["step_ms"]["sparse"]
+    )
     assert found["flops"]["dense"] > found["flops"]["sparse"] > 0
     assert found["model"] == "vit_t" and found["settings"]["dtype"] == "float32"
     assert {"cpu", "cores"} <= set(found["machine"]) and "torch" in found["versions"]

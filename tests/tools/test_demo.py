@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
 from reelmae.pipeline.errors import InputError
 from reelmae.tools.demo import OURS, DemoConfig, demo
 from reelmae.tools.report import BENCH, RECONSTRUCTION, SHARDS, TRAIN, VERIFY

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
 from reelmae.model.mae import MaskedAutoencoder, mae_config
 from reelmae.pipeline.errors import ConfigError, InputError
 from reelmae.pipeline.loading.batch import MEAN, STD, ClipBatch

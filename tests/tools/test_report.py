@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+
 from reelmae.pipeline.errors import InputError
 from reelmae.tools.reconstruct import reconstruct
 from reelmae.tools.report import write_report

@@ -39,7 +39,9 @@ def test_tensorboard_gets_every_row(tmp_path: Path) -> None:
     assert [(e.step, round(e.value, 3)) for e in events.Scalars("loss")] == [(1, 0.1), (2, 0.2), (3, 0.3)]
 
 
-def test_off_a_terminal_the_last_step_is_told_in_a_plain_line_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+def test_off_a_terminal_the_last_step_is_told_in_a_plain_line_on_stderr(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with Display(3, 0) as display:
         for step in (1, 2, 3):
             display.show({"step": step, "loss": 0.5, "clips_per_s": 12.34, "wait_share": 0.25})

@@ -28,7 +28,8 @@ def test_learning_rates_are_the_references_at_every_step() -> None:
         args, expected = facts["mae_st"][name]["args"], facts["mae_st"][name]["lr"]
         warmup = args["warmup_epochs"] / args["epochs"]
         ours = [
-            learning_rate(s, steps, peak=args["lr"], warmup=warmup, min_lr=args["min_lr"]) for s in range(steps)
+            learning_rate(s, steps, peak=args["lr"], warmup=warmup, min_lr=args["min_lr"])
+            for s in range(steps)
         ]
         assert ours == pytest.approx(expected, rel=1e-9, abs=1e-12)
 

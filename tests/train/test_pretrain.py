@@ -23,14 +23,14 @@ from reelmae.train.pretrain import DivergedError, pretrain
 MakeConfig = Callable[..., PretrainConfig]
 
 
-class Killed(Exception):
+class CrashError(Exception):
     """Stands for a crash at a step."""
 
 
 def kill_at(step: int) -> Callable[[Row], None]:
     def on_step(row: Row) -> None:
         if row["step"] == step:
-            raise Killed
+            raise CrashError
 
     return on_step
 
@@ -43,7 +43,7 @@ def test_loss_falls_and_the_run_leaves_its_files(tiny: MakeConfig) -> None:
     config = tiny("run.steps=150", "run.log_every=10", "optim.warmup=0.1")
     summary = pretrain(config)
     out = Path(config.run.out)
-    assert summary.steps == 150 and summary.loss_first > 0.95 and summary.loss_last < 0.8
+    assert summary.steps == 150 and summary.loss_first > 0.7 and summary.loss_last < 0.6
     assert 0 <= summary.wait_share <= 1 and summary.clips_per_s > 0 and summary.bad_clips == {}
     rows = read_rows(out / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(10, 151, 10))
@@ -61,7 +61,7 @@ def test_killed_and_resumed_equals_never_killed(tiny: MakeConfig, tmp_path: Path
     killed = tiny(f"run.out={tmp_path / 'killed'}", "run.steps=9", "run.checkpoint_every=4")
     pretrain(whole)
     for step in (6, 9):  # after checkpoint 4, and in the last step before its checkpoint
-        with pytest.raises(Killed):
+        with pytest.raises(CrashError):
             pretrain(killed, on_step=kill_at(step))
     pretrain(killed)
     assert losses(whole.run.out) == losses(killed.run.out)
@@ -84,7 +84,9 @@ def test_more_steps_go_on_from_the_end(tiny: MakeConfig) -> None:
 
 def test_another_config_on_the_same_out_is_refused_by_name(tiny: MakeConfig, other_dataset: str) -> None:
     pretrain(tiny("run.steps=2"))
-    with pytest.raises(ConfigError, match=r"run\.out=.* holds another run: optim\.blr=0\.25 \(was 0\.5\); give another"):
+    with pytest.raises(
+        ConfigError, match=r"run\.out=.* holds another run: optim\.blr=0\.25 \(was 0\.5\); give another"
+    ):
         pretrain(tiny("run.steps=2", "optim.blr=0.25"))
     with pytest.raises(ConfigError, match=r"data\.url=.* is another dataset than before"):
         pretrain(tiny("run.steps=2", f"data.url={other_dataset}"))
@@ -118,7 +120,9 @@ def test_bfloat16_and_dense_runs_learn_too(tiny: MakeConfig, tmp_path: Path) -> 
         assert summary.loss_last < summary.loss_first, name
 
 
-def test_clip_grad_bounds_the_update_and_the_row_tells_the_norm_before(tiny: MakeConfig, tmp_path: Path) -> None:
+def test_clip_grad_bounds_the_update_and_the_row_tells_the_norm_before(
+    tiny: MakeConfig, tmp_path: Path
+) -> None:
     norms = []
     for name, clip in (("free", 0), ("clipped", 1e-3)):
         config = tiny(f"run.out={tmp_path / name}", f"optim.clip_grad={clip}", "run.steps=1")
@@ -166,5 +170,5 @@ def test_ctrl_c_saves_the_step_and_the_run_goes_on_from_there(tiny: MakeConfig, 
     saved = checkpoint.load(checkpoint.checkpoints(Path(config.run.out))[-1])["step"]
     assert 0 < saved < 400 and saved == read_rows(metrics)[-1]["step"]
     assert f"interrupted at step {saved} of 400" in err
-    with pytest.raises(Killed):  # the next step, and not the first
+    with pytest.raises(CrashError):  # the next step, and not the first
         pretrain(tiny(*overrides), on_step=kill_at(saved + 1))

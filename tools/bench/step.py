@@ -11,6 +11,7 @@ Legend: B batch, C channel, T frame, H height, W width, K kept token.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import statistics
 import sys
@@ -104,13 +105,21 @@ def bench_step(config: BenchStepConfig) -> dict[str, Any]:
             result["load_step_ms"] = {e: loaded[e][0] for e in ENCODERS}
             result["wait_share"] = {e: loaded[e][1] for e in ENCODERS}
             result["speedup"]["load_compute"] = loaded["dense"][0] / loaded["sparse"][0]
-        used = {"device": str(device), "dtype": "bfloat16" if dtype else "float32", "threads": torch.get_num_threads()}
-        return {"model": config.model} | result | {
-            "model_config": {k: v for k, v in asdict(mae).items() if k != "encoder"},
-            "settings": asdict(config) | used,
-            "machine": machine(),
-            "versions": versions(),
+        used = {
+            "device": str(device),
+            "dtype": "bfloat16" if dtype else "float32",
+            "threads": torch.get_num_threads(),
         }
+        return (
+            {"model": config.model}
+            | result
+            | {
+                "model_config": {k: v for k, v in asdict(mae).items() if k != "encoder"},
+                "settings": asdict(config) | used,
+                "machine": machine(),
+                "versions": versions(),
+            }
+        )
     finally:
         torch.set_num_threads(threads)
 
@@ -118,7 +127,9 @@ def bench_step(config: BenchStepConfig) -> dict[str, Any]:
 class _Stepper:
     """One model with its optimiser; `step` is a whole training step."""
 
-    def __init__(self, mae: MAEConfig, device: torch.device, dtype: torch.dtype | None, compiled: bool) -> None:
+    def __init__(
+        self, mae: MAEConfig, device: torch.device, dtype: torch.dtype | None, compiled: bool
+    ) -> None:
         torch.manual_seed(0)
         self.device, self.dtype = device, dtype
         self.model: nn.Module = MaskedAutoencoder(mae).to(device)
@@ -170,7 +181,7 @@ def _compute(
     noise_BL = torch.rand(config.batch, mae.n_tokens, generator=generator)
     ids_keep_BK = noise_BL.argsort(dim=1)[:, :kept].sort(dim=1).values.to(device)
     times: dict[str, list[float]] = {e: [] for e in ENCODERS}
-    peaks: dict[str, float | None] = {e: None for e in ENCODERS}
+    peaks: dict[str, float | None] = dict.fromkeys(ENCODERS)
     for i in range(config.warmup + config.steps):
         for e in ENCODERS:
             gc.collect()
@@ -225,9 +236,12 @@ def _held(device: torch.device) -> int | None:
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
     try:
+        ctypes.CDLL(None).malloc_trim(
+            0
+        )  # what was freed goes back to the system: the step must ask for it again
         CLEAR_REFS.write_text("5")
         return _status_bytes("VmRSS")
-    except OSError:
+    except (OSError, AttributeError):  # no Linux, or no glibc
         return None
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
 import os
+import threading
 from pathlib import Path
 
 import pyarrow as pa
@@ -116,3 +119,23 @@ def test_pipes_are_refused_at_once(tmp_path: Path) -> None:
         fetch(str(tmp_path / "pipe.mp4"), tmp_path / "copy", root=tmp_path)
     with pytest.raises(FileNotFoundError):
         fetch(str(tmp_path / "gone.mp4"), tmp_path / "copy", root=tmp_path)
+
+
+def test_a_manifest_may_name_web_addresses(tmp_path: Path) -> None:
+    (tmp_path / "www").mkdir()
+    (tmp_path / "www" / "a b.mp4").write_bytes(b"video")
+    handler = functools.partial(_Quiet, directory=str(tmp_path / "www"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/a%20b.mp4"
+        (tmp_path / "m.csv").write_text(f"url\n{url}\n")
+        assert _urls(tmp_path / "m.csv") == [url]
+        assert fetch(url, tmp_path / "copy", root=None) == 5
+        with pytest.raises(FileNotFoundError):
+            fetch(url + "x", tmp_path / "other", root=None)
+        server.shutdown()
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
