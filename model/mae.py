@@ -24,7 +24,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from reelmae.model.patches import gather_patches, patchify, unpatchify
-from reelmae.model.positions import SeparablePositions
+from reelmae.model.positions import PositionInit, SeparablePositions
 
 CHANNELS = 3
 EPS = 1e-6  # of every LayerNorm, and within the root of the target's normalisation
@@ -36,7 +36,8 @@ class MAEConfig:
 
     `frames`, `size`: the clip, size × size pixels. `t_patch`, `patch`: frames and pixels of a token's cube.
     `pred_t_dim`: target frames, spread over the clip as `linspace(0, T - 1, pred_t_dim)` rounded down; None is
-    one per tube, T / t_patch. `norm_target`: targets have mean 0 and variance 1 within each patch.
+    one per tube, T / t_patch. `norm_target`: targets have mean 0 and variance 1 within each patch. `pos_init`: see
+    SeparablePositions.
     """
 
     frames: int = 16
@@ -53,6 +54,7 @@ class MAEConfig:
     pred_t_dim: int | None = None
     encoder: Literal["sparse", "dense"] = "sparse"
     norm_target: bool = True
+    pos_init: PositionInit = "normal"
 
     def __post_init__(self) -> None:
         for name in ("frames", "size", "patch", "t_patch", "dim", "depth", "heads"):
@@ -77,6 +79,9 @@ class MAEConfig:
             f"give a multiple of frames / t_patch = {tubes}, at most frames = {self.frames}",
         )
         _require(self.encoder in ("sparse", "dense"), f"encoder={self.encoder!r}", "give 'sparse' or 'dense'")
+        _require(
+            self.pos_init in ("normal", "sincos"), f"pos_init={self.pos_init!r}", "give 'normal' or 'sincos'"
+        )
 
     @property
     def grid_THW(self) -> tuple[int, int, int]:
@@ -161,7 +166,7 @@ class Encoder(nn.Module):
         self.config = config
         self.patch_embed = nn.Linear(config.t_patch * config.patch**2 * CHANNELS, config.dim)
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.dim))
-        self.pos = SeparablePositions(config.grid_THW, config.dim)
+        self.pos = SeparablePositions(config.grid_THW, config.dim, config.pos_init)
         if config.encoder == "dense":
             self.mask_token = nn.Parameter(torch.empty(1, 1, config.dim))
         self.blocks = blocks(config.dim, config.depth, config.heads, config.mlp_ratio)
@@ -203,7 +208,7 @@ class Decoder(nn.Module):
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
         if config.encoder == "sparse":
             self.mask_token = nn.Parameter(torch.empty(1, 1, dim))
-        self.pos = SeparablePositions(config.grid_THW, dim)
+        self.pos = SeparablePositions(config.grid_THW, dim, config.pos_init)
         self.blocks = blocks(dim, config.decoder_depth, config.decoder_heads, config.mlp_ratio)
         self.norm = nn.LayerNorm(dim, eps=EPS)
         self.pred = nn.Linear(dim, config.target_t_patch * config.patch**2 * CHANNELS)

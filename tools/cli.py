@@ -24,8 +24,7 @@ from tyro.conf import Positional, arg, subcommand
 from reelmae.pipeline.errors import ConfigError, ReelmaeError
 from reelmae.pipeline.ingest.config import ShardConfig
 from reelmae.tools import show
-from reelmae.tools.bench.load import BenchLoadConfig
-from reelmae.tools.bench.step import BenchStepConfig
+from reelmae.tools.bench.config import BenchLoadConfig, BenchStepConfig
 
 Result = dict[str, Any]
 
@@ -233,11 +232,18 @@ def parse(argv: list[str]) -> Command:
             prog="reelmae",
             description="Raw video buckets to shards to pretrained encoders, at the accelerator's pace.",
             args=argv,
-            config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
+            config=(
+                tyro.conf.OmitArgPrefixes,
+                tyro.conf.OmitSubcommandPrefixes,
+                tyro.conf.FlagCreatePairsOff,
+            ),
         )
     except pydantic.ValidationError as e:
         raise ConfigError(
-            "; ".join(f"--{'.'.join(map(str, d['loc'])).replace('_', '-')} {d['input']}: {d['msg']}" for d in e.errors())
+            "; ".join(
+                f"--{'.'.join(map(str, d['loc'])).replace('_', '-')} {d['input']}: {d['msg']}"
+                for d in e.errors()
+            )
         ) from e
 
 
@@ -245,18 +251,24 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     args = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in args
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a preempted job ends as Ctrl-C does: resumable
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # a preempted job ends as Ctrl-C does: resumable
     try:
         command = parse(args)
         result = command.run()
     except KeyboardInterrupt:
-        return _fail("interrupted; nothing half-done counts: run the same command again to resume", 130, as_json)
+        return _fail(
+            "interrupted; nothing half-done counts: run the same command again to resume", 130, as_json
+        )
     except ReelmaeError as e:
         return _fail(str(e), e.exit_status, as_json)
     except OSError as e:
         if e.errno != errno.ENOSPC:
             raise
-        return _fail(f"{e.filename or 'disk'}: no space left; free some and run again (it resumes)", 1, as_json)
+        return _fail(
+            f"{e.filename or 'disk'}: no space left; free some and run again (it resumes)", 1, as_json
+        )
     if as_json:
         print(json.dumps(result, indent=2, default=str))
     else:

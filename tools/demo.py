@@ -69,8 +69,8 @@ class DemoConfig:
     def shard_config(self) -> ShardConfig:
         """The generated bucket has labels by folder; nothing is known of another."""
         if self.src is None:
-            return ShardConfig(preset="kinetics", labels="folder")
-        return ShardConfig(preset="uncurated", labels="none")
+            return ShardConfig(labels="folder")
+        return ShardConfig()
 
 
 def demo(config: DemoConfig) -> Result:
@@ -204,7 +204,7 @@ class _Demo:
                 + (" --quick" if self.config.quick else ""),
                 "",
                 "# the same, step by step",
-                f"reelmae shard {self.src} {self.shards} --preset {labels.preset} --labels {labels.labels}",
+                f"reelmae shard {self.src} {self.shards} --labels {labels.labels}",
                 f"reelmae verify {self.shards} --deep",
                 f"reelmae pretrain demo data.url={self.shards} run.out={self.train} run.steps={self.config.steps}",
                 f"reelmae reconstruct {self.train} {self.shards} --out {self.out / RECONSTRUCTION}",

@@ -7,7 +7,18 @@ import os
 import platform
 from pathlib import Path
 
-REPORTED = ("reelmae", "torch", "torchvision", "timm", "av", "nvidia-dali-cuda130", "webdataset", "pyarrow", "numpy", "imageio-ffmpeg")
+REPORTED = (
+    "reelmae",
+    "torch",
+    "torchvision",
+    "timm",
+    "av",
+    "nvidia-dali-cuda130",
+    "webdataset",
+    "pyarrow",
+    "numpy",
+    "imageio-ffmpeg",
+)
 
 
 def machine() -> dict[str, object]:

@@ -169,9 +169,7 @@ def _ingest(facts: Facts) -> str:
     rejected = sum(a["rejected"].values())
     config = a.get("config", {})
     shape = ", ".join(
-        f"{k.replace('_', ' ')} {v}"
-        for k, v in config.items()
-        if k in ("preset", "profile", "short_side", "gop")
+        f"{k.replace('_', ' ')} {v}" for k, v in config.items() if k in ("profile", "short_side", "gop")
     )
     text = (
         f"<h2>Sharding</h2><p>Of <b>{a['sources']:,}</b> sources <b>{a['sources_kept']:,}</b> gave {a['clips']:,} clips in "

@@ -7,12 +7,20 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
-from reelmae.pipeline.ingest.job import Progress as ShardState
+if TYPE_CHECKING:
+    from reelmae.pipeline.ingest.job import Progress as ShardState
 
 LINE_EVERY_S = 5.0
 
@@ -42,9 +50,7 @@ class ShardProgress:
     def __call__(self, state: ShardState) -> None:
         """Show this state."""
         seconds = max(state.seconds, 1e-9)
-        text = (
-            f"{state.clips} clips {state.clips / seconds:.1f}/s  {state.bytes / 1e6:.0f} MB  {state.rejected} rejected"
-        )
+        text = f"{state.clips} clips {state.clips / seconds:.1f}/s  {state.bytes / 1e6:.0f} MB  {state.rejected} rejected"
         if self.bar is not None:
             self.bar.update(self.task, completed=state.sources_done, total=state.sources, text=text)
             return
@@ -53,7 +59,9 @@ class ShardProgress:
             return
         self.last_line = time.monotonic()
         left = (state.sources - state.sources_done) * seconds / max(state.sources_done, 1)
-        self.console.print(f"shard: {state.sources_done}/{state.sources} sources  {text}  {left:.0f} s left", soft_wrap=True)
+        self.console.print(
+            f"shard: {state.sources_done}/{state.sources} sources  {text}  {left:.0f} s left", soft_wrap=True
+        )
 
 
 def result(values: dict[str, Any], *, indent: int = 0) -> None:

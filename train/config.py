@@ -109,6 +109,7 @@ class ModelSection(_Section):
     pred_t_dim: int | None = None
     encoder: Literal["sparse", "dense"] | None = None
     norm_target: bool | None = None
+    pos_init: Literal["normal", "sincos"] | None = None
 
     def mae(self) -> MAEConfig:
         """The model's config; ConfigError where the sizes do not fit."""

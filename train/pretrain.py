@@ -143,7 +143,8 @@ class _Trainer:
         while self.step < self.steps:
             self._one_step(batches)
             last = self.step == self.steps
-            saving = last or interrupted.is_set() or self.step % run.checkpoint_every == 0
+            stopping = interrupted.is_set()  # read once: a Ctrl-C from here on belongs to the next step
+            saving = last or stopping or self.step % run.checkpoint_every == 0
             if saving or self.step % run.log_every == 0:
                 row = self._row()
                 log.write(row)
@@ -152,7 +153,7 @@ class _Trainer:
                     self.on_step(row)
             if saving:  # after the row was made: it would have told of a loss that is not finite
                 path = self._save()
-            if interrupted.is_set() and not last:
+            if stopping and not last:
                 display.note(
                     f"interrupted at step {self.step} of {self.steps}; saved {path}, run again to go on"
                 )

@@ -9,9 +9,7 @@ import hashlib
 import json
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-
-from reelmae.pipeline.errors import ConfigError
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Profile = Literal["default", "fast-decode", "vp9"]
 DEFAULT_CRF: dict[str, int] = {"default": 23, "fast-decode": 23, "vp9": 31}
@@ -22,35 +20,41 @@ class ShardConfig(BaseModel):
     """What a sharding job makes of its sources.
 
     Lengths are in seconds, sizes in bytes, sides in pixels after rotation and pixel aspect. Values out of
-    range raise pydantic's ValidationError; `ShardConfig.checked` turns it into ConfigError.
+    range raise pydantic's ValidationError, which is a ValueError.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    preset: Literal["kinetics", "uncurated"] = (
-        "kinetics"  # which screens apply; those of screen.py apply in both
-    )
     profile: Profile = "default"
-    short_side: int = Field(
-        default=256, ge=16, le=4096
-    )  # the stored short side at most; a multiple of 16; never upscaled
-    fps: float | None = Field(
-        default=None, gt=0, le=MAX_FPS
-    )  # None = each source's own; never above the source's
-    crf: int | None = Field(default=None, ge=0, le=63)  # None = the profile's own
-    gop: int = Field(default=16, ge=1, le=600)  # frames between keyframes
-    clip_seconds: float = Field(default=10.0, ge=0, le=86_400)  # 0 = the whole source as one clip
-    min_frames: int = Field(default=2, ge=1)  # of a source, after the change of rate
+    """default: H.264. fast-decode: H.264 that decodes 40 % faster and is larger. vp9: for DALI on the processor."""
+    short_side: int = Field(default=256, ge=16, le=4096)
+    """Short side of a stored clip at most, a multiple of 16; nothing is scaled up."""
+    fps: float | None = Field(default=None, gt=0, le=MAX_FPS)
+    """Stored frames a second at most; None is each source's own rate."""
+    crf: int | None = Field(default=None, ge=0, le=63)
+    """Constant rate factor; None is the profile's own (23; vp9 31)."""
+    gop: int = Field(default=16, ge=1, le=600)
+    """Frames from one keyframe to the next."""
+    clip_seconds: float = Field(default=10.0, ge=0, le=86_400)
+    """Length of the windows a source is cut into; 0 makes the whole source one clip."""
+    min_frames: int = Field(default=2, ge=1)
+    """Sources with fewer frames, after the change of rate, are rejected."""
     min_side: int = Field(default=16, ge=1)
+    """Sources with a shorter side, in pixels as shown, are rejected."""
     max_duration_s: float = Field(default=4 * 3600.0, gt=0)
-    max_pixels: int = Field(default=8192 * 4320, ge=256)  # of one source frame
+    """Longer sources are rejected."""
+    max_pixels: int = Field(default=8192 * 4320, ge=256)
+    """Sources with more pixels in a frame are rejected."""
     max_source_bytes: int = Field(default=16 << 30, ge=1)
-    shard_bytes: int = Field(default=256 << 20, ge=1)  # a shard that passes this is closed
-    sources_per_task: int | None = Field(default=None, ge=1, le=100_000)  # None = by the number of sources
-    labels: Literal["none", "folder"] = (
-        "none"  # folder: the first folder of the path; a manifest's labels always count
-    )
+    """Larger sources are rejected."""
+    shard_bytes: int = Field(default=256 << 20, ge=1)
+    """A shard that passes this size is closed and the next begun."""
+    sources_per_task: int | None = Field(default=None, ge=1, le=100_000)
+    """Sources of one task, the unit of resuming; None is a 64th of all, 8 to 256."""
+    labels: Literal["none", "folder"] = "none"
+    """folder: the first folder of a source's path is its label. A manifest's labels always count."""
     seed: int = Field(default=0, ge=0)
+    """Of the order in which sources are dealt to shards."""
 
     @field_validator("short_side")
     @classmethod
@@ -67,18 +71,6 @@ class ShardConfig(BaseModel):
         if value is not None and value > 51 and info.data.get("profile") != "vp9":
             raise ValueError(f"{value} is above 51, x264's highest")
         return value
-
-    @classmethod
-    def checked(cls, **values: Any) -> ShardConfig:
-        """The config of these values; ConfigError naming the key, the value and what would be allowed."""
-        try:
-            return cls(**values)
-        except ValidationError as e:
-            first = e.errors()[0]
-            key = ".".join(str(part) for part in first["loc"]) or "config"
-            if first["type"] == "extra_forbidden":
-                raise ConfigError(f"{key}: no such key; there are {', '.join(cls.model_fields)}") from e
-            raise ConfigError(f"{key}={first['input']!r}: {first['msg']}") from e
 
     @property
     def codec(self) -> str:

@@ -16,7 +16,9 @@ REELMAE = [sys.executable, "-m", "reelmae.tools.cli"]
 
 
 def run(*args: object) -> dict[str, Any]:
-    result = subprocess.run([*REELMAE, *map(str, args), "--json"], capture_output=True, text=True, timeout=300)
+    result = subprocess.run(
+        [*REELMAE, *map(str, args), "--json"], capture_output=True, text=True, timeout=300
+    )
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
 

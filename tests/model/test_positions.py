@@ -20,3 +20,19 @@ def test_positions_of_some_tokens_follow_the_order_of_the_ids() -> None:
     pos = SeparablePositions((2, 3, 3), 4)
     ids = torch.tensor([[17, 0, 5], [3, 9, 1]])
     assert torch.equal(pos.at(ids), pos.tokens()[0][ids])
+
+
+def test_sincos_positions_are_alike_among_neighbours_from_the_start() -> None:
+    torch.manual_seed(0)
+    t, h, w, dim = 8, 8, 8, 96
+    tokens = SeparablePositions((t, h, w), dim, "sincos").tokens()[0].reshape(t, h, w, dim)
+    at = tokens[3, 3, 3]
+    for one, two, far in [
+        (tokens[4, 3, 3], tokens[5, 3, 3], tokens[7, 3, 3]),
+        (tokens[3, 4, 3], tokens[3, 5, 3], tokens[3, 7, 3]),
+        (tokens[3, 3, 4], tokens[3, 3, 5], tokens[3, 3, 7]),
+    ]:
+        near, further, furthest = ((at - other).norm() for other in (one, two, far))
+        assert 0.1 < near < further < furthest
+    distinct = torch.cdist(tokens.reshape(-1, dim), tokens.reshape(-1, dim)) + torch.eye(t * h * w) * 9
+    assert distinct.min() > 0.1

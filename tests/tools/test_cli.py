@@ -14,7 +14,12 @@ REELMAE = [sys.executable, "-m", "reelmae.tools.cli"]
 
 def run(*args: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*REELMAE, *map(str, args)], capture_output=True, text=True, cwd=cwd, timeout=120, stdin=subprocess.DEVNULL
+        [*REELMAE, *map(str, args)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=120,
+        stdin=subprocess.DEVNULL,
     )
 
 
@@ -73,7 +78,9 @@ def test_unknown_filesystem_is_named(tmp_path: Path) -> None:
 
 
 def test_typo_in_a_recipe_key_is_answered_with_the_right_one(tmp_path: Path) -> None:
-    assert_user_error(run("pretrain", "demo", "optim.blrr=1e-3", f"data.url={tmp_path}"), "optim.blrr", "optim.blr")
+    assert_user_error(
+        run("pretrain", "demo", "optim.blrr=1e-3", f"data.url={tmp_path}"), "optim.blrr", "optim.blr"
+    )
 
 
 def test_unknown_recipe_is_answered_with_the_known_ones() -> None:

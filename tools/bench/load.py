@@ -9,54 +9,31 @@ from __future__ import annotations
 
 import resource
 import time
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import pydantic
-import tyro
 
-
-class BenchLoadConfig(pydantic.BaseModel):
-    """What is loaded, and how."""
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
-
-    data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
-    """Folder or fsspec URL of shards."""
-    backend: Literal["auto", "av", "dali-cpu", "dali-gpu"] = "auto"
-    """Decoder."""
-    repeats: int = pydantic.Field(default=1, ge=1, le=64)
-    """Samples of each decoded clip."""
-    batch_videos: int = pydantic.Field(default=8, ge=1)
-    """Videos in a batch; a batch has batch_videos × repeats clips."""
-    frames: int = pydantic.Field(default=16, ge=1)
-    """Frames of a sample."""
-    size: int = pydantic.Field(default=224, ge=16)
-    """Side of a sample in pixels."""
-    fps: float = pydantic.Field(default=7.5, gt=0)
-    """Sampled frames a second."""
-    workers: int | None = pydantic.Field(default=None, ge=0)
-    """Decoding processes or threads; the number of cores unless given."""
-    batches: int = pydantic.Field(default=20, ge=1)
-    """Batches measured."""
-    warmup: int = pydantic.Field(default=3, ge=1)
-    """Batches before the clock starts."""
+from reelmae.pipeline.errors import ConfigError
+from reelmae.pipeline.loading.draws import SamplePolicy
+from reelmae.pipeline.loading.index import ClipIndex
+from reelmae.pipeline.loading.loader import ClipLoader, LoaderConfig
+from reelmae.tools.bench.config import BenchLoadConfig
+from reelmae.tools.machine import machine, versions
 
 
 def bench_load(config: BenchLoadConfig) -> dict[str, Any]:
     """Measure one backend; ConfigError where the dataset has fewer clips than a batch."""
-    from reelmae.pipeline.loading.draws import SamplePolicy
-    from reelmae.pipeline.loading.index import ClipIndex
-    from reelmae.pipeline.loading.loader import ClipLoader, LoaderConfig
-    from reelmae.tools.machine import machine, versions
-
     index = ClipIndex.open(config.data)
-    loader_config = LoaderConfig(
-        backend=config.backend,
-        batch_videos=config.batch_videos,
-        repeats=config.repeats,
-        sample=SamplePolicy(frames=config.frames, size=config.size, fps=config.fps),
-        workers=config.workers,
-    )
+    try:
+        loader_config = LoaderConfig(
+            backend=config.backend,
+            batch_videos=config.batch_videos,
+            repeats=config.repeats,
+            sample=SamplePolicy(frames=config.frames, size=config.size, fps=config.fps),
+            workers=config.workers,
+        )
+    except pydantic.ValidationError as e:
+        raise ConfigError("; ".join(f"{'.'.join(map(str, d['loc']))}: {d['msg']}" for d in e.errors())) from e
     with ClipLoader(index, loader_config) as loader:
         batches = iter(loader)
         for _ in range(config.warmup):

@@ -17,7 +17,7 @@ import statistics
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,47 +32,14 @@ from reelmae.pipeline.loading.draws import SamplePolicy
 from reelmae.pipeline.loading.index import ClipIndex
 from reelmae.pipeline.loading.loader import ClipLoader
 from reelmae.pipeline.loading.masks import MaskPolicy, n_keep
+from reelmae.tools.bench.config import BenchStepConfig
 from reelmae.tools.machine import machine, versions
-from reelmae.train.config import Device, OptimSection, Precision, autocast_dtype, torch_device
+from reelmae.train.config import OptimSection, autocast_dtype, torch_device
 from reelmae.train.optim import adamw
 
 ENCODERS: tuple[Literal["dense", "sparse"], ...] = ("dense", "sparse")
 STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")  # writing 5 sets the peak back to what is resident now
-
-
-@dataclass(frozen=True)
-class BenchStepConfig:
-    """What is timed."""
-
-    model: str = "vit_b"
-    """Preset: vit_t, vit_s, vit_b, vit_l or vit_h."""
-    frames: int = 16
-    """Frames of a clip."""
-    size: int = 224
-    """Height and width of a clip in pixels."""
-    patch: int = 16
-    """Height and width of a patch in pixels."""
-    mask_ratio: float = 0.9
-    """Share of the tokens that is removed."""
-    batch: int = 1
-    """Clips in a step."""
-    device: Device = "auto"
-    """auto: CUDA where there is a GPU."""
-    precision: Precision = "auto"
-    """auto: bf16 on CUDA, float32 on CPU."""
-    compile: bool = False
-    """Run the model through torch.compile."""
-    threads: int | None = None
-    """Threads of torch on CPU; None is torch's own choice."""
-    steps: int = 3
-    """Timed steps of each encoder."""
-    warmup: int = 1
-    """Steps of each encoder before those."""
-    data: str | None = None
-    """Dataset (folder or fsspec URL) to time the steps behind the real loader as well."""
-    workers: int | None = None
-    """Decoding workers behind the loader; None is the loader's own choice."""
 
 
 def bench_step(config: BenchStepConfig) -> dict[str, Any]:

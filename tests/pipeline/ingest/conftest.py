@@ -45,7 +45,7 @@ def encode(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Encode]:
     prober = Prober(sandbox, tmp_path_factory.mktemp("prober"))
 
     def run(path: Path, **values: Any) -> Encoded | Rejected:
-        config = ShardConfig.checked(**values)
+        config = ShardConfig(**values)
         probe = prober.probe(path, max_pixels=config.max_pixels, wall_s=60)
         assert isinstance(probe, Probe), probe
         kept = screen(probe, config)

@@ -1,0 +1,70 @@
+"""What the benchmarks are asked for. Apart from them, so that the command line starts without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import pydantic
+import tyro
+
+
+@dataclass(frozen=True)
+class BenchStepConfig:
+    """What is timed."""
+
+    model: str = "vit_b"
+    """Preset: vit_t, vit_s, vit_b, vit_l or vit_h."""
+    frames: int = 16
+    """Frames of a clip."""
+    size: int = 224
+    """Height and width of a clip in pixels."""
+    patch: int = 16
+    """Height and width of a patch in pixels."""
+    mask_ratio: float = 0.9
+    """Share of the tokens that is removed."""
+    batch: int = 1
+    """Clips in a step."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: CUDA where there is a GPU."""
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """auto: bf16 on CUDA, float32 on CPU."""
+    compile: bool = False
+    """Run the model through torch.compile."""
+    threads: int | None = None
+    """Threads of torch on CPU; None is torch's own choice."""
+    steps: int = 3
+    """Timed steps of each encoder."""
+    warmup: int = 1
+    """Steps of each encoder before those."""
+    data: str | None = None
+    """Dataset (folder or fsspec URL) to time the steps behind the real loader as well."""
+    workers: int | None = None
+    """Decoding workers behind the loader; None is the loader's own choice."""
+
+
+class BenchLoadConfig(pydantic.BaseModel):
+    """What is loaded, and how."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+    data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
+    """Folder or fsspec URL of shards."""
+    backend: Literal["auto", "av", "dali-cpu", "dali-gpu"] = "auto"
+    """Decoder."""
+    repeats: int = pydantic.Field(default=1, ge=1, le=64)
+    """Samples of each decoded clip."""
+    batch_videos: int = pydantic.Field(default=8, ge=1)
+    """Videos in a batch; a batch has batch_videos × repeats clips."""
+    frames: int = pydantic.Field(default=16, ge=1)
+    """Frames of a sample."""
+    size: int = pydantic.Field(default=224, ge=16)
+    """Side of a sample in pixels."""
+    fps: float = pydantic.Field(default=7.5, gt=0)
+    """Sampled frames a second."""
+    workers: int | None = pydantic.Field(default=None, ge=0)
+    """Decoding processes or threads; the number of cores unless given."""
+    batches: int = pydantic.Field(default=20, ge=1)
+    """Batches measured."""
+    warmup: int = pydantic.Field(default=3, ge=1)
+    """Batches before the clock starts."""
