@@ -11,6 +11,7 @@ ReelmaeError                        exit status 1: failed while running
 │   ├── ChildTimeoutError           it ran past its wall-clock limit and was killed
 │   └── ChildCrashedError           it died of a signal or a resource limit
 ├── NothingKeptError                a sharding run in which every source was rejected
+├── DivergedError                   training whose loss is not finite
 └── DatasetError                    a dataset is not what its index says
     ├── BadClipError                one clip cannot be read or decoded (carries its key)
     └── TooManyBadClipsError        more bad clips than `max_bad_fraction` allows
@@ -73,6 +74,10 @@ class ChildCrashedError(ChildError):
 
 class NothingKeptError(ReelmaeError):
     """Every source of a sharding run was rejected."""
+
+
+class DivergedError(ReelmaeError):
+    """Training whose loss is not finite."""
 
 
 class DatasetError(ReelmaeError):

@@ -121,3 +121,29 @@ def test_every_third_party_import_is_a_declared_dependency() -> None:
             if top in sys.stdlib_module_names or top == "reelmae":
                 continue
             assert distribution.get(top, top).lower().replace("_", "-") in declared, f"{path}: {top}"
+
+
+def test_every_dependency_has_its_reason_in_contributing() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    table = text[text.index("| dependency |") :]
+    for dependency in (d for group in groups for d in group):
+        name = dependency.split(";")[0].split(">")[0].split("[")[0].strip()
+        assert name == "reelmae" or name in table, f"{name}: say in CONTRIBUTING.md why it is here"
+
+
+def test_every_dependency_is_used() -> None:
+    """The extras' tools run by their own commands or serve tests; everything else must be imported."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    module = {
+        "ffmpeg-python": "ffmpeg",
+        "imageio-ffmpeg": "imageio_ffmpeg",
+        "pillow": "PIL",
+        "nvidia-dali-cuda130": "nvidia",
+    }
+    module |= {"torchvision": "timm", "s3fs": "fsspec", "tensorboard": "torch"}  # imported by these, for us
+    imported = {name.split(".")[0] for path in _files() for name in _imports(path)}
+    for dependency in project["dependencies"]:
+        name = dependency.split(";")[0].split(">")[0].strip()
+        assert module.get(name, name) in imported, name

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from reelmae.model.mae import MaskedAutoencoder
-from reelmae.pipeline.errors import ConfigError, ReelmaeError
+from reelmae.pipeline.errors import ConfigError, DivergedError
 from reelmae.pipeline.loading.batch import ClipBatch
 from reelmae.pipeline.loading.index import ClipIndex
 from reelmae.pipeline.loading.loader import ClipLoader
@@ -37,10 +37,6 @@ from reelmae.train import checkpoint
 from reelmae.train.config import PretrainConfig, difference, from_json
 from reelmae.train.metrics import Display, MetricsLog, Row, as_json
 from reelmae.train.optim import adamw, learning_rate, set_learning_rate
-
-
-class DivergedError(ReelmaeError):
-    """The loss is not finite."""
 
 
 @dataclass(frozen=True)

@@ -147,6 +147,20 @@ def test_a_gpu_that_is_not_there_is_told(tiny: MakeConfig) -> None:
         tiny("run.device=cuda")
 
 
+def test_ctrl_c_while_a_step_is_told_ends_the_run_after_the_next(tiny: MakeConfig) -> None:
+    config = tiny()
+
+    def ctrl_c(row: Row) -> None:
+        if row["step"] == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(config, on_step=ctrl_c)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert [p.name for p in checkpoint.checkpoints(Path(config.run.out))] == ["step_000004.pt"]
+
+
 def test_ctrl_c_saves_the_step_and_the_run_goes_on_from_there(tiny: MakeConfig, tmp_path: Path) -> None:
     overrides = ["run.steps=400", "loader.workers=1"]
     config = tiny(*overrides)
