@@ -16,8 +16,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-import webdataset
-
 from reelmae.pipeline.schema import IDX_VERSION, shard_name
 
 
@@ -68,6 +66,8 @@ class Packer:
         """Append one clip; shard, offset, size and sha256 of its row are filled in here."""
         data = clip.read_bytes()
         if self._writer is None:
+            import webdataset  # it takes torch along, a second or two: not before there is a clip to write
+
             self._file = self._tar().open("wb")
             self._writer = webdataset.TarWriter(
                 self._file,

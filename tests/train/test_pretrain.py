@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from reelmae.pipeline.errors import ConfigError
+from reelmae.pipeline.errors import ConfigError, DivergedError
 from reelmae.train import checkpoint
 from reelmae.train.config import PretrainConfig
 from reelmae.train.metrics import Row, read_rows
-from reelmae.train.pretrain import DivergedError, pretrain
+from reelmae.train.pretrain import pretrain
 
 MakeConfig = Callable[..., PretrainConfig]
 
