@@ -43,7 +43,7 @@ h2{font-size:21px;margin:52px 0 6px;padding-top:18px;border-top:1px solid var(--
 p{margin:6px 0 14px;max-width:74ch}.muted,.note,figcaption{color:var(--muted)}.note,figcaption{font-size:14px}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(136px,1fr));gap:10px;margin:26px 0 0;padding:0}
 .tile{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:12px 14px}
-.tile dt{color:var(--muted);font-size:13px}.tile dd{margin:2px 0 0;font-size:20px;font-weight:600;line-height:1.3;white-space:nowrap}
+.tile dt{color:var(--muted);font-size:13px}.tile dd{margin:2px 0 0;font-size:18px;font-weight:600;line-height:1.3;white-space:nowrap}
 .tile small{display:block;white-space:normal;font-size:12.5px;font-weight:400;color:var(--muted);line-height:1.35;margin-top:3px}
 .sheet{display:grid;grid-template-columns:repeat(auto-fill,minmax(140px,1fr));gap:12px;margin-top:16px}
 .sheet figure{margin:0;min-width:0}.sheet .frame{display:flex;justify-content:center;align-items:center;height:108px;
