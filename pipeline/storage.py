@@ -178,13 +178,6 @@ class Store:
             local.write_bytes(data)
             self.publish(local, path)
 
-    def delete(self, path: str) -> None:
-        """Remove one file; nothing happens where it is not there."""
-        try:
-            self.fs.rm_file(self._full(path))
-        except FileNotFoundError:
-            return
-
     def sweep(self, *folders: str) -> None:
         """Remove what writers killed in mid-publish left in these folders of a local store (elsewhere nothing is left)."""
         if self.is_local:

@@ -48,7 +48,6 @@ def test_what_is_missing_says_so(store: Store, tmp_path: Path) -> None:
         store.read_bytes("x")
     with pytest.raises(FileNotFoundError):
         store.download("x", tmp_path / "copy")
-    store.delete("x")
 
 
 def test_a_short_range_is_damage(store: Store) -> None:
