@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ BACKENDS = [("av", "h264"), ("av", "vp9"), ("dali-cpu", "vp9")]
 def take(index: ClipIndex, n: int, **config: object) -> tuple[list[ClipBatch], ClipLoader]:
     settings = {"batch_videos": 2, "workers": 1, "patch": (2, 16, 16), "device": "cpu", **config}
     with ClipLoader(index, LoaderConfig(**settings)) as loader:  # type: ignore[arg-type]
-        return [batch for _, batch in zip(range(n), loader, strict=False)], loader
+        return list(islice(loader, n)), loader
 
 
 def levels(batch: ClipBatch) -> np.ndarray:
