@@ -20,7 +20,7 @@ class SeparablePositions(nn.Module):
     """Spatial [1, H'W', D] + temporal [1, T', D] + class [1, 1, D], all learned.
 
     They begin as trunc-normal(0.02) noise, as in MAE-ST, or as `sincos`: sines and cosines of row, column and time,
-    so that neighbours are alike before the first step. A short run learns much faster from there.
+    so that neighbours are alike before the first step. A short run gets further from there (train/RESULTS.md).
     """
 
     def __init__(self, grid_THW: tuple[int, int, int], dim: int, init: PositionInit = "normal") -> None:

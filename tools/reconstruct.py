@@ -109,7 +109,7 @@ def find_checkpoint(path: Path) -> Path:
         found = checkpoints(path)
         if not found:
             raise InputError(
-                f"{path}: holds no checkpoints/step_XXXXXX.pt; give a checkpoint or the folder of a run"
+                f"{path}: holds no checkpoints/step_*.pt; give a checkpoint or the folder of a run"
             )
         return found[-1]
     if not path.is_file():

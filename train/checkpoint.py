@@ -59,7 +59,9 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]
     """What `save` wrote; InputError where the file is missing or something else."""
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path}: no such checkpoint; give OUT/checkpoints/step_XXXXXX.pt of a run")
+        raise InputError(
+            f"{path}: no such checkpoint; give OUT/checkpoints/step_000500.pt or another of a run"
+        )
     try:
         content = torch.load(path, map_location=device, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as e:

@@ -26,7 +26,7 @@ class ShardConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     profile: Profile = "default"
-    """default: H.264. fast-decode: H.264 that decodes 40 % faster and is larger. vp9: for DALI on the processor."""
+    """default: H.264. fast-decode: H.264 that decodes faster and is larger. vp9: for DALI on the processor."""
     short_side: int = Field(default=256, ge=16, le=4096)
     """Short side of a stored clip at most, a multiple of 16; nothing is scaled up."""
     fps: float | None = Field(default=None, gt=0, le=MAX_FPS)
