@@ -1,10 +1,13 @@
+import gc
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -241,7 +244,7 @@ def test_a_killed_worker_costs_nothing(natural_index: ClipIndex) -> None:
 
 def test_a_worker_that_hangs_is_replaced(natural_index: ClipIndex) -> None:
     expected, _ = play(natural_index, 8, workers=0)
-    with ClipLoader(natural_index, config(workers=1, clip_timeout_s=1.0, prefetch=1)) as loader:
+    with ClipLoader(natural_index, config(workers=1, clip_timeout_s=3.0, prefetch=1)) as loader:
         got = list(islice(loader, 2))
         assert isinstance(loader._decoder, AvPool)
         os.kill(loader._decoder.pids[0], signal.SIGSTOP)
@@ -251,9 +254,12 @@ def test_a_worker_that_hangs_is_replaced(natural_index: ClipIndex) -> None:
 
 
 def test_closing_leaves_no_process_thread_or_file_behind(natural_index: ClipIndex) -> None:
-    import threading
+    def open_files() -> set[tuple[str, str]]:
+        gc.collect()  # what earlier tests dropped in a cycle is closed here, not half way through
+        links = list(Path("/proc/self/fd").iterdir())
+        return {(link.name, str(link.readlink())) for link in links if os.path.lexists(link)}
 
-    files = set(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else set()  # noqa: PTH112, PTH208
+    files = open_files()
     with ClipLoader(natural_index, config(workers=2)) as loader:
         next(iter(loader))
         assert isinstance(loader._decoder, AvPool)
@@ -262,8 +268,7 @@ def test_closing_leaves_no_process_thread_or_file_behind(natural_index: ClipInde
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
     assert not [t for t in threading.enumerate() if t.name.startswith("reelmae")]
-    if files:
-        assert set(os.listdir("/proc/self/fd")) == files  # noqa: PTH208
+    assert open_files() <= files
 
 
 def test_workers_end_with_a_parent_that_is_killed(natural_index: ClipIndex) -> None:
@@ -310,6 +315,6 @@ def test_the_time_the_consumer_waits_is_measured(natural_index: ClipIndex) -> No
         time.sleep(1.0)  # the consumer computes; the batches in flight get ready
         for _ in range(3):
             next(batches)
-        assert loader.stats.wait_s - waited < 0.5
+        assert loader.stats.wait_s - waited < 0.9  # without the head start: as long as it was let to run
         assert loader.stats.seconds > 1.0
         assert 0 < loader.stats.wait_share < 1
