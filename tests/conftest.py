@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import webdataset
+
+from reelmae.pipeline import schema
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -96,6 +105,63 @@ def make_video() -> Callable[..., Path]:
 def make_pictures() -> Callable[..., Iterator[np.ndarray]]:
     """make_pictures(n, width, height, seed): what make_video encodes."""
     return pictures
+
+
+@dataclass(frozen=True)
+class ReadyClip:
+    """An encoded clip of a dataset that is written without the sharding job."""
+
+    source: str
+    video: bytes
+    frames: int
+    fps: float
+    height: int
+    width: int
+    codec: str = "h264"
+    label: str | None = None
+
+
+def write_ready_dataset(folder: Path, clips: Sequence[ReadyClip], clips_per_shard: int) -> str:
+    """A whole dataset of format 1, written with webdataset and pyarrow alone; its path."""
+    (folder / "shards").mkdir(parents=True)
+    labels = {label: i for i, label in enumerate(sorted({c.label for c in clips if c.label}))}
+    rows = []
+    for start in range(0, len(clips), clips_per_shard):
+        shard, members = (
+            schema.shard_name(start // clips_per_shard, 0),
+            clips[start : start + clips_per_shard],
+        )
+        with webdataset.TarWriter(str(folder / shard)) as writer:
+            for clip in members:
+                key = schema.clip_key(clip.source, 0)
+                writer.write({"__key__": key, "mp4": clip.video, "json": {"label": clip.label}})
+        with tarfile.open(folder / shard) as tar:
+            offsets = {member.name: member.offset_data for member in tar.getmembers()}
+        for clip in members:
+            key = schema.clip_key(clip.source, 0)
+            rows.append(
+                {
+                    "key": key, "shard": shard, "offset": offsets[f"{key}.mp4"], "size": len(clip.video),
+                    "sha256": hashlib.sha256(clip.video).hexdigest(), "source": clip.source, "span_start_s": 0.0,
+                    "span_end_s": clip.frames / clip.fps, "frames": clip.frames, "fps": float(clip.fps),
+                    "width": clip.width, "height": clip.height, "codec": clip.codec, "label": clip.label,
+                    "label_id": labels.get(clip.label or "", -1),
+                }
+            )  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema.CLIPS), folder / schema.INDEX)
+    (folder / schema.LABELS).write_text(json.dumps(labels))
+    (folder / schema.DATASET_JSON).write_text(json.dumps({"format": schema.FORMAT, "clips": len(rows)}))
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def ready_dataset() -> Callable[..., str]:
+    """ready_dataset(folder, [dict(source=…, video=…, frames=…, fps=…, height=…, width=…), …], clips_per_shard) → path"""
+
+    def write(folder: Path, clips: Sequence[dict[str, Any]], clips_per_shard: int) -> str:
+        return write_ready_dataset(folder, [ReadyClip(**clip) for clip in clips], clips_per_shard)
+
+    return write
 
 
 @pytest.fixture(scope="session")

@@ -46,12 +46,6 @@ def lane_starts(n_clips: int, lanes: int) -> np.ndarray:
     return lane * base + np.minimum(lane, extra)
 
 
-def epoch_lanes(shard_of_clip: np.ndarray, *, seed: int, epoch: int, lanes: int = 64) -> list[np.ndarray]:
-    """The clips of each lane, in the order they are played: a list of `lanes` int64 arrays."""
-    sequence = epoch_sequence(shard_of_clip, seed=seed, epoch=epoch)
-    return np.split(sequence, lane_starts(len(sequence), lanes)[1:-1])
-
-
 def clips_at(sequence: np.ndarray, positions: np.ndarray, lanes: int) -> np.ndarray:
     """int64: the clips at these positions (0 … N - 1) of an epoch whose sequence is given."""
     return sequence[lane_starts(len(sequence), lanes)[positions % lanes] + positions // lanes]
@@ -63,15 +57,6 @@ def rank_batch(
     """int64 [batch_videos]: the clips that `rank` takes in global batch `step` of the epoch."""
     positions = step * batch_videos * world + rank + world * np.arange(batch_videos, dtype=np.int64)
     return clips_at(sequence, positions, lanes)
-
-
-def global_batches(
-    shard_of_clip: np.ndarray, *, seed: int, epoch: int, global_batch: int, lanes: int = 64
-) -> np.ndarray:
-    """int64 [S, G]: all global batches of an epoch, in lane order; no clip twice, `N % G` clips dropped."""
-    sequence = epoch_sequence(shard_of_clip, seed=seed, epoch=epoch)
-    steps = len(sequence) // global_batch
-    return clips_at(sequence, np.arange(steps * global_batch), lanes).reshape(steps, global_batch)
 
 
 def check_sizes(*, n_clips: int, batch_videos: int, lanes: int, rank: int, world: int) -> int:

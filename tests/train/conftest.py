@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import webdataset
 
-from reelmae.pipeline import schema
 from reelmae.train.config import PretrainConfig, load
 
 FRAMES, HEIGHT, WIDTH, FPS = 24, 32, 48, 15
@@ -45,42 +39,21 @@ def _encode(seed: int) -> bytes:
 
 
 @pytest.fixture(scope="session")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
+def dataset(ready_dataset: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> str:
     """12 clips in 3 shards. Read-only: shared by tests."""
-    return make_dataset(tmp_path_factory.mktemp("dataset"), clips=12, seed=0)
+    return ready_dataset(tmp_path_factory.mktemp("dataset"), [_clip(seed) for seed in range(12)], 4)
 
 
 @pytest.fixture(scope="session")
-def other_dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
+def other_dataset(ready_dataset: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> str:
     """Another one of the same size."""
-    return make_dataset(tmp_path_factory.mktemp("other"), clips=12, seed=100)
+    return ready_dataset(tmp_path_factory.mktemp("other"), [_clip(seed) for seed in range(100, 112)], 4)
 
 
-def make_dataset(folder: Path, *, clips: int, seed: int) -> str:
-    (folder / "shards").mkdir(parents=True)
-    rows = []
-    for task in range(clips // 4):
-        shard = schema.shard_name(task, 0)
-        data = {
-            schema.clip_key(f"source{seed + i}", 0): _encode(seed + i) for i in range(task * 4, task * 4 + 4)
-        }
-        with webdataset.TarWriter(str(folder / shard)) as writer:
-            for key, video in data.items():
-                writer.write({"__key__": key, "mp4": video, "json": {}})
-        with tarfile.open(folder / shard) as tar:
-            offsets = {member.name: member.offset_data for member in tar.getmembers()}
-        for key, video in data.items():
-            rows.append(
-                {
-                    "key": key, "shard": shard, "offset": offsets[f"{key}.mp4"], "size": len(video),
-                    "sha256": hashlib.sha256(video).hexdigest(), "source": key, "span_start_s": 0.0,
-                    "span_end_s": FRAMES / FPS, "frames": FRAMES, "fps": float(FPS), "width": WIDTH,
-                    "height": HEIGHT, "codec": "h264", "label": None, "label_id": -1,
-                }
-            )  # fmt: skip
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema.CLIPS), folder / schema.INDEX)
-    (folder / schema.DATASET_JSON).write_text(json.dumps({"format": schema.FORMAT, "clips": len(rows)}))
-    return str(folder)
+def _clip(seed: int) -> dict[str, Any]:
+    return {
+        "source": f"source{seed}", "video": _encode(seed), "frames": FRAMES, "fps": FPS, "height": HEIGHT, "width": WIDTH
+    }  # fmt: skip
 
 
 @pytest.fixture

@@ -7,23 +7,16 @@ Two kinds of clip:
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
-import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import webdataset
 
-from reelmae.pipeline import schema
+from reelmae.pipeline.loading import order
 from reelmae.pipeline.loading.index import ClipIndex
 
 BT601, LIMITED = 5, 1
@@ -126,42 +119,19 @@ def encode(spec: ClipSpec) -> bytes:
     return buffer.getvalue()
 
 
-def write_dataset(folder: Path, specs: Sequence[ClipSpec], clips_per_shard: int) -> str:
-    """A whole dataset of format 1; its path."""
-    (folder / "shards").mkdir(parents=True)
-    encoded: dict[ClipSpec, bytes] = {}
-    labels = {label: i for i, label in enumerate(sorted({s.label for s in specs if s.label}))}
-    rows: list[dict[str, Any]] = []
-    for start in range(0, len(specs), clips_per_shard):
-        shard = schema.shard_name(start // clips_per_shard, 0)
-        members = []
-        with webdataset.TarWriter(str(folder / shard)) as writer:
-            for i, spec in enumerate(specs[start : start + clips_per_shard], start):
-                if spec not in encoded:
-                    encoded[spec] = encode(spec)
-                key = schema.clip_key(f"source{i}", 0)
-                writer.write({"__key__": key, "mp4": encoded[spec], "json": {"label": spec.label}})
-                members.append((key, spec, encoded[spec]))
-        offsets = _member_offsets(folder / shard)
-        for key, spec, data in members:
-            rows.append(
-                {
-                    "key": key, "shard": shard, "offset": offsets[f"{key}.mp4"], "size": len(data),
-                    "sha256": hashlib.sha256(data).hexdigest(), "source": f"source{len(rows)}", "span_start_s": 0.0,
-                    "span_end_s": spec.frames / spec.fps, "frames": spec.frames, "fps": float(spec.fps),
-                    "width": spec.width, "height": spec.height, "codec": spec.codec, "label": spec.label,
-                    "label_id": labels.get(spec.label or "", -1),
-                }
-            )  # fmt: skip
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema.CLIPS), folder / schema.INDEX)
-    (folder / schema.LABELS).write_text(json.dumps(labels))
-    (folder / schema.DATASET_JSON).write_text(json.dumps({"format": schema.FORMAT, "clips": len(rows)}))
-    return str(folder)
-
-
-def _member_offsets(path: Path) -> dict[str, int]:
-    with tarfile.open(path) as tar:
-        return {m.name: m.offset_data for m in tar.getmembers()}
+def write_dataset(
+    write: Callable[..., str], folder: Path, specs: Sequence[ClipSpec], clips_per_shard: int
+) -> str:
+    """A dataset of these clips, equal ones encoded once; its path."""
+    encoded = {spec: encode(spec) for spec in dict.fromkeys(specs)}
+    clips = [
+        {
+            "source": f"source{i}", "video": encoded[spec], "frames": spec.frames, "fps": spec.fps, "height": spec.height,
+            "width": spec.width, "codec": spec.codec, "label": spec.label,
+        }
+        for i, spec in enumerate(specs)
+    ]  # fmt: skip
+    return write(folder, clips, clips_per_shard)
 
 
 @pytest.fixture(scope="session")
@@ -175,18 +145,45 @@ def read_numbers() -> Callable[[np.ndarray], list[int]]:
 
 
 @pytest.fixture
-def make_dataset(tmp_path: Path) -> Callable[..., ClipIndex]:
+def make_dataset(ready_dataset: Callable[..., str], tmp_path: Path) -> Callable[..., ClipIndex]:
     """make_dataset(specs, clips_per_shard=4) → ClipIndex of a dataset of its own."""
     count = iter(range(1000))
 
     def make(specs: Sequence[ClipSpec], clips_per_shard: int = 4) -> ClipIndex:
-        return ClipIndex.open(write_dataset(tmp_path / f"dataset{next(count)}", specs, clips_per_shard))
+        return ClipIndex.open(
+            write_dataset(ready_dataset, tmp_path / f"dataset{next(count)}", specs, clips_per_shard)
+        )
 
     return make
 
 
 @pytest.fixture(scope="session")
-def natural_index(tmp_path_factory: pytest.TempPathFactory) -> ClipIndex:
+def natural_index(ready_dataset: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> ClipIndex:
     """22 clips (8 distinct) in 4 shards, H.264, labelled. Read-only: shared by tests."""
     specs = [ClipSpec(seed=i % 8, frames=48 + i % 8, label="ab"[i % 2]) for i in range(22)]
-    return ClipIndex.open(write_dataset(tmp_path_factory.mktemp("natural"), specs, 6))
+    return ClipIndex.open(write_dataset(ready_dataset, tmp_path_factory.mktemp("natural"), specs, 6))
+
+
+@pytest.fixture(scope="session")
+def epoch_lanes() -> Callable[..., list[np.ndarray]]:
+    """epoch_lanes(shard_of_clip, seed=…, epoch=…, lanes=64) → the clips of each lane, in the order they are played."""
+
+    def lanes_of(shard_of_clip: np.ndarray, *, seed: int, epoch: int, lanes: int = 64) -> list[np.ndarray]:
+        sequence = order.epoch_sequence(shard_of_clip, seed=seed, epoch=epoch)
+        return np.split(sequence, order.lane_starts(len(sequence), lanes)[1:-1])
+
+    return lanes_of
+
+
+@pytest.fixture(scope="session")
+def global_batches() -> Callable[..., np.ndarray]:
+    """global_batches(shard_of_clip, seed=…, epoch=…, global_batch=…, lanes=64) → int64 [S, G], all of an epoch."""
+
+    def batches_of(
+        shard_of_clip: np.ndarray, *, seed: int, epoch: int, global_batch: int, lanes: int = 64
+    ) -> np.ndarray:
+        sequence = order.epoch_sequence(shard_of_clip, seed=seed, epoch=epoch)
+        steps = len(sequence) // global_batch
+        return order.clips_at(sequence, np.arange(steps * global_batch), lanes).reshape(steps, global_batch)
+
+    return batches_of

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from reelmae.pipeline.errors import ConfigError, TooManyBadClipsError
-from reelmae.pipeline.loading import order
 from reelmae.pipeline.loading.av_pool import AvPool
 from reelmae.pipeline.loading.batch import ClipBatch
 from reelmae.pipeline.loading.index import ClipIndex
@@ -69,10 +68,12 @@ def test_a_batch_has_the_stated_shapes_order_and_labels(natural_index: ClipIndex
     assert loader.steps_per_epoch == 5
 
 
-def test_an_epoch_plays_the_order_and_the_next_epoch_another(natural_index: ClipIndex) -> None:
+def test_an_epoch_plays_the_order_and_the_next_epoch_another(
+    natural_index: ClipIndex, global_batches: Callable
+) -> None:
     batches, _ = play(natural_index, 12, workers=0)
     for epoch in range(2):
-        expected = order.global_batches(natural_index.shard_of_clip, seed=7, epoch=epoch, global_batch=4)
+        expected = global_batches(natural_index.shard_of_clip, seed=7, epoch=epoch, global_batch=4)
         played = [b.clip_B.tolist() for b in batches if b.epoch == epoch]
         assert played == expected.tolist()
     assert (batches[10].epoch, batches[10].step) == (2, 0)
@@ -173,13 +174,15 @@ def damaged_index(make_dataset: Callable, spec: type, request: pytest.FixtureReq
     [("h264", {"workers": 0}), ("h264", {"workers": 2}), ("vp9", {"backend": "dali-cpu"})],
     indirect=["damaged_index"],
 )
-def test_a_corrupt_clip_costs_one_clip(damaged_index: ClipIndex, settings: dict) -> None:
+def test_a_corrupt_clip_costs_one_clip(
+    damaged_index: ClipIndex, settings: dict, global_batches: Callable
+) -> None:
     batches, loader = play(damaged_index, 3, **settings)
     played = np.concatenate([b.clip_B for b in batches])
     assert 5 not in played
     assert sorted(set(range(12)) - {5}) == sorted(set(played.tolist()))  # 11 good ones and one of them again
     assert list(loader.stats.bad) == [damaged_index.key(5)]
-    planned = order.global_batches(damaged_index.shard_of_clip, seed=7, epoch=0, global_batch=4).reshape(-1)
+    planned = global_batches(damaged_index.shard_of_clip, seed=7, epoch=0, global_batch=4).reshape(-1)
     assert (planned != played).sum() == 1
 
 

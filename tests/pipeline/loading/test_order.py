@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -14,23 +16,23 @@ FEW = shards(40, 3, 57)
 
 
 @pytest.mark.parametrize("shard_of_clip", [MANY, FEW, shards(5), shards(1)])
-def test_every_clip_is_in_exactly_one_lane(shard_of_clip: np.ndarray) -> None:
-    lanes = order.epoch_lanes(shard_of_clip, seed=3, epoch=5, lanes=16)
+def test_every_clip_is_in_exactly_one_lane(shard_of_clip: np.ndarray, epoch_lanes: Callable) -> None:
+    lanes = epoch_lanes(shard_of_clip, seed=3, epoch=5, lanes=16)
     assert sorted(np.concatenate(lanes)) == list(range(len(shard_of_clip)))
 
 
 @pytest.mark.parametrize("shard_of_clip", [MANY, FEW, shards(5)])
-def test_lanes_are_balanced_to_within_one_clip(shard_of_clip: np.ndarray) -> None:
-    sizes = [len(lane) for lane in order.epoch_lanes(shard_of_clip, seed=0, epoch=0, lanes=16)]
+def test_lanes_are_balanced_to_within_one_clip(shard_of_clip: np.ndarray, epoch_lanes: Callable) -> None:
+    sizes = [len(lane) for lane in epoch_lanes(shard_of_clip, seed=0, epoch=0, lanes=16)]
     assert max(sizes) - min(sizes) <= 1
 
 
 @pytest.mark.parametrize("global_batch", [8, 24, 64, 72])
 @pytest.mark.parametrize("shard_of_clip", [MANY, FEW])
 def test_an_epoch_holds_each_clip_once_and_drops_only_the_last_batch(
-    shard_of_clip: np.ndarray, global_batch: int
+    shard_of_clip: np.ndarray, global_batch: int, global_batches: Callable
 ) -> None:
-    batches = order.global_batches(shard_of_clip, seed=1, epoch=0, global_batch=global_batch, lanes=16)
+    batches = global_batches(shard_of_clip, seed=1, epoch=0, global_batch=global_batch, lanes=16)
     assert batches.shape == (len(shard_of_clip) // global_batch, global_batch)
     assert len(np.unique(batches)) == batches.size
 
@@ -38,9 +40,9 @@ def test_an_epoch_holds_each_clip_once_and_drops_only_the_last_batch(
 @pytest.mark.parametrize("world", [1, 2, 4, 8])
 @pytest.mark.parametrize("shard_of_clip", [MANY, FEW])
 def test_ranks_together_play_the_same_global_batches_for_every_world(
-    shard_of_clip: np.ndarray, world: int
+    shard_of_clip: np.ndarray, world: int, global_batches: Callable
 ) -> None:
-    expected = order.global_batches(shard_of_clip, seed=1, epoch=2, global_batch=24, lanes=16)
+    expected = global_batches(shard_of_clip, seed=1, epoch=2, global_batch=24, lanes=16)
     sequence = order.epoch_sequence(shard_of_clip, seed=1, epoch=2)
     for step, batch in enumerate(expected):
         parts = [
@@ -51,8 +53,8 @@ def test_ranks_together_play_the_same_global_batches_for_every_world(
 
 
 @pytest.mark.parametrize("world", [2, 4, 8])
-def test_a_rank_plays_its_own_lanes_and_no_others(world: int) -> None:
-    lanes = order.epoch_lanes(MANY, seed=1, epoch=2, lanes=16)
+def test_a_rank_plays_its_own_lanes_and_no_others(world: int, epoch_lanes: Callable) -> None:
+    lanes = epoch_lanes(MANY, seed=1, epoch=2, lanes=16)
     sequence = order.epoch_sequence(MANY, seed=1, epoch=2)
     for rank in range(world):
         own = set(np.concatenate(lanes[rank::world]).tolist())
@@ -63,8 +65,8 @@ def test_a_rank_plays_its_own_lanes_and_no_others(world: int) -> None:
             assert set(played.tolist()) <= own
 
 
-def test_shards_are_split_no_more_than_the_lane_borders_force() -> None:
-    lanes = order.epoch_lanes(MANY, seed=1, epoch=0, lanes=16)
+def test_shards_are_split_no_more_than_the_lane_borders_force(epoch_lanes: Callable) -> None:
+    lanes = epoch_lanes(MANY, seed=1, epoch=0, lanes=16)
     assert sum(len(np.unique(MANY[lane])) for lane in lanes) <= 120 + 16 - 1
 
 
