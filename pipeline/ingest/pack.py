@@ -66,7 +66,7 @@ class Packer:
         """Append one clip; shard, offset, size and sha256 of its row are filled in here."""
         data = clip.read_bytes()
         if self._writer is None:
-            import webdataset  # it takes torch along, a second or two: not before there is a clip to write
+            import webdataset  # it takes torch along: not before there is a clip to write
 
             self._file = self._tar().open("wb")
             self._writer = webdataset.TarWriter(

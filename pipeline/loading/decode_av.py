@@ -6,7 +6,7 @@ Properties that hold:
 - frames are known by their timestamp (clips have a constant rate): a wanted frame that does not come is an
   error, never its neighbour;
 - only wanted frames are cropped, resized and converted. Resizing is done on the Y, U and V planes, conversion
-  to RGB after it, so that only what is trained on is converted: 0.4 of a level from converting first, without bias;
+  to RGB after it, so that only what is trained on is converted; a test bounds what that changes;
 - resizing is the triangle filter, widened where it shrinks (antialiased), as in the DALI backends.
 """
 
