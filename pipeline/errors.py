@@ -6,7 +6,8 @@ ReelmaeError                        exit status 1: failed while running
 │   ├── InputError                  a path, URL, bucket or manifest that is missing, empty or not what it should be
 │   └── JobMismatchError            DST already holds another job
 ├── StorageError                    reading or writing failed after retries
-│   └── StorageFullError            no space left
+│   ├── StorageFullError            no space left
+│   └── ShortFileError              a file ends before the bytes that were asked for
 ├── ChildError                      a sandboxed child failed (carries returncode and the last lines of stderr)
 │   ├── ChildTimeoutError           it ran past its wall-clock limit and was killed
 │   └── ChildCrashedError           it died of a signal or a resource limit
@@ -50,6 +51,10 @@ class StorageError(ReelmaeError):
 
 class StorageFullError(StorageError):
     """No space left on the destination."""
+
+
+class ShortFileError(StorageError):
+    """A file ends before the bytes that were asked for."""
 
 
 class ChildError(ReelmaeError):

@@ -1,8 +1,8 @@
 """A folder of files anywhere fsspec reaches: list, read, ranged read, atomic publish, retry.
 
 Properties that hold:
-- `publish` leaves the whole file under its final name, or nothing: locally through a temporary name,
-  fsync and rename; on object stores through one `put` (which is atomic there). The file is always
+- `publish` leaves the whole file under its final name, or nothing: locally through `whole_file` (temporary name,
+  fsync, rename); on object stores through one `put` (which is atomic there). The file is always
   complete on local disk before: an exception inside `fs.open(..., "wb")` of s3fs would commit a stump.
 - What is missing raises InputError or FileNotFoundError at once; what fails for other reasons is tried
   again (`RETRIES` times, doubling pauses) and then raises StorageError naming the URL.
@@ -13,22 +13,43 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import fsspec
 
-from reelmae.pipeline.errors import InputError, StorageError, StorageFullError
+from reelmae.pipeline.errors import InputError, ShortFileError, StorageError, StorageFullError
 
 RETRIES = 3
 FIRST_PAUSE_S = 0.5
 _PROTOCOL = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*)://")
 _FINAL = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 T = TypeVar("T")
+
+
+@contextmanager
+def whole_file(final: Path, *, writer: str = "") -> Iterator[Path]:
+    """A temporary path beside `final` to write to: it takes the final name when the block ends, and is removed
+    when the block raises, so that a file under its final name is complete. The folder is made where there is none.
+
+    What a killed writer left is overwritten by the next one. Where several may write the same file at once, each
+    needs a `writer` name of its own.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = final.with_name(f".{final.name}{writer}.part")
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(final)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -132,17 +153,26 @@ class Store:
         return self._retry(lambda: self.fs.cat_file(self._full(path)), path)
 
     def read_range(self, path: str, offset: int, size: int) -> bytes:
-        """`size` bytes from `offset`; StorageError where the file is shorter."""
+        """`size` bytes from `offset`; ShortFileError where the file is shorter."""
 
         def read() -> bytes:
             if self.is_local:
                 with Path(self._full(path)).open("rb") as f:
                     return os.pread(f.fileno(), size, offset)
-            return bytes(self.fs.cat_file(self._full(path), start=offset, end=offset + size))
+            try:
+                return bytes(self.fs.cat_file(self._full(path), start=offset, end=offset + size))
+            except FileNotFoundError:
+                raise
+            except OSError:  # object stores refuse a range that begins at or beyond the end
+                self.fs.invalidate_cache()
+                there = self.fs.size(self._full(path))
+                if there is None or there > offset:
+                    raise
+                return b""
 
         data = self._retry(read, path)
         if len(data) != size:
-            raise StorageError(
+            raise ShortFileError(
                 f"{self.url(path)}: wanted {size} bytes at {offset}, got {len(data)}; the file is damaged"
             )
         return data
@@ -156,20 +186,7 @@ class Store:
         if not self.is_local:
             self._retry(lambda: self.fs.put_file(str(local), self._full(path)), path)
             return
-        self._retry(lambda: self._publish_local(local, Path(self._full(path))), path)
-
-    def _publish_local(self, local: Path, final: Path) -> None:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        temporary = final.with_name(f".{final.name}.{os.getpid()}.{time.monotonic_ns()}.part")
-        try:
-            with local.open("rb") as source, temporary.open("wb") as sink:
-                while block := source.read(1 << 22):
-                    sink.write(block)
-                sink.flush()
-                os.fsync(sink.fileno())
-            temporary.replace(final)
-        finally:
-            temporary.unlink(missing_ok=True)
+        self._retry(lambda: _copy(local, Path(self._full(path))), path)
 
     def publish_bytes(self, data: bytes, path: str) -> None:
         """Put these bytes under a final name, atomically."""
@@ -213,6 +230,11 @@ class Store:
                     ) from e
                 raise
         raise AssertionError("unreachable")
+
+
+def _copy(local: Path, final: Path) -> None:
+    with whole_file(final, writer=f".{os.getpid()}.{time.monotonic_ns()}") as temporary:
+        shutil.copyfile(local, temporary)
 
 
 def require_folder(url: str) -> Store:

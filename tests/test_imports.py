@@ -16,13 +16,26 @@ PACKAGES = ("pipeline", "model", "train", "tools")
 ALLOWED: dict[str, tuple[str, ...]] = {
     "pipeline/__init__.py": (),
     "pipeline/errors.py": (),
+    "pipeline/cores.py": (),
     "pipeline/storage.py": ("pipeline.errors",),
     "pipeline/schema.py": (),
-    "pipeline/ingest": ("pipeline.errors", "pipeline.storage", "pipeline.schema", "pipeline.ingest"),
+    "pipeline/ingest": (
+        "pipeline.errors",
+        "pipeline.cores",
+        "pipeline.storage",
+        "pipeline.schema",
+        "pipeline.ingest",
+    ),
     "pipeline/ingest/plan.py": ("pipeline.schema", "pipeline.ingest.config"),
     "pipeline/ingest/sandbox.py": ("pipeline.errors",),
     "pipeline/ingest/cut.py": ("pipeline.schema",),
-    "pipeline/loading": ("pipeline.errors", "pipeline.storage", "pipeline.schema", "pipeline.loading"),
+    "pipeline/loading": (
+        "pipeline.errors",
+        "pipeline.cores",
+        "pipeline.storage",
+        "pipeline.schema",
+        "pipeline.loading",
+    ),
     "pipeline/loading/order.py": ("pipeline.errors", "pipeline.loading.philox"),
     "pipeline/loading/draws.py": ("pipeline.errors", "pipeline.loading.philox"),
     "pipeline/loading/masks.py": ("pipeline.errors", "pipeline.loading.philox"),
@@ -32,7 +45,13 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "train": ("pipeline.errors", "pipeline.storage", "pipeline.loading", "model", "train"),
     "tools": ("pipeline", "model", "train", "tools"),
 }
-TORCH_FREE = ("pipeline/errors.py", "pipeline/storage.py", "pipeline/schema.py", "pipeline/ingest")
+TORCH_FREE = (
+    "pipeline/errors.py",
+    "pipeline/cores.py",
+    "pipeline/storage.py",
+    "pipeline/schema.py",
+    "pipeline/ingest",
+)
 
 
 def _files() -> list[Path]:

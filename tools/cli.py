@@ -27,6 +27,9 @@ from reelmae.tools import show
 from reelmae.tools.bench.config import BenchLoadConfig, BenchStepConfig
 
 Result = dict[str, Any]
+UNUSABLE_PATH = (
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP
+)  # fmt: skip
 
 
 @dataclass
@@ -264,11 +267,13 @@ def main(argv: list[str] | None = None) -> int:
     except ReelmaeError as e:
         return _fail(str(e), e.exit_status, as_json)
     except OSError as e:
-        if e.errno != errno.ENOSPC:
-            raise
-        return _fail(
-            f"{e.filename or 'disk'}: no space left; free some and run again (it resumes)", 1, as_json
-        )
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            return _fail(
+                f"{e.filename or 'disk'}: no space left; free some and run again (it resumes)", 1, as_json
+            )
+        if e.errno in UNUSABLE_PATH and e.filename is not None:
+            return _fail(f"{e.filename}: {e.strerror}; check the path and its rights", 2, as_json)
+        raise
     if as_json:
         print(json.dumps(result, indent=2, default=str))
     else:

@@ -28,6 +28,7 @@ from typing import Any
 from reelmae.pipeline.errors import DatasetError, InputError
 from reelmae.pipeline.ingest.config import ShardConfig
 from reelmae.pipeline.ingest.job import shard
+from reelmae.pipeline.storage import whole_file
 from reelmae.tools import show
 from reelmae.tools.bench.step import BenchStepConfig, bench_step
 from reelmae.tools.machine import machine, versions
@@ -231,10 +232,8 @@ class _Demo:
 
 
 def _write_json(path: Path, value: Result) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
-    part.replace(path)
+    with whole_file(path) as part:
+        part.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
 
 
 def _say(text: str) -> None:

@@ -7,6 +7,8 @@ import os
 import platform
 from pathlib import Path
 
+from reelmae.pipeline.cores import usable_cores
+
 REPORTED = (
     "reelmae",
     "torch",
@@ -28,7 +30,7 @@ def machine() -> dict[str, object]:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "gpu": gpu,
         "system": f"{platform.system()} {platform.machine()}",

@@ -14,7 +14,6 @@ Legend: B batch, C channel, T frame, H height, W width, L token, P values of a p
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,12 +30,13 @@ from reelmae.pipeline.errors import ConfigError, InputError
 from reelmae.pipeline.loading.batch import MEAN, STD, ClipBatch
 from reelmae.pipeline.loading.index import ClipIndex
 from reelmae.pipeline.loading.loader import ClipLoader
+from reelmae.pipeline.storage import whole_file
 from reelmae.train.checkpoint import checkpoints, load_model
 from reelmae.train.config import PretrainConfig
 
 ROWS = ("original", "masked", "reconstructed")
 PNG, ANIMATION, FACTS = "reconstruction.png", "reconstruction.webp", "reconstruction.json"
-HELD_OUT_SEED = 0x5EED_0000  # far from the seeds that people give
+PICTURE_SEED = 0x5EED_0000  # far from the seeds that people train with: other windows, crops and masks
 GREY = 0.45  # of a removed patch
 INK, PAPER = (31, 35, 40), (255, 255, 255)
 
@@ -71,21 +71,13 @@ def reconstruct(
     out.mkdir(parents=True, exist_ok=True)
     tile = max(tile, model.config.size)
     grid = draw_grid(panels, tile)
-    _write(out / PNG, lambda p: grid.save(p, "PNG", optimize=True))
+    with whole_file(out / PNG) as part:
+        grid.save(part, "PNG", optimize=True)
     frames = draw_frames(panels, tile)
-    _write(
-        out / ANIMATION,
-        lambda p: frames[0].save(
-            p,
-            "WEBP",
-            save_all=True,
-            append_images=frames[1:],
-            duration=panels.durations_ms,
-            loop=0,
-            quality=85,
-            method=4,
-        ),
-    )
+    with whole_file(out / ANIMATION) as part:
+        frames[0].save(
+            part, "WEBP", save_all=True, append_images=frames[1:], duration=panels.durations_ms, loop=0, quality=85, method=4
+        )  # fmt: skip
     facts = {
         "checkpoint": str(path),
         "data": data,
@@ -99,7 +91,8 @@ def reconstruct(
         "png": str(out / PNG),
         "animation": str(out / ANIMATION),
     }
-    _write(out / FACTS, lambda p: p.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8"))
+    with whole_file(out / FACTS) as part:
+        part.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return facts
 
 
@@ -137,7 +130,7 @@ def _draw(index: ClipIndex, config: PretrainConfig, clips: int, seed: int) -> Cl
     """One batch of `clips` different clips, each with one window, crop and mask."""
     wanted = config.loader_config().model_copy(
         update={
-            "batch_videos": clips, "repeats": 1, "seed": HELD_OUT_SEED + seed, "workers": 0, "prefetch": 1,
+            "batch_videos": clips, "repeats": 1, "seed": PICTURE_SEED + seed, "workers": 0, "prefetch": 1,
             "backend": "auto", "device": "cpu",
         }
     )  # fmt: skip
@@ -235,13 +228,3 @@ def draw_frames(panels: Panels, tile: int) -> list[Image.Image]:
 
 def _tile(frame_HWC: U8, side: int) -> Image.Image:
     return Image.fromarray(frame_HWC).resize((side, side), Image.Resampling.BICUBIC)
-
-
-def _write(final: Path, save: Callable[[Path], object]) -> None:
-    """Write under a temporary name, then rename."""
-    part = final.with_name(f".{final.name}.part")
-    try:
-        save(part)
-        part.replace(final)
-    finally:
-        part.unlink(missing_ok=True)

@@ -11,7 +11,6 @@ the page together with the command that makes it; the page appears whole or not 
 from __future__ import annotations
 
 import json
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ import pyarrow.parquet as pq
 
 from reelmae.pipeline import schema
 from reelmae.pipeline.errors import DatasetError, InputError, StorageError
-from reelmae.pipeline.storage import Store
+from reelmae.pipeline.storage import Store, whole_file
 
 SHARDS, TRAIN, RECONSTRUCTION, BENCH, VERIFY, DEMO = (
     "shards", "train", "reconstruction", "bench_step.json", "verify.json", "demo.json",
@@ -58,19 +57,14 @@ class Facts:
 def write_report(run_dir: str | Path, out: Path | None = None) -> Path:
     """Write the page about the demo, training run or shard dataset at `run_dir`; RUN/report.html unless `out`.
 
-    Raises InputError where `run_dir` is none of the three.
+    Raises InputError where `run_dir` is none of the three, DatasetError where a file of it is damaged.
     """
     from reelmae.tools.report_page import page
 
     facts = gather(Path(run_dir))
     final = Path(out) if out is not None else Path(run_dir) / "report.html"
-    final.parent.mkdir(parents=True, exist_ok=True)
-    part = final.with_name(f".{final.name}.part")
-    try:
+    with whole_file(final) as part:
         part.write_text(page(facts), encoding="utf-8")
-        part.replace(final)
-    finally:
-        part.unlink(missing_ok=True)
     return final
 
 
@@ -108,17 +102,19 @@ def _add_dataset(facts: Facts, url: str | None) -> None:
         store = Store(url or "")
         if url is None or not store.exists(schema.DATASET_JSON):
             raise InputError(f"{url}: no finished shard dataset")
-        facts.about = json.loads(store.read_bytes(schema.DATASET_JSON))
+        facts.about = _parsed(store.read_bytes(schema.DATASET_JSON), store.url(schema.DATASET_JSON))
         index = _table(store, schema.INDEX)
         facts.hours = float(np.sum(index["frames"].to_numpy() / index["fps"].to_numpy())) / 3600
         facts.clips = index.take(_spread(len(index), SHOWN_CLIPS)).to_pylist()
         facts.rejects = _table(store, schema.REJECTS_FILE).slice(0, SHOWN_REJECTS).to_pylist()
         facts.store, facts.data = store, url
-    except (InputError, StorageError, DatasetError, FileNotFoundError):
+    except (InputError, StorageError, FileNotFoundError):  # gone; a damaged one is an error
         facts.missing.append(("The shards, their clips and rejects", f"reelmae shard SRC {url or 'DST'}"))
 
 
 def _add_run(facts: Facts, run: Path | None, pictures: Path | None) -> None:
+    from reelmae.train.metrics import read_rows  # brings torch along: not before it is needed
+
     if run is None or not (run / "metrics.jsonl").is_file():
         facts.missing.append(
             ("A training run", f"reelmae pretrain demo data.url={facts.data or 'DST'} run.out=OUT")
@@ -127,8 +123,7 @@ def _add_run(facts: Facts, run: Path | None, pictures: Path | None) -> None:
         facts.run = run
         facts.config = _json(run / "config.json")
         facts.summary = _json(run / "summary.json")
-        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").split("\n")
-        facts.rows = [json.loads(line) for line in lines[:-1]]  # a half-written last line is no row
+        facts.rows = read_rows(run / "metrics.jsonl")
     if pictures is not None and (found := _json(pictures / "reconstruction.json")) is not None:
         facts.reconstruction, facts.pictures = found, pictures
     else:
@@ -146,13 +141,21 @@ def _spread(n: int, wanted: int) -> list[int]:
 
 
 def _table(store: Store, name: str) -> pa.Table:
-    with tempfile.TemporaryDirectory(prefix="reelmae-report-") as folder:
-        local = Path(folder, "table.parquet")
-        store.download(name, local)
-        with pq.ParquetFile(local) as file:
-            return file.read()
+    try:
+        return pq.read_table(pa.BufferReader(store.read_bytes(name)))
+    except pa.ArrowInvalid as e:
+        raise DatasetError(
+            f"{store.url(name)}: is damaged ({str(e).splitlines()[0]}); run reelmae verify on the dataset"
+        ) from e
 
 
 def _json(path: Path) -> dict[str, Any] | None:
     """The object in a file; None where there is no file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return _parsed(path.read_bytes(), str(path)) if path.is_file() else None
+
+
+def _parsed(data: bytes, where: str) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError as e:
+        raise DatasetError(f"{where}: is damaged, no JSON ({e}); remove it and make it again") from e

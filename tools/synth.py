@@ -19,7 +19,9 @@ from pathlib import Path
 
 import av
 
+from reelmae.pipeline.cores import usable_cores
 from reelmae.pipeline.errors import ConfigError
+from reelmae.pipeline.storage import whole_file
 from reelmae.tools.synth_broken import BROKEN
 from reelmae.tools.synth_encode import WAYS, Job, write_video
 from reelmae.tools.synth_scene import MOTIONS
@@ -105,9 +107,7 @@ def make_bucket(
     if wanted:
         # spawned, not forked: the caller may hold threads (torch, fsspec)
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(
-            min(workers or os.cpu_count() or 1, len(wanted)), context, _start_worker
-        ) as pool:
+        with ProcessPoolExecutor(min(workers or usable_cores(), len(wanted)), context, _start_worker) as pool:
             try:
                 for finished in as_completed([pool.submit(write_video, job) for job in wanted]):
                     finished.result()
@@ -121,16 +121,10 @@ def make_bucket(
     for kind, name, make in BROKEN[:broken]:
         path = folder / kind / _FOLDERS[0] / name
         if not path.exists():
-            _make_whole(path, seed, make)
+            with whole_file(path) as part:
+                make(part, seed)
         done += 1
         if on_file is not None:
             on_file(done, total)
         files[str(path.relative_to(folder))] = "broken"
     return SynthSummary(str(folder), files, sum((folder / name).stat().st_size for name in files))
-
-
-def _make_whole(path: Path, seed: int, make: Callable[[Path, int], None]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".part-{path.name}")
-    make(part, seed)
-    part.replace(path)

@@ -87,7 +87,7 @@ def _concat_script(path: Path, seed: int) -> None:
 def _sound_only(path: Path, seed: int) -> None:
     t = np.arange(44_100 * 2) / 44_100
     wave = (np.sin(2 * np.pi * 220 * t) * 8000).astype(np.int16)[None]
-    with av.open(str(path), "w", options={"fflags": "+bitexact"}) as container:
+    with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream("aac", rate=44_100, layout="mono")
         for start in range(0, wave.shape[1], 1024):
             frame = av.AudioFrame.from_ndarray(wave[:, start : start + 1024], format="s16", layout="mono")

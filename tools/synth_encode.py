@@ -16,6 +16,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from reelmae.pipeline.storage import whole_file
 from reelmae.tools.synth_scene import make_scene, render
 
 TICKS = 90_000  # per second: the time base of what is encoded with an uneven rate
@@ -146,10 +147,11 @@ def _add_sound(container: av.container.OutputContainer, stream: av.AudioStream, 
 
 def write_video(job: Job) -> str:
     """Render, encode and mux one video; returns its path."""
-    way, final = job.way, Path(job.path)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    part = final.with_name(f".{final.name}.part")  # hidden and renamed: a stopped run leaves no half video
-    with av.open(str(part), "w", format=_muxer(way), options={"fflags": "+bitexact"}) as container:
+    way = job.way
+    with (
+        whole_file(Path(job.path)) as part,
+        av.open(str(part), "w", format=_muxer(way), options={"fflags": "+bitexact"}) as container,
+    ):
         rate = Fraction(way.fps) if way.fps is not None else Fraction(30)
         base = 1 / rate if way.fps is not None else Fraction(1, TICKS)
         video = container.add_stream(way.codec, rate=rate, options=dict(way.options))
@@ -169,7 +171,6 @@ def write_video(job: Job) -> str:
         container.mux(video.encode(None))
         if audio is not None:
             _add_sound(container, audio, job)
-    part.replace(final)
     return job.path
 
 

@@ -8,9 +8,9 @@ Properties that hold:
 
 from __future__ import annotations
 
-import os
 import pickle
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 
 from reelmae.model.mae import MaskedAutoencoder
 from reelmae.pipeline.errors import InputError, StorageFullError
+from reelmae.pipeline.storage import whole_file
 from reelmae.train.config import PretrainConfig, from_json
 
 FORMAT = 1
@@ -36,20 +37,13 @@ def checkpoints(out: Path) -> list[Path]:
 def save(out: Path, step: int, content: dict[str, Any]) -> Path:
     """Write the checkpoint of `step` and remove those older than the last `KEEP`."""
     final = out / "checkpoints" / f"step_{step:06d}.pt"
-    final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = final.with_name(f".{final.name}.part")
     try:
-        with temporary.open("wb") as f:
+        with whole_file(final) as part, part.open("wb") as f:
             torch.save({"format": FORMAT, "step": step, **content}, f)
-            f.flush()
-            os.fsync(f.fileno())
-        temporary.replace(final)
     except (OSError, RuntimeError) as e:  # torch's writer turns a failed write into a RuntimeError
         raise StorageFullError(
             f"{final}: could not be written ({e}); free some space and run again (it resumes)"
         ) from e
-    finally:
-        temporary.unlink(missing_ok=True)
     for old in checkpoints(out)[:-KEEP]:
         old.unlink()
     return final
@@ -62,6 +56,8 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]
         raise InputError(
             f"{path}: no such checkpoint; give OUT/checkpoints/step_000500.pt or another of a run"
         )
+    if not zipfile.is_zipfile(path):  # what torch makes of other files is anybody's guess
+        raise InputError(f"{path}: is no checkpoint of reelmae")
     try:
         content = torch.load(path, map_location=device, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as e:

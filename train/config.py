@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from reelmae.model.mae import MAEConfig, mae_config
 from reelmae.pipeline.errors import ConfigError
+from reelmae.pipeline.loading.backends import resolve_device
 from reelmae.pipeline.loading.config import LoaderConfig
 from reelmae.pipeline.loading.draws import SamplePolicy
 from reelmae.pipeline.loading.masks import MaskPolicy
@@ -155,18 +156,11 @@ class RunSection(_Section):
 
     def torch_device(self) -> torch.device:
         """The device to train on; ConfigError where there is none."""
-        return torch_device(self.device)
+        return resolve_device(self.device)
 
     def autocast_dtype(self) -> torch.dtype | None:
         """bfloat16 where the forward pass runs in it, else None."""
         return autocast_dtype(self.precision, self.torch_device())
-
-
-def torch_device(name: Device) -> torch.device:
-    """The device of that name; auto = CUDA where there is one."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device=cuda: torch sees no GPU here; give cpu or auto")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def autocast_dtype(precision: Precision, device: torch.device) -> torch.dtype | None:

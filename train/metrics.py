@@ -17,6 +17,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from reelmae.pipeline.storage import whole_file
+
 Row = dict[str, float]
 LINE_EVERY_S = 5.0  # plain lines, where stderr is no terminal
 
@@ -33,12 +35,10 @@ class MetricsLog:
     """Appends rows to OUT/metrics.jsonl and OUT/tensorboard; rows beyond `step` are dropped first."""
 
     def __init__(self, out: Path, step: int) -> None:
-        out.mkdir(parents=True, exist_ok=True)
         path = out / "metrics.jsonl"
         kept = [row for row in read_rows(path) if row["step"] <= step]
-        temporary = path.with_suffix(".part")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        temporary.replace(path)
+        with whole_file(path) as part:
+            part.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
         self._file = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1 if step else None)
 

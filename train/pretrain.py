@@ -80,7 +80,7 @@ def pretrain(config: PretrainConfig, *, on_step: Callable[[Row], None] | None = 
     """Train as `config` says, or go on where OUT's newest checkpoint ends; `on_step` sees every logged row.
 
     Raises ConfigError where OUT holds another run, DivergedError where the loss is not finite, and KeyboardInterrupt
-    after Ctrl-C, once the step is finished and saved.
+    after Ctrl-C or SIGTERM (a preempted job), once the step is finished and saved.
     """
     threads = torch.get_num_threads()
     try:
@@ -273,19 +273,24 @@ class _Trainer:
 
 @contextmanager
 def _interrupts() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets; the second one interrupts at once. Only the main thread gets signals."""
+    """An event that the first Ctrl-C or SIGTERM sets; the second acts at once. Only the main thread gets signals."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
-    before = signal.getsignal(signal.SIGINT)
+    before = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
 
     def note(_signal: int, _frame: FrameType | None) -> None:
         event.set()
-        signal.signal(signal.SIGINT, before)
+        restore()
 
-    signal.signal(signal.SIGINT, note)
+    for kind in before:
+        signal.signal(kind, note)
     try:
         yield event
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()

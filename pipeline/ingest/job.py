@@ -9,7 +9,6 @@ children and leaves a DST that resumes. dataset.json is written last.
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 import threading
 import time
@@ -26,6 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 import reelmae.pipeline.schema as schema
+from reelmae.pipeline.cores import usable_cores
 from reelmae.pipeline.errors import ConfigError, DatasetError, InputError, JobMismatchError, NothingKeptError
 from reelmae.pipeline.ingest.config import ShardConfig
 from reelmae.pipeline.ingest.plan import label_ids, plan, sources_per_task
@@ -80,7 +80,7 @@ def shard(
     """
     begin = time.monotonic()
     config = config or ShardConfig()
-    workers = len(os.sched_getaffinity(0)) if workers is None else workers
+    workers = usable_cores() if workers is None else workers
     if workers < 1:
         raise ConfigError(f"workers={workers}: must be at least 1")
     source, store = Store(src), Store(dst)

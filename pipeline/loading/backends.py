@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Iterable
 from typing import Literal
 
@@ -24,7 +23,7 @@ def resolve_device(wish: str) -> torch.device:
     except RuntimeError as e:
         raise ConfigError(f"device={wish!r} is no torch device; give auto, cpu, cuda or cuda:N") from e
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device={wish!r}: this machine has no usable CUDA device; give device=cpu")
+        raise ConfigError(f"device={wish}: torch sees no GPU here; give cpu or auto")
     return device
 
 
@@ -54,11 +53,6 @@ def resolve_backend(wish: str, codecs: Iterable[str], device: torch.device) -> t
             "use backend=av, or shard with --profile vp9, or use backend=dali-gpu on a GPU"
         )
     return "dali-cpu", "asked for"
-
-
-def core_count() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _has_dali() -> bool:

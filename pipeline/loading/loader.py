@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from reelmae.pipeline.cores import usable_cores
 from reelmae.pipeline.errors import BadClipError, ConfigError
 from reelmae.pipeline.loading import backends, order
 from reelmae.pipeline.loading.av_pool import AvPool
@@ -244,7 +245,7 @@ class ClipLoader:
     def _make_decoder(self) -> Decoder:
         config, sample = self.config, self.config.sample
         shape = (config.batch_videos, config.repeats, sample.frames, sample.size, sample.size, 3)
-        workers = backends.core_count() if config.workers is None else config.workers
+        workers = usable_cores() if config.workers is None else config.workers
         if self.backend != "av":
             from reelmae.pipeline.loading.decode_dali import (
                 DaliDecoder,

@@ -6,8 +6,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
+from reelmae.pipeline.errors import TooManyBadClipsError
 from reelmae.pipeline.ingest.config import ShardConfig
 from reelmae.pipeline.ingest.job import shard
 from reelmae.pipeline.loading.draws import SamplePolicy
@@ -42,6 +44,17 @@ def test_clips_from_s3_are_those_of_a_local_copy_and_a_run_trains_on_them(
     for a, b in zip(*batches, strict=True):
         assert torch.equal(a.clips_BCTHW, b.clips_BCTHW)
         assert torch.equal(a.ids_keep_BK, b.ids_keep_BK)
+
+    truncated = Store(remote)
+    shard_name = ClipIndex.open(remote).shard(0)
+    truncated.publish_bytes(truncated.read_bytes(shard_name)[:2000], shard_name)
+    # most of this dataset is in one shard: all its clips are bad ones, and the storage is not to blame
+    with (
+        pytest.raises(TooManyBadClipsError, match="the file is damaged"),
+        ClipLoader(ClipIndex.open(remote), config.model_copy(update={"max_bad_fraction": 0.0})) as loader,
+    ):
+        list(islice(loader, 3))
+    _copy(local, remote)
 
     summary = pretrain(
         load(

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from reelmae.pipeline import storage
-from reelmae.pipeline.errors import InputError, StorageError, StorageFullError
-from reelmae.pipeline.storage import Store, require_folder
+from reelmae.pipeline.errors import InputError, ShortFileError, StorageError, StorageFullError
+from reelmae.pipeline.storage import Store, require_folder, whole_file
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -54,6 +54,21 @@ def test_a_short_range_is_damage(store: Store) -> None:
     store.publish_bytes(b"12345", "x")
     with pytest.raises(StorageError, match="wanted 10 bytes at 3"):
         store.read_range("x", 3, 10)
+    for offset in (3, 5, 99):
+        with pytest.raises(ShortFileError, match=f"wanted 10 bytes at {offset}"):
+            store.read_range("x", offset, 10)
+
+
+def test_a_file_takes_its_name_when_it_is_whole(tmp_path: Path) -> None:
+    final = tmp_path / "new" / "file"
+    with whole_file(final) as part:
+        part.write_text("half")
+        assert not final.exists()
+    assert final.read_text() == "half"
+    with pytest.raises(RuntimeError), whole_file(final) as part:
+        part.write_text("other")
+        raise RuntimeError
+    assert (final.read_text(), [p.name for p in final.parent.iterdir()]) == ("half", ["file"])
 
 
 def test_what_appears_later_is_seen(store: Store) -> None:

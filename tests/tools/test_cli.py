@@ -105,6 +105,24 @@ def test_only_broken_files_is_a_failure_that_says_why(tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
+def test_a_place_that_cannot_be_written_to_is_named(tiny_run: Path, raw_bucket: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    nowhere = tmp_path / "file" / "out"
+    assert_user_error(
+        run("report", tiny_run, "--out", nowhere / "page.html"), str(tmp_path / "file"), "check"
+    )
+    shards = tiny_run / "shards"
+    assert_user_error(run("reconstruct", tiny_run / "train", shards, "--out", nowhere), "file", "check")
+    result = run("shard", raw_bucket, nowhere)
+    assert (result.returncode, result.stderr.count("Traceback")) == (2, 0), result.stderr
+    assert str(tmp_path / "file") in result.stderr.splitlines()[-1]
+
+
+def test_a_video_given_as_a_checkpoint_is_a_message(tiny_run: Path, raw_bucket: Path) -> None:
+    video = next(p for p in raw_bucket.rglob("*.mp4") if p.stat().st_size > 10_000)
+    assert_user_error(run("reconstruct", video, tiny_run / "shards"), video.name, "no checkpoint")
+
+
 @pytest.mark.parametrize("command", ["verify", "report"])
 def test_a_folder_without_a_dataset_is_a_message(command: str, tmp_path: Path) -> None:
     result = run(command, tmp_path / "nothing")

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from reelmae.pipeline.errors import InputError
+from reelmae.pipeline.errors import DatasetError, InputError
 from reelmae.tools.reconstruct import reconstruct
 from reelmae.tools.report import write_report
 
@@ -172,6 +172,14 @@ def test_a_clip_that_cannot_be_read_is_told_of(run_copy: Path) -> None:
     tar = next((run_copy / "shards" / "shards").glob("*.tar"))
     tar.write_bytes(tar.read_bytes()[:2000])
     assert "cannot be read" in write_report(run_copy).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["shards/index.parquet", "shards/dataset.json", "train/summary.json"])
+def test_a_damaged_file_is_named_and_no_page_is_written(name: str, run_copy: Path) -> None:
+    (run_copy / name).write_bytes((run_copy / name).read_bytes()[:100])
+    with pytest.raises(DatasetError, match=f"{Path(name).name}: is damaged"):
+        write_report(run_copy)
+    assert not (run_copy / "report.html").exists()
 
 
 def test_a_folder_of_nothing_is_refused(tmp_path: Path) -> None:

@@ -147,17 +147,20 @@ def test_a_gpu_that_is_not_there_is_told(tiny: MakeConfig) -> None:
         tiny("run.device=cuda")
 
 
-def test_ctrl_c_while_a_step_is_told_ends_the_run_after_the_next(tiny: MakeConfig) -> None:
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_or_preemption_while_a_step_is_told_ends_the_run_after_the_next(
+    tiny: MakeConfig, kind: signal.Signals
+) -> None:
     config = tiny()
 
-    def ctrl_c(row: Row) -> None:
+    def stop(row: Row) -> None:
         if row["step"] == 3:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(kind)
 
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.getsignal(kind)
     with pytest.raises(KeyboardInterrupt):
-        pretrain(config, on_step=ctrl_c)
-    assert signal.getsignal(signal.SIGINT) is before
+        pretrain(config, on_step=stop)
+    assert signal.getsignal(kind) is before
     assert [p.name for p in checkpoint.checkpoints(Path(config.run.out))] == ["step_000004.pt"]
 
 

@@ -27,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from reelmae.model.mae import MAEConfig, MaskedAutoencoder, mae_config
 from reelmae.pipeline.errors import ConfigError
+from reelmae.pipeline.loading.backends import resolve_device
 from reelmae.pipeline.loading.config import LoaderConfig
 from reelmae.pipeline.loading.draws import SamplePolicy
 from reelmae.pipeline.loading.index import ClipIndex
@@ -34,7 +35,7 @@ from reelmae.pipeline.loading.loader import ClipLoader
 from reelmae.pipeline.loading.masks import MaskPolicy, n_keep
 from reelmae.tools.bench.config import BenchStepConfig
 from reelmae.tools.machine import machine, versions
-from reelmae.train.config import OptimSection, autocast_dtype, torch_device
+from reelmae.train.config import OptimSection, autocast_dtype
 from reelmae.train.optim import adamw
 
 ENCODERS: tuple[Literal["dense", "sparse"], ...] = ("dense", "sparse")
@@ -45,7 +46,7 @@ CLEAR_REFS = Path("/proc/self/clear_refs")  # writing 5 sets the peak back to wh
 def bench_step(config: BenchStepConfig) -> dict[str, Any]:
     """Times, FLOPs, memory and speedups as a JSON-able dict; ConfigError names what cannot be."""
     mae = _mae(config)
-    device = torch_device(config.device)
+    device = resolve_device(config.device)
     dtype = autocast_dtype(config.precision, device)
     threads = torch.get_num_threads()
     try:
