@@ -48,6 +48,9 @@ def whole_file(final: Path, *, writer: str = "") -> Iterator[Path]:
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(final)
+    except OSError as e:
+        e.filename = e.filename or str(final)  # a failing write does not say where
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

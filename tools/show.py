@@ -32,6 +32,8 @@ class ShardProgress:
         self.console = Console(stderr=True, highlight=False)
         self.bar: Progress | None = None
         self.last_line = 0.0
+        self.done_before: int | None = None  # sources of tasks that earlier runs finished
+        self.ended = False
 
     def __enter__(self) -> ShardProgress:
         if self.console.is_terminal:
@@ -54,11 +56,13 @@ class ShardProgress:
         if self.bar is not None:
             self.bar.update(self.task, completed=state.sources_done, total=state.sources, text=text)
             return
-        done = state.sources_done == state.sources
-        if not done and time.monotonic() - self.last_line < LINE_EVERY_S:
+        if self.done_before is None:
+            self.done_before = state.sources_done
+        ends = state.sources_done == state.sources
+        if self.ended or (not ends and time.monotonic() - self.last_line < LINE_EVERY_S):
             return
-        self.last_line = time.monotonic()
-        left = (state.sources - state.sources_done) * seconds / max(state.sources_done, 1)
+        self.last_line, self.ended = time.monotonic(), ends
+        left = (state.sources - state.sources_done) * seconds / max(state.sources_done - self.done_before, 1)
         self.console.print(
             f"shard: {state.sources_done}/{state.sources} sources  {text}  {left:.0f} s left", soft_wrap=True
         )
