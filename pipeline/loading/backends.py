@@ -32,7 +32,7 @@ def resolve_backend(wish: str, codecs: Iterable[str], device: torch.device) -> t
     if wish == "auto":
         if device.type == "cuda" and _has_dali():
             return "dali-gpu", f"the device is {device} and DALI is installed: NVDEC decodes"
-        return "av", "clips are decoded on the CPU, where PyAV plays every codec, and no slower than DALI"
+        return "av", "clips are decoded on the CPU, where PyAV plays every codec"
     if wish == "av":
         return "av", "asked for"
     if not _has_dali():
