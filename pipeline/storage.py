@@ -72,8 +72,9 @@ class Store:
         match = _PROTOCOL.match(url)
         self.is_local = match is None or match.group(1) == "file"
         if self.is_local:
-            path = Path(url.removeprefix("file://")).absolute()
-            self.root = str(path)
+            path = Path(url.removeprefix("file://"))
+            # one place has one name, since sources are known by it; `..` must follow links as the system does
+            self.root = str(path.resolve() if ".." in path.parts else path.absolute())
             self.prefix = ""
             self.fs = fsspec.filesystem("file")
         else:

@@ -87,6 +87,19 @@ def test_urls_are_whole(tmp_path: Path) -> None:
         Store("nosuch://x")
 
 
+def test_a_place_has_one_name_however_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here" / "deep").mkdir(parents=True)
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    name = str(tmp_path / "there")
+    assert {
+        Store(url).url() for url in ("../there", name, f"file://{name}", f"{name}/", "deep/../../there")
+    } == {name}
+    (tmp_path / "there" / "link").symlink_to(tmp_path / "here" / "deep")
+    assert Store(f"{name}/link/..").url() == str(tmp_path / "here")  # as the system resolves it
+    assert Store(f"{name}/link").url() == f"{name}/link"
+
+
 def test_missing_folders_and_files_in_their_place(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="check the path"):
         require_folder(str(tmp_path / "nowhere"))
