@@ -53,6 +53,17 @@ class Reason(StrEnum):
     CRASHED = "crashed"  # a child died of a signal or a resource limit
     FETCH_FAILED = "fetch_failed"  # the source could not be read from storage after retries
     VERIFY_FAILED = "verify_failed"  # the encoded clip did not decode to what was asked
+    UNSUPPORTED_COLOUR = "unsupported_colour"  # HDR or wide gamut, and this ffmpeg cannot convert it
+    SPAN_OUTSIDE = "span_outside"  # a manifest's span begins beyond the end of the video
+    TOO_SHORT = (
+        "too_short"  # shorter than `min_seconds`, a scene than `min_scene_seconds`, a dropped remainder
+    )
+    LOW_FPS = "low_fps"  # fewer frames a second than `min_fps`
+    BAD_ASPECT = "bad_aspect"  # longer side over shorter side above `max_aspect`
+    STATIC = "static"  # hardly anything moves: under `min_motion`
+    DARK = "dark"  # under `min_luma`
+    BLANK = "blank"  # hardly any contrast: under `min_contrast`
+    BORDERS = "borders"  # more of the picture is black border than `max_border`
 
 
 SOURCES = pa.schema(
@@ -63,6 +74,24 @@ SOURCES = pa.schema(
             "etag", pa.string(), nullable=False
         ),  # etag, else modification time; "" where storage has neither
         pa.field("label", pa.string()),  # null = unlabelled
+        # a manifest's rows of this source, sorted by start and end; null: the whole source, and nothing but its label
+        pa.field(
+            "rows",
+            pa.list_(
+                pa.struct(
+                    [
+                        pa.field(
+                            "start_s", pa.float64()
+                        ),  # null: both, the whole source, cut as the job says
+                        pa.field("end_s", pa.float64()),  # null beside a start: to the end of the video
+                        pa.field("label", pa.string()),
+                        pa.field(
+                            "extra", pa.string()
+                        ),  # the manifest's other columns, a JSON object; null = none
+                    ]
+                )
+            ),
+        ),
         pa.field("task", pa.int32(), nullable=False),
     ]
 )
@@ -84,6 +113,32 @@ CLIPS = pa.schema(
         pa.field("codec", pa.string(), nullable=False),  # h264 | vp9 | hevc
         pa.field("label", pa.string()),
         pa.field("label_id", pa.int32(), nullable=False),  # -1 = unlabelled
+        # the span that was asked for (a manifest's row, a scene, a window); the actual one is above
+        pa.field("wanted_start_s", pa.float64(), nullable=False),
+        pa.field("wanted_end_s", pa.float64(), nullable=False),
+        # screening scores, of frames 64x64 in grey, about four a second (ingest/scores.py)
+        pa.field(
+            "motion", pa.float32(), nullable=False
+        ),  # upper quartile of differences between neighbours, 0 to 255
+        pa.field("luma", pa.float32(), nullable=False),  # mean, 0 to 255
+        pa.field(
+            "contrast", pa.float32(), nullable=False
+        ),  # standard deviation within a frame, mean over frames
+        pa.field("border", pa.float32(), nullable=False),  # share of the picture that is black border, 0 to 1
+        pa.field("phash", pa.binary(32)),  # four 64-bit perceptual hashes over time; null: too flat to tell
+        pa.field(
+            "duplicate_of", pa.string()
+        ),  # key of the earlier clip that this one repeats; set when a job ends
+        # what the source was
+        pa.field("source_bytes", pa.int64(), nullable=False),
+        pa.field("source_container", pa.string(), nullable=False),
+        pa.field("source_codec", pa.string(), nullable=False),
+        pa.field("source_width", pa.int32(), nullable=False),  # coded, before rotation and pixel aspect
+        pa.field("source_height", pa.int32(), nullable=False),
+        pa.field("source_fps", pa.float64(), nullable=False),
+        pa.field("source_seconds", pa.float64(), nullable=False),
+        pa.field("encoder", pa.string(), nullable=False),  # x264 | x265 | vpx | nvenc | copy
+        pa.field("colour", pa.string(), nullable=False),  # the rule by which its colours were converted
     ]
 )
 
@@ -98,7 +153,7 @@ REJECTS = pa.schema(
 )
 
 CLIP, REJECT = "clip", "reject"  # kinds of rows in a commit record
-# One task's rows: clips fill the columns of CLIPS, rejects those of REJECTS; the others are null.
+# One task's rows, without the manifest's own columns (see with_columns): clips fill the columns of CLIPS, rejects those of REJECTS; the others are null.
 # The schema's metadata holds under b"shards" a JSON object: shard name → bytes of its tar.
 COMMITS = pa.schema(
     [
@@ -108,6 +163,11 @@ COMMITS = pa.schema(
         pa.field("detail", pa.string()),
     ]
 )
+
+
+def with_columns(columns: pa.Schema, extra: dict[str, str]) -> pa.Schema:
+    """CLIPS or COMMITS with a manifest's own columns behind: name → int64, double, bool or string; all may be null."""
+    return pa.schema([*columns, *(pa.field(name, pa.type_for_alias(kind)) for name, kind in extra.items())])
 
 
 def source_id(url: str) -> str:

@@ -43,15 +43,31 @@ class Shard:
     config: Annotated[ShardConfig, arg(name="")] = field(default_factory=ShardConfig)
     workers: int | None = None
     """Sources worked on at once; the number of cores unless given."""
+    append: bool = False
+    """Add the sources of SRC that DST does not know yet."""
+    retry_rejected: str | None = None
+    """Try those sources again that were rejected for this reason; all: for any."""
+    limit: int | None = None
+    """Plan at most so many sources, a fair draw of all; --append adds the others later."""
+    dry_run: bool = False
+    """Write nothing: list and plan, try a few sources in a temporary folder, and estimate the whole."""
     json: bool = False
     """One JSON object on stdout."""
 
     def run(self) -> Result:
         """Shard, with a progress bar on stderr."""
+        from reelmae.pipeline.ingest.estimate import estimate
         from reelmae.pipeline.ingest.job import shard
 
+        if self.dry_run:
+            return estimate(
+                self.src, self.dst, self.config, workers=self.workers, append=self.append, limit=self.limit
+            )
         with show.ShardProgress() as progress:
-            summary = shard(self.src, self.dst, self.config, workers=self.workers, on_progress=progress)
+            summary = shard(
+                self.src, self.dst, self.config, workers=self.workers, append=self.append,
+                retry_rejected=self.retry_rejected, limit=self.limit, on_progress=progress,
+            )  # fmt: skip
         return asdict(summary) | {"dst": self.dst}
 
 

@@ -27,6 +27,10 @@ MEANING = {
     "truncated": "far fewer frames than promised", "timeout": "took longer than allowed",
     "crashed": "its decoder died", "fetch_failed": "could not be read from storage",
     "verify_failed": "the encoded clip was not what was asked",
+    "unsupported_colour": "HDR or wide gamut, and this ffmpeg cannot convert it",
+    "span_outside": "the span begins beyond the end of the video", "too_short": "shorter than asked for",
+    "low_fps": "too few frames a second", "bad_aspect": "too long and narrow", "static": "hardly anything moves",
+    "dark": "too dark", "blank": "hardly any contrast", "borders": "mostly black border",
 }  # fmt: skip
 EXAMPLES = 3  # of a reason, before the rest is folded away
 FOLDED = 60

@@ -57,7 +57,7 @@ class ShardProgress:
             self.bar.update(self.task, completed=state.sources_done, total=state.sources, text=text)
             return
         if self.done_before is None:
-            self.done_before = state.sources_done
+            self.done_before = state.sources_before
         ends = state.sources_done == state.sources
         if self.ended or (not ends and time.monotonic() - self.last_line < LINE_EVERY_S):
             return

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from reelmae.pipeline import schema
 from reelmae.pipeline.errors import ChildError, DatasetError, InputError, ReelmaeError
-from reelmae.pipeline.ingest.job import check_ledger
+from reelmae.pipeline.ingest.ledger import check_ledger
 from reelmae.pipeline.ingest.pack import dali_index, member_offsets
 from reelmae.pipeline.ingest.probe import Prober
 from reelmae.pipeline.ingest.sandbox import Sandbox

@@ -1,46 +1,116 @@
 """ShardConfig: everything that shapes the bytes of a shard dataset. Its digest is the identity of a job.
 
 How a job is run (workers, temporary folder, progress) is not in here: it must not change a byte.
+
+A preset fills in the screens that are not given:
+
+                    kinetics    uncurated
+    min_seconds       0           2          min_motion       0       0.5
+    min_fps           0           5          min_luma         0       16
+    min_side         16          96          min_contrast     0       6
+    max_aspect        0           4          max_border       0       0.7
+    duplicates      off        near
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-Profile = Literal["default", "fast-decode", "vp9"]
-DEFAULT_CRF: dict[str, int] = {"default": 23, "fast-decode": 23, "vp9": 31}
+Profile = Literal["default", "fast-decode", "small", "vp9", "copy"]
+Encoder = Literal["auto", "x264", "x265", "vpx", "nvenc"]
+DEFAULT_CRF: dict[str, int] = {"default": 23, "fast-decode": 23, "small": 26, "vp9": 31, "copy": 23}
+CODEC = {"default": "h264", "fast-decode": "h264", "small": "hevc", "vp9": "vp9", "copy": "h264"}
+ENCODERS: dict[str, tuple[str, ...]] = {
+    "h264": ("x264", "nvenc"),
+    "hevc": ("x265", "nvenc"),
+    "vp9": ("vpx",),
+}  # of a codec; the first runs everywhere
 MAX_FPS = 120
+
+
+@dataclass(frozen=True)
+class Screens:
+    """The screens in force; 0 is off."""
+
+    min_seconds: float
+    min_fps: float
+    min_side: int
+    max_aspect: float
+    min_motion: float
+    min_luma: float
+    min_contrast: float
+    max_border: float
+    duplicates: str
+
+
+PRESETS = {
+    "kinetics": Screens(0, 0, 16, 0, 0, 0, 0, 0, "off"),
+    "uncurated": Screens(2, 5, 96, 4, 0.5, 16, 6, 0.7, "near"),
+}
 
 
 class ShardConfig(BaseModel):
     """What a sharding job makes of its sources.
 
-    Lengths are in seconds, sizes in bytes, sides in pixels after rotation and pixel aspect. Values out of
-    range raise pydantic's ValidationError, which is a ValueError.
+    Lengths are in seconds, sizes in bytes, sides in pixels after rotation and pixel aspect. A screen of 0 is off.
+    Values out of range raise pydantic's ValidationError, which is a ValueError.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    preset: Literal["kinetics", "uncurated"] = "kinetics"
+    """kinetics keeps all that decodes; uncurated turns every screen on. Each screen can be set on its own."""
     profile: Profile = "default"
-    """default: H.264. fast-decode: H.264 that decodes faster and is larger. vp9: for DALI on the processor."""
+    """default: H.264. fast-decode: H.264 that decodes faster and is larger. small: HEVC. vp9: for DALI on the processor. copy: sources that already conform are cut at their keyframes without encoding, others as default."""
+    encoder: Encoder = "auto"
+    """auto takes NVENC where ffmpeg and the machine have it, else the profile's encoder on the processor."""
     short_side: int = Field(default=256, ge=16, le=4096)
     """Short side of a stored clip at most, a multiple of 16; nothing is scaled up."""
     fps: float | None = Field(default=None, gt=0, le=MAX_FPS)
     """Stored frames a second at most; None is each source's own rate."""
     crf: int | None = Field(default=None, ge=0, le=63)
-    """Constant rate factor; None is the profile's own (23; vp9 31)."""
+    """Constant rate factor; None is the profile's own (23; small 26; vp9 31)."""
     gop: int = Field(default=16, ge=1, le=600)
     """Frames from one keyframe to the next."""
+    cut: Literal["windows", "scenes"] = "windows"
+    """windows of clip_seconds, or scenes (extra `curate`), those longer than clip_seconds cut into windows. A manifest's spans count before both."""
     clip_seconds: float = Field(default=10.0, ge=0, le=86_400)
-    """Length of the windows a source is cut into; 0 makes the whole source one clip."""
+    """Length of the windows a source is cut into; 0 makes the whole source (or scene) one clip."""
+    remainder: Literal["join", "keep", "drop"] = "join"
+    """What is left after the last window: join it to that window where it is shorter than half of one, keep it as a clip of its own, or drop it."""
+    min_scene_seconds: float = Field(default=2.0, ge=0)
+    """Shorter scenes are rejected."""
+    scene_threshold: float = Field(default=27.0, gt=0)
+    """PySceneDetect's ContentDetector threshold: lower cuts more."""
+    crop_borders: bool = False
+    """Cut black borders off before scaling."""
     min_frames: int = Field(default=2, ge=1)
-    """Sources with fewer frames, after the change of rate, are rejected."""
-    min_side: int = Field(default=16, ge=1)
+    """Sources and spans with fewer frames, after the change of rate, are rejected."""
+    min_seconds: float | None = Field(default=None, ge=0)
+    """Shorter sources and spans are rejected."""
+    min_side: int | None = Field(default=None, ge=1)
     """Sources with a shorter side, in pixels as shown, are rejected."""
+    min_fps: float | None = Field(default=None, ge=0)
+    """Sources with fewer frames a second are rejected."""
+    max_aspect: float | None = Field(default=None, ge=0)
+    """Sources whose longer side is more than this many times the shorter are rejected."""
+    min_motion: float | None = Field(default=None, ge=0, le=255)
+    """Clips whose small frames differ less from one to the next (levels of 255) are rejected as static."""
+    min_luma: float | None = Field(default=None, ge=0, le=255)
+    """Clips that are darker in the mean (levels of 255) are rejected."""
+    min_contrast: float | None = Field(default=None, ge=0, le=255)
+    """Clips with less contrast (standard deviation in levels of 255) are rejected as blank."""
+    max_border: float | None = Field(default=None, ge=0, le=1)
+    """Clips with more black border than this share of the picture are rejected."""
+    duplicates: Literal["off", "exact", "near"] | None = None
+    """Clips that repeat an earlier one are marked in the index; the loader leaves them out. near: also by look."""
+    near_bits: int = Field(default=11, ge=0, le=11)
+    """Bits of 256 in which the perceptual hashes of near duplicates may differ."""
     max_duration_s: float = Field(default=4 * 3600.0, gt=0)
     """Longer sources are rejected."""
     max_pixels: int = Field(default=8192 * 4320, ge=256)
@@ -53,6 +123,16 @@ class ShardConfig(BaseModel):
     """Sources of one task, the unit of resuming; None is a 64th of all, 8 to 256."""
     labels: Literal["none", "folder"] = "none"
     """folder: the first folder of a source's path is its label. A manifest's labels always count."""
+    url_column: str | None = None
+    """The manifest's column of paths or URLs; None: `url` or `path`. Without a header: its number, from 1."""
+    label_column: str | None = None
+    """The manifest's column of labels; None: `label`."""
+    start_column: str | None = None
+    """The manifest's column of a span's start in seconds; None: `start`, `start_s` or `time_start`."""
+    end_column: str | None = None
+    """The manifest's column of a span's end in seconds; None: `end`, `end_s` or `time_end`."""
+    allow_outside: bool = False
+    """Let a manifest's relative paths lead out of its folder, and its absolute ones name other places."""
     seed: int = Field(default=0, ge=0)
     """Of the order in which sources are dealt to shards."""
 
@@ -65,17 +145,34 @@ class ShardConfig(BaseModel):
             )
         return value
 
-    @field_validator("crf")
-    @classmethod
-    def _crf_of_the_profile(cls, value: int | None, info: Any) -> int | None:
-        if value is not None and value > 51 and info.data.get("profile") != "vp9":
-            raise ValueError(f"{value} is above 51, x264's highest")
-        return value
+    @model_validator(mode="after")
+    def _fits_the_profile(self) -> ShardConfig:
+        if self.crf is not None and self.crf > 51 and self.profile != "vp9":
+            raise ValueError(f"crf {self.crf} is above 51, the highest of this profile's encoder")
+        able = ENCODERS[self.codec]
+        if self.encoder not in ("auto", *able):
+            raise ValueError(
+                f"encoder {self.encoder} makes no {self.codec}; take auto or {' or '.join(able)}"
+            )
+        if self.profile == "copy" and self.cut == "scenes":
+            raise ValueError("profile copy cuts at the source's own keyframes; take cut windows")
+        return self
+
+    @property
+    def screens(self) -> Screens:
+        """The preset's screens, under those that were given."""
+        preset = PRESETS[self.preset]
+        given = {f.name: getattr(self, f.name) for f in fields(Screens)}
+        return replace(preset, **{name: value for name, value in given.items() if value is not None})
+
+    def resolved(self) -> ShardConfig:
+        """The same, with every screen filled in: what a job writes down and compares."""
+        return self.model_copy(update=asdict(self.screens))
 
     @property
     def codec(self) -> str:
         """Name of the clips' codec in the index."""
-        return "vp9" if self.profile == "vp9" else "h264"
+        return CODEC[self.profile]
 
     @property
     def quality(self) -> int:
@@ -84,5 +181,5 @@ class ShardConfig(BaseModel):
 
     def digest(self) -> str:
         """16 hex digits; the same values give the same digest, in any order and on any machine."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        text = json.dumps(self.resolved().model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

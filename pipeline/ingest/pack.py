@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import json
 import tarfile
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -21,7 +21,7 @@ from reelmae.pipeline.schema import IDX_VERSION, shard_name
 
 @dataclass(frozen=True)
 class ClipRow:
-    """One row of the index; the columns of schema.CLIPS."""
+    """One row of the index: the columns of schema.CLIPS, and under `extra` the manifest's own."""
 
     key: str
     shard: str
@@ -38,6 +38,29 @@ class ClipRow:
     codec: str
     label: str | None
     label_id: int
+    wanted_start_s: float
+    wanted_end_s: float
+    motion: float
+    luma: float
+    contrast: float
+    border: float
+    phash: bytes | None
+    duplicate_of: str | None
+    source_bytes: int
+    source_container: str
+    source_codec: str
+    source_width: int
+    source_height: int
+    source_fps: float
+    source_seconds: float
+    encoder: str
+    colour: str
+    extra: dict[str, Any]
+
+    def record(self) -> dict[str, Any]:
+        """The row as the index has it: the manifest's own columns beside ours."""
+        values = asdict(self)
+        return values | values.pop("extra")
 
 
 @dataclass(frozen=True)
@@ -84,6 +107,8 @@ class Packer:
             for k in ("codec", "fps", "frames", "height", "label", "label_id", "source", "width")
         }
         facts |= {"span_s": [row.span_start_s, row.span_end_s]}
+        if row.extra:
+            facts["manifest"] = row.extra
         self._writer.write(
             {"__key__": row.key, "json": json.dumps(facts, sort_keys=True).encode(), "mp4": data}
         )

@@ -22,7 +22,7 @@ from reelmae.pipeline.schema import Reason
 
 CONTAINERS = ("mov", "matroska", "avi", "mpegts", "mpeg", "mpegvideo", "flv", "asf", "ogg", "gif", "mxf")
 REQUESTS = 500
-_LIMITS = Limits(cpu_s=24 * 3600, file_bytes=1 << 20)
+_LIMITS = Limits(cpu_s=24 * 3600)
 
 
 class Probe(BaseModel):
@@ -30,7 +30,9 @@ class Probe(BaseModel):
 
     `packets` counts coded frames that are shown (fields counted as half), `seen` all packets; `rate` (1/s) and `duration_s` are measured over all of them,
     0 where they carry no times; `promised` is the container's own count, 0 where it names none. `rotation` in
-    degrees, counter-clockwise; `sar` the pixel aspect. Colour values are ffmpeg's numbers.
+    degrees, counter-clockwise; `sar` the pixel aspect. Colour values are ffmpeg's numbers. `start_s`: the first
+    packet's time after the container's begin; `reordered`: packets do not come in the order of their times;
+    `steady`: all steps between packets are equal.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,6 +59,9 @@ class Probe(BaseModel):
     color_trc: int
     color_primaries: int
     error: str
+    start_s: float = Field(allow_inf_nan=False)
+    reordered: bool
+    steady: bool
 
 
 class VerifiedClip(BaseModel):
@@ -75,13 +80,16 @@ class VerifiedClip(BaseModel):
     others: int = 0  # streams beside the video
     error: str = ""
 
-    def fault(self, *, frames: int, fps: Fraction, width: int, height: int, codec: str) -> str:
-        """What differs from what was asked; "" = nothing."""
+    def fault(
+        self, *, frames: int, fps: Fraction, width: int, height: int, codec: str, untagged: bool = False
+    ) -> str:
+        """What differs from what was asked; "" = nothing. `untagged`: the range may be left unsaid."""
         if self.error:
             return self.error
+        said = self.pictures[0][3] if untagged and self.pictures and self.pictures[0][3] == 0 else 1
         found = {
             "frames": (self.frames, frames),
-            "pictures": (self.pictures, ((width, height, "yuv420p", 1, False),)),
+            "pictures": (self.pictures, ((width, height, "yuv420p", said, False),)),
             "codec": (self.codec, codec),
             "keyframe first": (self.key_first, True),
             "starts at 0": (self.from_zero, True),
@@ -117,6 +125,31 @@ class Prober:
         """Decode these clips whole."""
         answer = self._ask({"op": "verify", "paths": [str(p) for p in paths]}, wall_s)
         return [VerifiedClip(**clip) for clip in answer["clips"]]
+
+    def borders(self, path: Path, probe: Probe, *, wall_s: float) -> tuple[int, int, int, int] | None:
+        """The picture within black borders as coded: left, top, width, height; None where there are none, or all is black."""
+        question = {"op": "borders", "path": str(path), "container": probe.container, "stream": probe.stream}
+        answer = self._ask(question, wall_s)
+        if len(answer["box"]) != 4 or answer["size"] != [probe.width, probe.height]:
+            return None
+        left, top, right, bottom = (int(n) for n in answer["box"])
+        if not (0 <= left < right <= probe.width and 0 <= top < bottom <= probe.height):
+            return None
+        box = (left, top, right - left, bottom - top)
+        return None if box == (0, 0, probe.width, probe.height) else box
+
+    def keys(self, path: Path, *, wall_s: float) -> tuple[int, list[int]]:
+        """Packets of an encoded file, and the numbers of its keyframes."""
+        answer = self._ask({"op": "keys", "path": str(path)}, wall_s)
+        return answer["packets"], answer["keys"]
+
+    def cut(
+        self, path: Path, spans: Sequence[tuple[int, int]], rate: Fraction, folder: Path, *, wall_s: float
+    ) -> tuple[list[int], int] | str:
+        """Copy spans of packets to folder/00000.mp4, …: packets of each (0: no file) and of all; or what is wrong."""
+        question = {"op": "cut", "path": str(path), "spans": spans, "rate": str(rate), "folder": str(folder)}
+        answer = self._ask(question, wall_s)
+        return str(answer["error"]) if "error" in answer else (answer["frames"], answer["packets"])
 
     def _ask(self, question: dict[str, Any], wall_s: float) -> dict[str, Any]:
         if self._served >= REQUESTS:

@@ -6,6 +6,7 @@ The rules, each a threshold of ShardConfig:
 - the output rate is the nominal one where the measured average agrees within 2 %, else the measured average
   (variable frame rate), at most 120; `fps` asks for less, never for more (no invented frames). Under 0.1 frames
   a second no usable rate is told by the timestamps: BAD_TIMESTAMPS (two frames ten hours apart stay two frames).
+- the screens of ShardConfig on rate, duration, side and aspect;
 - size: the one factor that brings the short side to at most `short_side`, never above 1; both sides are then
   floored to multiples of 16. A side under 16 is TOO_SMALL.
 """
@@ -31,12 +32,14 @@ _COMMON = sorted(
 
 @dataclass(frozen=True)
 class Kept:
-    """How a source is encoded: output rate, number of frames at that rate, sides in pixels."""
+    """How a source is encoded: output rate, frames at that rate, sides in pixels, and what is cropped before
+    (left, top, width, height of the picture turned upright, in its own pixels)."""
 
     fps: Fraction
     frames: int
     width: int
     height: int
+    crop: tuple[int, int, int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,11 @@ class Rejected:
     detail: str
 
 
-def screen(probe: Probe, config: ShardConfig) -> Kept | Rejected:
-    """Keep or reject one probed source."""
+def screen(
+    probe: Probe, config: ShardConfig, box: tuple[int, int, int, int] | None = None
+) -> Kept | Rejected:
+    """Keep or reject one probed source; `box`: left, top, width, height of its picture within borders, as coded."""
+    screens = config.screens
     if probe.width * probe.height > config.max_pixels:
         return Rejected(
             Reason.TOO_LARGE, f"{probe.width}x{probe.height} pixels, over max_pixels={config.max_pixels}"
@@ -71,6 +77,12 @@ def screen(probe: Probe, config: ShardConfig) -> Kept | Rejected:
     fps = source_rate(probe)
     if fps is None:
         return Rejected(Reason.BAD_TIMESTAMPS, f"{probe.packets} frames over {probe.duration_s:.2f} s")
+    if fps < Fraction(screens.min_fps):
+        return Rejected(Reason.LOW_FPS, f"{float(fps):g} frames a second, under min_fps={screens.min_fps:g}")
+    if probe.duration_s < screens.min_seconds:
+        return Rejected(
+            Reason.TOO_SHORT, f"{probe.duration_s:.2f} s, under min_seconds={screens.min_seconds:g}"
+        )
     if config.fps is not None:
         fps = min(fps, Fraction(config.fps).limit_denominator(1001))
     frames = max(1, round(probe.duration_s * fps))
@@ -78,13 +90,27 @@ def screen(probe: Probe, config: ShardConfig) -> Kept | Rejected:
         return Rejected(
             Reason.TOO_FEW_FRAMES, f"{frames} frames at {float(fps):g} fps, under {config.min_frames}"
         )
-    shown_W, shown_H = shown_size(probe)
+    crop = None if box is None else turned(box, probe)
+    return _sized(probe, config, fps, frames, crop)
+
+
+def _sized(
+    probe: Probe, config: ShardConfig, fps: Fraction, frames: int, crop: tuple[int, int, int, int] | None
+) -> Kept | Rejected:
+    screens = config.screens
+    shown_W, shown_H = shown_size(probe, crop)
     width, height = stored_size(shown_W, shown_H, config.short_side)
-    if min(width, height) < 16 or min(shown_W, shown_H) < config.min_side:
+    if min(width, height) < 16 or min(shown_W, shown_H) < screens.min_side:
         return Rejected(
-            Reason.TOO_SMALL, f"shown {shown_W:.0f}x{shown_H:.0f}, a side under {max(16, config.min_side)}"
+            Reason.TOO_SMALL, f"shown {shown_W:.0f}x{shown_H:.0f}, a side under {max(16, screens.min_side)}"
         )
-    return Kept(fps, frames, width, height)
+    aspect = max(shown_W, shown_H) / min(shown_W, shown_H)
+    if screens.max_aspect and aspect > screens.max_aspect:
+        return Rejected(
+            Reason.BAD_ASPECT,
+            f"shown {shown_W:.0f}x{shown_H:.0f}, {aspect:.2f} to 1, over max_aspect={screens.max_aspect:g}",
+        )
+    return Kept(fps, frames, width, height, crop)
 
 
 def source_rate(probe: Probe) -> Fraction | None:
@@ -114,10 +140,26 @@ def promised_s(probe: Probe) -> float:
     return float(probe.promised / rates[0]) if rates else math.inf
 
 
-def shown_size(probe: Probe) -> tuple[float, float]:
-    """Width and height as shown: pixel aspect first, then rotation."""
-    width, height = probe.width * probe.sar, float(probe.height)
-    return (height, width) if probe.rotation % 180 else (width, height)
+def shown_size(probe: Probe, crop: tuple[int, int, int, int] | None = None) -> tuple[float, float]:
+    """Width and height as shown, with square pixels and upright; of `crop` where there is one."""
+    sideways = probe.rotation % 180 != 0
+    coded = (probe.height, probe.width) if sideways else (probe.width, probe.height)
+    width, height = coded if crop is None else crop[2:]
+    return (float(width), height * probe.sar) if sideways else (width * probe.sar, float(height))
+
+
+def turned(box: tuple[int, int, int, int], probe: Probe) -> tuple[int, int, int, int]:
+    """A box of the coded picture (left, top, width, height) → the same of the picture turned upright."""
+    left, top, width, height = box
+    right, bottom = probe.width - left - width, probe.height - top - height
+    # the display matrix turns counter-clockwise
+    if probe.rotation % 360 == 90:
+        return top, right, height, width
+    if probe.rotation % 360 == 180:
+        return right, bottom, width, height
+    if probe.rotation % 360 == 270:
+        return bottom, left, height, width
+    return box
 
 
 def stored_size(width: float, height: float, short_side: int) -> tuple[int, int]:

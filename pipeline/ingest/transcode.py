@@ -1,32 +1,35 @@
-"""One sandboxed ffmpeg per source: one decode, one encode, all its clips cut by the segment muxer.
+"""One sandboxed ffmpeg per source: one decode, one encode of all that is wanted, and small frames for the screens.
 
-A clip: H.264 (or VP9) in MP4, yuv420p 8-bit, limited range, constant frame rate from time 0, one stream, no
-B-frames, closed GOPs with a keyframe at every clip's start and every `gop` frames after, moov before mdat, no
-metadata. Bytes are deterministic: one thread, bit-exact scaling and muxing.
+It writes `video.mp4`, from which the clips are copied packet by packet (probe_child.cut), `small.gray` (64x64, about
+four a second, for scores and hashes) and, where scenes are looked for, `scenes.bgr` (48x32, every frame).
+A clip: H.264, HEVC or VP9 in MP4, yuv420p 8-bit, limited range, constant frame rate from time 0, one stream, no
+B-frames, closed GOPs with a keyframe at every clip's start, moov before mdat, no metadata. Bytes are
+deterministic: one thread, bit-exact scaling and muxing.
 
 Picture: deinterlaced where the source says so (bwdif, one frame per frame), turned as its display matrix says,
-scaled by the one factor that covers the target box and centre-cropped to it (at most 15 pixels of the longer
-side and 15 of the shorter are lost), pixels square. A picture that changes size in mid-stream is fitted anew.
-Colour: converted to the BT.601 matrix (a source that names none is taken as BT.709 where it is more than 576
-lines high, else as BT.601), full range to limited, tagged smpte170m. Primaries of SDR sources are not converted
-(BT.709 against SMPTE 170M: a few levels at most). PQ and HLG are tone-mapped (Hable, after scaling) where the
-binary has zscale and tonemap; alpha is flattened on black.
+borders cropped where asked for, scaled by the one factor that covers the target box and centre-cropped to it (at
+most 15 pixels of the longer side and 15 of the shorter are lost), pixels square. A picture that changes size in
+mid-stream is fitted anew. Colour: see colour.py.
+
+Only frames that a span needs are encoded. Where the first span begins far into an MP4 or Matroska file, decoding
+begins a little before it; where that gives errors, it begins at the start.
 
 Damage: strict. Whatever the decoder or demuxer reports at level `error` rejects the whole source with
-DECODE_ERRORS and its first words: silent concealment would train on grey macroblocks. Fewer than 90 % of the
-frames its packets promise: TRUNCATED. Output is capped at the planned number of frames, so timestamps cannot
-expand a file.
+DECODE_ERRORS and its first words: silent concealment would train on grey macroblocks. Output is capped at the
+planned number of frames, so timestamps cannot expand a file.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -34,22 +37,61 @@ import ffmpeg
 import imageio_ffmpeg
 
 from reelmae.pipeline.errors import ChildCrashedError, ChildTimeoutError, ConfigError, StorageFullError
+from reelmae.pipeline.ingest import encoders
+from reelmae.pipeline.ingest.colour import Colour
 from reelmae.pipeline.ingest.config import ShardConfig
+from reelmae.pipeline.ingest.cut import Span, place, runs
 from reelmae.pipeline.ingest.probe import Probe
 from reelmae.pipeline.ingest.sandbox import Limits, Sandbox, is_full
+from reelmae.pipeline.ingest.scores import SIDE
 from reelmae.pipeline.ingest.screen import Kept, Rejected
 from reelmae.pipeline.schema import Reason
 
-ENOUGH = 0.9
-_HDR = {16: "smpte2084", 18: "arib-std-b67"}  # ffmpeg's numbers of PQ and HLG
-_MATRIX = {1: "bt709", 4: "fcc", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 9: "bt2020nc", 10: "bt2020nc"}
+VIDEO, SMALL, SCENES = "video.mp4", "small.gray", "scenes.bgr"
+SCENE_W, SCENE_H = 48, 32
+SMALL_FPS = 4  # about
+FAR_S = 20.0  # a first span that begins later is worth a seek
+BEFORE_S = 2.0  # decoding begins this much before it, so that the grid of frames has settled
+MAX_RUNS = 50  # stretches told to ffmpeg; with more, all between the first and the last is encoded
 _BT601 = "range=tv:color_primaries=smpte170m:color_trc=smpte170m:colorspace=smpte170m"
-_ALPHA = re.compile(r"^(yuva|rgba|bgra|argb|abgr|gbrap|ya\d|pal8|ayuv|vuya)")
+_SCALER = "accurate_rnd+bitexact+full_chroma_int"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one ffmpeg is to do with a source. `encoder` "copy": nothing is encoded, only small frames are made."""
+
+    kept: Kept
+    colour: Colour
+    spans: tuple[Span, ...]
+    encoder: str
+    scenes: bool = False
+
+    @property
+    def stretches(self) -> list[tuple[int, int]]:
+        """The frames of the source that are encoded, one stretch after the other."""
+        found = runs(self.spans)
+        return found if len(found) <= MAX_RUNS else [(found[0][0], found[-1][1])]
+
+    @property
+    def frames(self) -> int:
+        """How many they are."""
+        return sum(end - start for start, end in self.stretches)
+
+    @property
+    def every(self) -> int:
+        """Every how manieth of them has a small frame: four a second, more where a span would get fewer than four."""
+        shortest = min(span.end - span.start for span in self.spans)
+        return max(1, min(round(self.kept.fps / SMALL_FPS), shortest // 4))
+
+    def placed(self, span: Span) -> tuple[int, int]:
+        """[start, end) of a span among the encoded frames."""
+        return place(span.start, self.stretches), place(span.end, self.stretches)
 
 
 @dataclass(frozen=True)
 class Tool:
-    """The ffmpeg in use: its path, its version line, and whether it can tone-map."""
+    """The ffmpeg in use: its path, its version line, and whether it has zscale and tonemap."""
 
     path: str
     version: str
@@ -81,85 +123,66 @@ def _output(argv: Sequence[str]) -> str:
         return Sandbox().output(argv, limits=Limits(wall_s=60), cwd=Path(folder))
 
 
-def filters(probe: Probe, kept: Kept, *, tonemaps: bool) -> str:
-    """The filter chain of one source, for ffmpeg's -vf."""
+def filters(probe: Probe, plan: Plan, *, skipped: int = 0) -> str:
+    """The filter graph of one source: [video], [small] and, for scenes, [scenes]. `skipped`: frames seeked over."""
+    kept, colour = plan.kept, plan.colour
     W, H = kept.width, kept.height
     # of the picture as it comes (it may change in mid-stream), shown square: the factor that covers W x H
     cover = f"max({W}/(iw*sar)\\,{H}/ih)"
     even = "2*ceil(({0})/2-0.01)"
-    matrix = _MATRIX.get(probe.colorspace) or (
-        "bt709" if min(probe.width, probe.height) > 576 else "smpte170m"
-    )
-    hdr = _HDR.get(probe.color_trc) if tonemaps else None
     scale = [
         f"scale=w='max({W}\\,{even.format(f'iw*sar*{cover}')})'",
         f"h='max({H}\\,{even.format(f'ih*{cover}')})'",
-        "flags=bicubic+accurate_rnd+bitexact+full_chroma_int",
-        f"in_color_matrix={matrix}",
-        *(() if hdr else ("out_color_matrix=smpte170m", "out_range=tv")),
+        f"flags=bicubic+{_SCALER}",
+        *colour.scaler,
     ]
     chain = [
         "bwdif=mode=send_frame:deint=interlaced" if probe.interlaced else "",
-        f"fps={kept.fps}",
-        # a picture on nothing: black
-        "format=gbrap,premultiply=inplace=1,format=gbrp" if _ALPHA.match(probe.pix_fmt) else "",
-        # primaries and curve are kept as they are; but the scaler refuses values nobody defined
-        "" if hdr else "setparams=color_primaries=bt709:color_trc=bt709",
+        f"fps={kept.fps}" + (":start_time=0" if skipped else ""),
+        f"setpts=N+{skipped}",
+        _selected(plan, skipped),
+        "crop={2}:{3}:{0}:{1}:exact=1".format(*kept.crop) if kept.crop else "",
+        colour.before,
         ":".join(scale),
         f"crop={W}:{H}",
         "setsar=1",
-        _tonemapped(hdr, probe) if hdr else "",
+        colour.behind,
         "format=yuv420p",
         f"setparams={_BT601}",
     ]
-    return ",".join(step for step in chain if step)
-
-
-def _tonemapped(transfer: str, probe: Probe) -> str:
-    range_ = "full" if probe.color_range == 2 else "limited"
-    return (
-        f"zscale=tin={transfer}:min=2020_ncl:pin=2020:rin={range_}:t=linear:npl=100,format=gbrpf32le,"
-        "zscale=p=bt709,tonemap=tonemap=hable:desat=0,zscale=t=bt709:m=170m:r=limited"
-    )
-
-
-def encoder(config: ShardConfig, *, cuts: bool) -> dict[str, Any]:
-    """ffmpeg's options of the profile; `cuts`: whether there is more than one clip."""
-    common: dict[str, Any] = {
-        "g": config.gop,
-        "keyint_min": config.gop,
-        "crf": config.quality,
-        "pix_fmt": "yuv420p",
+    names = [*(("video",) if plan.encoder != "copy" else ()), "small", *(("scenes",) if plan.scenes else ())]
+    main = f"[0:{probe.stream}]" + ",".join(filter(None, chain))
+    ends = {
+        "small": f"framestep={plan.every},scale={SIDE}:{SIDE}:flags=area+{_SCALER}:out_range=pc,format=gray",
+        "scenes": f"scale={SCENE_W}:{SCENE_H}:flags=area+{_SCALER},format=bgr24",
     }
-    if config.profile == "vp9":
-        # no hidden reference frames: each packet is one picture, as CPU decoders of the loaders expect
-        vp9 = {
-            "auto-alt-ref": 0,
-            "lag-in-frames": 0,
-            "deadline": "good",
-            "cpu-used": 4,
-            "row-mt": 0,
-            "b:v": 0,
-        }
-        return {
-            "c:v": "libvpx-vp9",
-            **common,
-            **vp9,
-            "tag:v": "vp09",
-            **({"g": 9999, "keyint_min": 0} if cuts else {}),
-        }
-    tune = {"tune": "fastdecode"} if config.profile == "fast-decode" else {}
-    # veryfast for the processor's sake; what it costs against medium in bytes and quality is yet to be measured
-    return {"c:v": "libx264", "preset": "veryfast", **tune, **common, "bf": 0, "sc_threshold": 0}
+    split = f",split={len(names)}" if len(names) > 1 else ""
+    graph = [main + split + "".join(f"[{n}0]" if n in ends else f"[{n}]" for n in names)]
+    return ";".join([*graph, *(f"[{n}0]{ends[n]}[{n}]" for n in names if n in ends)])
+
+
+def _selected(plan: Plan, skipped: int) -> str:
+    stretches = plan.stretches
+    if stretches == [(0, plan.kept.frames)]:
+        return ""
+    asked = "+".join(f"between(n\\,{start - skipped}\\,{end - 1 - skipped})" for start, end in stretches)
+    return f"select='{asked}'"
+
+
+def seekable(probe: Probe, plan: Plan) -> int:
+    """Frames that may be seeked over: 0 unless the first span is far into a file whose times begin with its frames."""
+    first = plan.stretches[0][0]
+    if first < FAR_S * plan.kept.fps or probe.container not in ("mov", "matroska"):
+        return 0
+    if abs(probe.start_s) * plan.kept.fps > Fraction(1, 2) or probe.seen != probe.packets:
+        return 0
+    return first - math.ceil(BEFORE_S * plan.kept.fps)
 
 
 def command(
-    tool: Tool, source: Path, probe: Probe, kept: Kept, spans: Sequence[tuple[int, int]], config: ShardConfig
+    tool: Tool, source: Path, probe: Probe, plan: Plan, config: ShardConfig, *, skipped: int = 0
 ) -> list[str]:
-    """The argument list; clips are written to the working folder as 00000.mp4, 00001.mp4, …
-
-    All spans but the last have one length (see cut.py).
-    """
+    """The argument list; it writes VIDEO, SMALL and SCENES into the working folder."""
     name = probe.container
     inputs: dict[str, Any] = {
         "f": name,
@@ -168,62 +191,73 @@ def command(
         "format_whitelist": name,
         "max_streams": 64,
         "max_pixels": config.max_pixels,
+        **({"ss": f"{float(skipped / plan.kept.fps):.6f}"} if skipped else {}),
     }
-    cuts = [start for start, _ in spans[1:]]
-    segment: dict[str, Any] = {
-        "f": "segment",
-        "reset_timestamps": 1,
-        "segment_format": "mp4",
-        "segment_format_options": "movflags=+faststart",
-        # with no cut to make, one that never comes: else segments of two seconds are the default
-        "segment_frames": ",".join(map(str, cuts)) or str(kept.frames + 1),
-    }
-    if cuts:
-        segment["force_key_frames"] = f"expr:not(mod(n,{cuts[0]}))*lte(n,{cuts[-1]})"
-    if cuts and config.profile == "vp9":  # libvpx counts on through a forced keyframe: place them all
-        last, gop = cuts[-1], config.gop
-        segment["force_key_frames"] = f"expr:not(mod(if(lt(n,{last}),mod(n,{cuts[0]}),n-{last}),{gop}))"
-    outputs: dict[str, Any] = {
-        "map": f"0:{probe.stream}",
+    video: dict[str, Any] = {
+        "map": "[video]",
         "map_metadata": -1,
         "map_chapters": -1,
-        "vf": filters(probe, kept, tonemaps=tool.tonemaps),
         "fps_mode": "passthrough",
-        "frames:v": spans[-1][1],
+        "frames:v": plan.frames,
         # frames are numbered: whatever the source's times did, the clips' are constant and begin at 0
         "bsf:v": "setts=pts=N:dts=N:duration=1",
-        "threads": 1,
         "flags:v": "+bitexact+cgop",
         "fflags": "+bitexact",
-        **encoder(config, cuts=bool(cuts)),
-        **segment,
+        **encoders.options(config, plan.encoder, scenes=plan.scenes),
+        **_forced(plan),
     }
-    stream = ffmpeg.output(ffmpeg.input(f"file:{source}", **inputs), "%05d.mp4", **outputs)
-    stream = stream.global_args(
-        "-nostdin", "-hide_banner", "-v", "error", "-filter_threads", "1", "-an", "-sn", "-dn"
+    raw: dict[str, Any] = {"f": "rawvideo", "fps_mode": "passthrough"}
+    given = ffmpeg.input(f"file:{source}", **inputs)
+    small = {**raw, "map": "[small]", "frames:v": -(-plan.frames // plan.every)}
+    outputs = [ffmpeg.output(given, SMALL, **small)]
+    if plan.encoder != "copy":
+        outputs.insert(0, ffmpeg.output(given, VIDEO, **video))
+    if plan.scenes:
+        outputs.append(ffmpeg.output(given, SCENES, **raw, **{"map": "[scenes]", "frames:v": plan.frames}))
+    graph = filters(probe, plan, skipped=skipped)
+    stream = ffmpeg.merge_outputs(*outputs).global_args(
+        "-nostdin", "-hide_banner", "-v", "error", "-filter_complex_threads", "1", "-filter_complex", graph
     )
     return stream.compile(cmd=tool.path)
 
 
-def transcode(
-    sandbox: Sandbox,
-    tool: Tool,
-    source: Path,
-    folder: Path,
-    probe: Probe,
-    kept: Kept,
-    spans: Sequence[tuple[int, int]],
-    config: ShardConfig,
-) -> list[Path] | Rejected:
-    """Encode the spans into an empty `folder`; the clips in order, or why there are none.
+def _forced(plan: Plan) -> dict[str, str]:
+    """Keyframes at the starts of clips: by rule for windows of one length, else by their times."""
+    if plan.scenes:
+        return {}
+    starts = sorted({span.start for span in plan.spans})
+    step = starts[1] - starts[0] if len(starts) > 1 else 0
+    if not step:
+        return {}
+    if starts == list(range(0, starts[-1] + 1, step)) and plan.stretches[0][0] == 0:
+        return {"force_key_frames": f"expr:not(mod(n,{step}))*lte(n,{starts[-1]})"}
+    half = Fraction(1, 2) / plan.kept.fps  # a keyframe comes with the first frame at or after its time
+    return {
+        "force_key_frames": ",".join(f"{float(n / plan.kept.fps - half) if n else 0.0:.5f}" for n in starts)
+    }
 
-    The last clips may be shorter or missing where the decoder gives fewer frames than the packets promise;
-    the caller counts. StorageFullError where the disk is full.
+
+def transcode(
+    sandbox: Sandbox, tool: Tool, source: Path, folder: Path, probe: Probe, plan: Plan, config: ShardConfig
+) -> Rejected | None:
+    """Write VIDEO, SMALL and SCENES into an empty `folder`; why there are none. StorageFullError on a full disk.
+
+    The video may hold fewer frames than were planned, where the decoder gives fewer than the packets promise.
     """
-    argv = command(tool, source, probe, kept, spans, config)
+    skipped = seekable(probe, plan)
+    given = _run(sandbox, command(tool, source, probe, plan, config, skipped=skipped), folder, probe, plan)
+    if given is not None and skipped:
+        for left in folder.iterdir():
+            left.unlink()
+        given = _run(sandbox, command(tool, source, probe, plan, config), folder, probe, plan)
+    return given
+
+
+def _run(sandbox: Sandbox, argv: list[str], folder: Path, probe: Probe, plan: Plan) -> Rejected | None:
     seconds = int(300 + 20 * probe.duration_s)
+    memory = {"memory_bytes": encoders.NVENC_BYTES} if plan.encoder == "nvenc" else {}
     try:
-        done = sandbox.run(argv, limits=Limits(wall_s=seconds, cpu_s=seconds), cwd=folder)
+        done = sandbox.run(argv, limits=Limits(wall_s=seconds, cpu_s=seconds, **memory), cwd=folder)
     except ChildTimeoutError as e:
         return Rejected(Reason.TIMEOUT, f"ffmpeg {e}")
     except ChildCrashedError as e:
@@ -239,8 +273,9 @@ def transcode(
         return Rejected(Reason.UNSUPPORTED_CODEC, words)
     if done.returncode or done.stderr_lines:
         return Rejected(Reason.DECODE_ERRORS, f"{done.stderr_lines} lines of errors: {words}")
-    clips = sorted(folder.glob("*.mp4"))
-    return clips or Rejected(Reason.NO_FRAMES, "ffmpeg wrote no picture and no word")
+    if not (folder / SMALL).is_file() or not (folder / SMALL).stat().st_size:
+        return Rejected(Reason.NO_FRAMES, "ffmpeg wrote no picture and no word")
+    return None
 
 
 def _full(folder: Path) -> StorageFullError:

@@ -146,6 +146,62 @@ def test_sweep_removes_stumps_only(tmp_path: Path) -> None:
     assert [e.path for e in store.list()] == ["shards/a.tar"]
 
 
+def test_s3_is_listed_page_by_page(s3_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(s3_server.url("pages/raw"))
+    names = [f"{i % 7}/file {i:04d}+%2B.mp4" for i in range(1050)]
+    store.fs.pipe({f"{store.root}/{name}": b"x" for name in names})
+    neighbour = Store(s3_server.url("pages/raw2"))
+    neighbour.publish_bytes(b"x", "not mine")
+    store.fs.call_s3("put_object", Bucket=s3_server.bucket, Key="pages/raw/marked/", Body=b"")
+    store.fs.dircache.clear()
+    for size in (storage.S3_PAGE, 100):
+        monkeypatch.setattr(storage, "S3_PAGE", size)
+        found = list(store.list())
+        assert [e.path for e in found] == sorted(names)
+        assert {(e.url.removesuffix(e.path), e.size, len(e.etag)) for e in found} == {
+            (f"{store.url()}/", 1, 32)
+        }
+    assert [e.path for e in store.list("3")] == sorted(n for n in names if n.startswith("3/"))
+    assert not store.fs.dircache  # no million of names is kept
+    assert {e.path.split("/")[0] for e in Store(s3_server.url("")).list() if "raw" in e.path} == {"pages"}
+    assert list(Store("s3://no-such-bucket-of-ours/x").list()) == []
+
+
+def test_a_page_that_fails_for_a_moment_is_asked_for_again(
+    s3_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(s3_server.url("flaky"))
+    names = [f"{i}" for i in range(5)]
+    store.fs.pipe({f"{store.root}/{name}": b"x" for name in names})
+    monkeypatch.setattr(storage, "S3_PAGE", 2)
+    monkeypatch.setattr(storage, "FIRST_PAUSE_S", 0.001)
+    call, calls = store.fs.call_s3, []
+
+    def flaky(*args: Any, **values: Any) -> Any:
+        calls.append(values.get("ContinuationToken"))
+        if len(calls) == 2:
+            raise OSError(errno.EIO, "I/O error")
+        return call(*args, **values)
+
+    monkeypatch.setattr(store.fs, "call_s3", flaky)
+    assert [e.path for e in store.list()] == names
+    assert len(calls) == 4 and calls[1] == calls[2] is not None
+
+
+def test_other_filesystems_are_listed_folder_by_folder() -> None:
+    store = Store("memory://listing/raw")
+    names = ["b/x", "a.txt", "b/c/y", "z"]
+    try:
+        for name in names:
+            store.fs.pipe(f"{store.root}/{name}", name.encode())
+        store.fs.pipe("/listing/raw2/other", b"x")
+        assert [(e.path, e.size) for e in store.list()] == [("a.txt", 5), ("z", 1), ("b/x", 3), ("b/c/y", 5)]
+        assert [e.url for e in store.list("b/c")] == [store.url("b/c/y")]
+        assert list(store.list("nowhere")) == []
+    finally:
+        store.fs.rm("/listing", recursive=True)
+
+
 def test_wrong_credentials_are_told(s3_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import s3fs
 
@@ -155,6 +211,8 @@ def test_wrong_credentials_are_told(s3_server: Any, monkeypatch: pytest.MonkeyPa
     )
     with pytest.raises(StorageError, match="credentials"):
         store.read_bytes("y")
+    with pytest.raises(StorageError, match="credentials"):
+        list(store.list())
 
 
 def _raiser(error: Exception) -> Any:

@@ -1,0 +1,68 @@
+"""Which encoder makes the clips, and ffmpeg's options for it.
+
+All of them: no B-frames, closed GOPs of `gop` frames, a keyframe wherever one is asked for, one thread, so that
+equal input gives equal bytes. NVENC's bytes are those of one GPU and driver; whether the machine has it is found
+by encoding a few frames in the sandbox. A job keeps the encoder it began with.
+"""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from reelmae.pipeline.errors import ConfigError
+from reelmae.pipeline.ingest.config import ENCODERS, ShardConfig
+from reelmae.pipeline.ingest.sandbox import Limits, Sandbox
+
+NVENC_BYTES = 1 << 42  # CUDA reserves addresses far beyond what it uses
+_NVENC = {"h264": "h264_nvenc", "hevc": "hevc_nvenc"}
+
+
+def choose(config: ShardConfig, ffmpeg: str) -> str:
+    """The encoder of a new job: x264, x265, vpx or nvenc. ConfigError where the one asked for does not run here."""
+    able = ENCODERS[config.codec]
+    if config.encoder == "auto":
+        return "nvenc" if "nvenc" in able and has_nvenc(ffmpeg, config.codec) else able[0]
+    if config.encoder == "nvenc" and not has_nvenc(ffmpeg, config.codec):
+        raise ConfigError(
+            f"encoder nvenc: {ffmpeg} cannot encode {config.codec} with NVENC on this machine; "
+            f"take auto or {able[0]}, or set REELMAE_FFMPEG"
+        )
+    return config.encoder
+
+
+@functools.cache
+def has_nvenc(ffmpeg: str, codec: str) -> bool:
+    """Whether a few frames can be encoded."""
+    source = ["-f", "lavfi", "-i", "color=s=256x256:d=0.2:r=10"]
+    argv = [ffmpeg, "-nostdin", "-v", "error", *source, "-c:v", _NVENC[codec], "-f", "null", "-"]
+    with tempfile.TemporaryDirectory(prefix="reelmae-") as folder:
+        done = Sandbox().run(
+            argv, limits=Limits(wall_s=60, cpu_s=60, memory_bytes=NVENC_BYTES), cwd=Path(folder)
+        )
+    return done.returncode == 0
+
+
+def options(config: ShardConfig, encoder: str, *, scenes: bool) -> dict[str, Any]:
+    """ffmpeg's options. `scenes`: the encoder places keyframes at scene cuts of its own accord, where it can."""
+    common: dict[str, Any] = {"g": config.gop, "pix_fmt": "yuv420p", "threads": 1}
+    if encoder == "nvenc":
+        rate = {"rc": "vbr", "cq": config.quality, "b:v": 0}
+        keys = {"bf": 0, "forced-idr": 1, "no-scenecut": int(not scenes), "strict_gop": 1}
+        tag = {"tag:v": "hvc1"} if config.codec == "hevc" else {}
+        return {"c:v": _NVENC[config.codec], "preset": "p4", **rate, **keys, **tag, **common}
+    if encoder == "vpx":
+        # no hidden reference frames: each packet is one picture, as CPU decoders of the loaders expect
+        plain = {"auto-alt-ref": 0, "lag-in-frames": 0, "row-mt": 0, "tag:v": "vp09"}
+        speed = {"deadline": "good", "cpu-used": 4, "b:v": 0, "crf": config.quality}
+        return {"c:v": "libvpx-vp9", **speed, **plain, **common, "keyint_min": 0}
+    keys = {"keyint_min": 1 if scenes else config.gop, "sc_threshold": 40 if scenes else 0, "bf": 0}
+    if encoder == "x265":
+        cuts = "scenecut=40:min-keyint=1" if scenes else f"scenecut=0:min-keyint={config.gop}"
+        params = f"log-level=error:pools=none:frame-threads=1:bframes=0:open-gop=0:info=0:{cuts}"
+        return {"c:v": "libx265", "preset": "veryfast", "crf": config.quality, "x265-params": params, "tag:v": "hvc1", **common}  # fmt: skip
+    tune = {"tune": "fastdecode"} if config.profile == "fast-decode" else {}
+    # veryfast for the processor's sake; what it costs against medium: tools/bench/results/presets_cpu.json
+    return {"c:v": "libx264", "preset": "veryfast", **tune, "crf": config.quality, **keys, **common}

@@ -1,0 +1,89 @@
+"""`--dry-run`: what a job would do, and about how long it would take; nothing is written to DST.
+
+The sources are listed and planned as the job would. A fair draw of SAMPLE of them is sharded to a temporary
+folder; what that took is scaled to all of them. Start-up is part of the sample's time, so a long job is faster
+than the estimate; a few long videos among many short ones make it rough either way.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from pathlib import PurePosixPath
+from typing import Any
+
+import pyarrow.compute as pc
+
+from reelmae.pipeline.errors import NothingKeptError
+from reelmae.pipeline.ingest import parts
+from reelmae.pipeline.ingest.config import ShardConfig
+from reelmae.pipeline.ingest.job import shard
+from reelmae.pipeline.ingest.plan import sources_per_task
+from reelmae.pipeline.ingest.sources import list_sources
+from reelmae.pipeline.ingest.transcode import find_ffmpeg
+from reelmae.pipeline.storage import Store
+
+SAMPLE = 16
+KINDS = 8  # of file name extensions told
+
+
+def estimate(
+    src: str,
+    dst: str,
+    config: ShardConfig | None = None,
+    *,
+    workers: int | None = None,
+    append: bool = False,
+    limit: int | None = None,
+) -> dict[str, Any]:
+    """Counts of the listing and the plan, and under "estimate" what the sample tells: seconds, clips, bytes, rejects.
+
+    Errors as of `shard`, which refuses the same.
+    """
+    config = (config or ShardConfig()).resolved()
+    listing = list_sources(src, config)
+    table, known = listing.table, 0
+    there = parts.read_plan(Store(dst))
+    if there is not None:
+        parts.refuse_mismatch(Store(dst), there, there.parts[0].src if append else src, config, find_ffmpeg())
+        known = there.sources
+        for urls in parts.sources_of(Store(dst), there, ["url"]):
+            seen = pc.is_in(table.column("url"), value_set=urls.column("url"))
+            table = table.filter(pc.invert(seen))
+    new = min(limit or table.num_rows, table.num_rows)
+    kinds = Counter(PurePosixPath(url.as_py()).suffix.lower() or "none" for url in table.column("url"))
+    sizes = table.filter(pc.greater_equal(table.column("size"), 0)).column("size")
+    rows = pc.sum(pc.list_value_length(table.column("rows"))).as_py()
+    return {
+        "src": Store(src).url(),
+        "dst": Store(dst).url(),
+        "listed_sources": listing.table.num_rows,
+        "sources_in_dst": known,
+        "new_sources": new,
+        "rows_of_manifest": rows or 0,
+        "columns": listing.columns,
+        "source_bytes": int(pc.sum(sizes).as_py() or 0) if len(sizes) == table.num_rows else None,
+        "kinds": dict(kinds.most_common(KINDS)),
+        "tasks": -(-new // sources_per_task(new, config.sources_per_task)) if new else 0,
+        "estimate": _sampled(src, config, new, workers) if new else {},
+    }
+
+
+def _sampled(src: str, config: ShardConfig, sources: int, workers: int | None) -> dict[str, Any]:
+    n = min(SAMPLE, sources)
+    small = config.model_copy(update={"sources_per_task": 1})
+    with tempfile.TemporaryDirectory(prefix="reelmae-") as folder:
+        try:
+            found = shard(src, f"{folder}/dst", small, workers=workers, limit=n)
+        except NothingKeptError as e:
+            return {"of_sources": n, "note": f"every one of the sample was rejected: {e}"}
+    scale = sources / n
+    return {
+        "of_sources": n,
+        "seconds": round(found.seconds * scale, 1),
+        "clips": round(found.clips * scale),
+        "clip_hours": round(found.clip_seconds * scale / 3600, 3),
+        "bytes": round(found.bytes * scale),
+        "rejected_sources": round((found.sources - found.sources_kept) * scale),
+        "rejected_in_sample": found.rejected,
+    }
