@@ -252,6 +252,15 @@ class Store:
             local.write_bytes(data)
             self.publish(local, path)
 
+    def remove(self, path: str) -> None:
+        """Remove one file; FileNotFoundError where there is none."""
+        if self.is_local:
+            self._retry(lambda: Path(self._full(path)).unlink(), path)
+            return
+        if not self.exists(path):  # object stores do not tell
+            raise FileNotFoundError(self.url(path))
+        self._retry(lambda: self.fs.rm_file(self._full(path)), path)
+
     def sweep(self, *folders: str) -> None:
         """Remove what writers killed in mid-publish left in these folders of a local store (elsewhere nothing is left)."""
         if self.is_local:

@@ -146,6 +146,11 @@ def write_ready_dataset(folder: Path, clips: Sequence[ReadyClip], clips_per_shar
                     "span_end_s": clip.frames / clip.fps, "frames": clip.frames, "fps": float(clip.fps),
                     "width": clip.width, "height": clip.height, "codec": clip.codec, "label": clip.label,
                     "label_id": labels.get(clip.label or "", -1),
+                    "wanted_start_s": 0.0, "wanted_end_s": clip.frames / clip.fps, "motion": 5.0, "luma": 100.0,
+                    "contrast": 50.0, "border": 0.0, "phash": None, "duplicate_of": None, "source_bytes": len(clip.video),
+                    "source_container": "mov", "source_codec": clip.codec, "source_width": clip.width,
+                    "source_height": clip.height, "source_fps": float(clip.fps), "source_seconds": clip.frames / clip.fps,
+                    "encoder": "x264", "colour": "none",
                 }
             )  # fmt: skip
     pq.write_table(pa.Table.from_pylist(rows, schema=schema.CLIPS), folder / schema.INDEX)

@@ -1,32 +1,63 @@
-"""`reelmae doctor`: what this machine can do, and what it cannot."""
+"""`reelmae doctor`: what this machine can do, and what it cannot, each with what that means."""
 
 from __future__ import annotations
 
+import importlib.util
+import subprocess
 from dataclasses import asdict
 from typing import Any
 
-from reelmae.pipeline.ingest import sandbox, transcode
+from reelmae.pipeline.errors import ChildError
+from reelmae.pipeline.ingest import encoders, sandbox, transcode
 from reelmae.tools.machine import machine, versions
 
+LIBRARIES = {"x264": "libx264", "x265": "libx265", "vp9": "libvpx-vp9"}
 MEANING = {
     "limits": "no limits on memory, processor time and file size of the children that read foreign video: install util-linux (prlimit)",
     "no_network": "children that read foreign video are not cut off from the network: allow user namespaces (unshare -rn)",
     "dies_with_parent": "children may outlive a job that is killed: install util-linux (setpriv)",
+    "x264": "this ffmpeg has no libx264: profiles default, fast-decode and copy cannot encode without NVENC; set REELMAE_FFMPEG",
+    "x265": "this ffmpeg has no libx265: profile small cannot encode without NVENC; set REELMAE_FFMPEG",
+    "vp9": "this ffmpeg has no libvpx-vp9: profile vp9 cannot encode; set REELMAE_FFMPEG",
+    "nvenc_h264": "no NVENC for H.264 (it needs an NVIDIA GPU that has it and an ffmpeg with h264_nvenc): clips are encoded on the processor",
+    "nvenc_hevc": "no NVENC for HEVC (it needs an NVIDIA GPU that has it and an ffmpeg with hevc_nvenc): profile small is encoded on the processor",
+    "tonemaps": "this ffmpeg has no zscale and tonemap: HDR and wide gamut sources are rejected as unsupported_colour; set REELMAE_FFMPEG",
+    "scenes": "PySceneDetect is not installed: --cut scenes is refused; install reelmae[curate]",
+    "gpu": "no GPU that torch can see: clips are decoded and models trained on the processor",
 }
 
 
 def doctor() -> dict[str, Any]:
-    """ffmpeg, the limits a sandboxed child can be put under, the loader's backend, machine, versions, warnings."""
+    """ffmpeg and its encoders, the limits a sandboxed child can be put under, scene detection, machine, versions,
+    and a warning for each of these that is missing."""
     import torch
 
-    can = sandbox.capabilities().as_dict()
-    warnings = [MEANING[name] for name, enforced in can.items() if not enforced]
-    if not torch.cuda.is_available():
-        warnings.append("no GPU that torch can see: clips are decoded and models trained on the processor")
+    tool, can = transcode.find_ffmpeg(), sandbox.capabilities().as_dict()
+    encoding = _encoders(tool.path)
+    scenes = importlib.util.find_spec("scenedetect") is not None
+    has = can | encoding | {"tonemaps": tool.tonemaps, "scenes": scenes, "gpu": torch.cuda.is_available()}
     return {
-        "ffmpeg": asdict(transcode.find_ffmpeg()),
+        "ffmpeg": asdict(tool),
+        "encoders": encoding,
+        "scenes": scenes,
         "sandbox": can,
         "machine": machine(),
         "versions": versions(),
-        "warnings": warnings,
+        "warnings": [MEANING[name] for name, there in has.items() if not there],
     }
+
+
+def _encoders(ffmpeg: str) -> dict[str, bool]:
+    """Those ffmpeg was built with; NVENC only where a few frames could be encoded with it."""
+    argv = [ffmpeg, "-hide_banner", "-encoders"]
+    listed = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60).stdout
+    names = {line.split()[1] for line in listed.splitlines() if len(line.split()) > 1}
+    built = {name: library in names for name, library in LIBRARIES.items()}
+    return built | {f"nvenc_{codec}": _nvenc(ffmpeg, codec) for codec in ("h264", "hevc")}
+
+
+def _nvenc(ffmpeg: str, codec: str) -> bool:
+    try:
+        return encoders.has_nvenc(ffmpeg, codec)
+    except ChildError:  # it hung, or died
+        return False

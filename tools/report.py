@@ -15,20 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from reelmae.pipeline import schema
 from reelmae.pipeline.errors import DatasetError, InputError, StorageError
 from reelmae.pipeline.storage import Store, whole_file
+from reelmae.tools import dataset_facts
+from reelmae.tools.dataset_facts import DatasetFacts
 
 SHARDS, TRAIN, RECONSTRUCTION, BENCH, VERIFY, DEMO = (
     "shards", "train", "reconstruction", "bench_step.json", "verify.json", "demo.json",
 )  # fmt: skip
-
-SHOWN_CLIPS = 24
-SHOWN_REJECTS = 2000
 
 
 @dataclass
@@ -36,11 +31,8 @@ class Facts:
     """What was found; None is a part that is missing, `missing` says which and how to make it."""
 
     title: str
-    about: dict[str, Any] | None = None  # dataset.json
+    dataset: DatasetFacts | None = None
     data: str | None = None  # URL of the shard dataset
-    clips: list[dict[str, Any]] = field(default_factory=list)  # index rows for the contact sheet
-    hours: float = 0.0  # of all clips
-    rejects: list[dict[str, Any]] = field(default_factory=list)
     store: Store | None = None
     verify: dict[str, Any] | None = None
     run: Path | None = None
@@ -102,11 +94,7 @@ def _add_dataset(facts: Facts, url: str | None) -> None:
         store = Store(url or "")
         if url is None or not store.exists(schema.DATASET_JSON):
             raise InputError(f"{url}: no finished shard dataset")
-        facts.about = _parsed(store.read_bytes(schema.DATASET_JSON), store.url(schema.DATASET_JSON))
-        index = _table(store, schema.INDEX)
-        facts.hours = float(np.sum(index["frames"].to_numpy() / index["fps"].to_numpy())) / 3600
-        facts.clips = index.take(_spread(len(index), SHOWN_CLIPS)).to_pylist()
-        facts.rejects = _table(store, schema.REJECTS_FILE).slice(0, SHOWN_REJECTS).to_pylist()
+        facts.dataset = dataset_facts.gather(store)
         facts.store, facts.data = store, url
     except (InputError, StorageError, FileNotFoundError):  # gone; a damaged one is an error
         facts.missing.append(("The shards, their clips and rejects", f"reelmae shard SRC {url or 'DST'}"))
@@ -133,20 +121,6 @@ def _add_run(facts: Facts, run: Path | None, pictures: Path | None) -> None:
                 f"reelmae reconstruct {run or 'RUN'} {facts.data or 'DST'} --out {pictures or 'OUT'}",
             )
         )
-
-
-def _spread(n: int, wanted: int) -> list[int]:
-    """`wanted` of 0 … n - 1, evenly spread; all where there are no more."""
-    return np.unique(np.linspace(0, n - 1, min(wanted, n)).round().astype(int)).tolist() if n else []
-
-
-def _table(store: Store, name: str) -> pa.Table:
-    try:
-        return pq.read_table(pa.BufferReader(store.read_bytes(name)))
-    except pa.ArrowInvalid as e:
-        raise DatasetError(
-            f"{store.url(name)}: is damaged ({str(e).splitlines()[0]}); run reelmae verify on the dataset"
-        ) from e
 
 
 def _json(path: Path) -> dict[str, Any] | None:

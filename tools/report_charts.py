@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 
 import matplotlib as mpl
@@ -32,6 +33,20 @@ _STYLE = {
     "xtick.labelsize": 10, "ytick.labelsize": 10, "axes.labelsize": 11, "axes.titlesize": 11, "lines.linewidth": 2,
 }  # fmt: skip
 Rows = Sequence[dict[str, float]]
+Bins = Sequence[tuple[float, int]]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One histogram: its title, bins, the threshold that is drawn and what is said of it."""
+
+    title: str
+    edges: Sequence[float]
+    counts: Sequence[int]
+    threshold: float
+    in_force: bool
+    open_end: bool  # the last bin holds all above
+    words: str
 
 
 def smooth(values: Sequence[float], share: float = 0.06) -> list[float]:
@@ -122,6 +137,48 @@ def bars_chart(groups: Sequence[tuple[str, float, float]], *, unit: str) -> str:
         )
 
 
+def durations_chart(bins: Bins) -> str:
+    """Clips by duration, as SVG. `bins`: middle of a bin in seconds → clips, the last with all that are longer."""
+    with mpl.rc_context(_STYLE):
+        figure = _figure(9.4, 2.5)
+        axes = figure.subplots()
+        width = bins[1][0] - bins[0][0] if len(bins) > 1 else 1.0
+        axes.bar([at for at, _ in bins], [n for _, n in bins], 0.86 * width, color=FIRST)
+        axes.set_xlim(min(0.0, bins[0][0] - width), bins[-1][0] + width)
+        axes.set_xlabel("duration of a clip, seconds")
+        _counts_axis(axes)
+        axes.xaxis.set_major_locator(MaxNLocator(12, steps=[1, 2, 2.5, 5, 10]))
+        return _svg(figure, "; ".join(f"{at:g} s: {n} clips" for at, n in bins if n))
+
+
+def scores_chart(panels: Sequence[Panel]) -> str:
+    """Histograms two by two, as SVG, each with its threshold as a dashed line: bold where in force."""
+    with mpl.rc_context(_STYLE):
+        figure = _figure(9.4, 2.5 * -(-len(panels) // 2))
+        for axes, panel in zip(figure.subplots(-(-len(panels) // 2), 2).flat, panels, strict=False):
+            edges, top = panel.edges, max([*panel.counts, 1])
+            width = edges[1] - edges[0]
+            axes.bar(edges[:-1], panel.counts, 0.86 * width, align="edge", color=FIRST)
+            colour, style = (SECOND, "-") if panel.in_force else (MUTED, (0, (5, 4)))
+            axes.axvline(panel.threshold, color=colour, linewidth=1.6, linestyle=style)
+            right = panel.threshold > 0.6 * edges[-1]
+            axes.annotate(
+                panel.words, (panel.threshold, top * 1.2), (-5 if right else 5, 0), textcoords="offset points",
+                ha="right" if right else "left", va="top", color=colour, fontsize=10,
+            )  # fmt: skip
+            axes.set_title(panel.title, loc="left", color=INK)
+            axes.set_xlim(edges[0] - width / 2, edges[-1])
+            axes.set_ylim(0, top * 1.22)
+            _counts_axis(axes)
+            axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+            if panel.open_end:
+                last = edges[-1]
+                axes.xaxis.set_major_formatter(
+                    FuncFormatter(lambda v, _, last=last: f"{v:g}+" if v == last else f"{v:g}")
+                )
+        return _svg(figure, "; ".join(f"{p.title}: {p.words}" for p in panels))
+
+
 def number(value: float) -> str:
     """Three digits or so: 1234 → 1,234, 12.34 → 12.3."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
@@ -140,6 +197,13 @@ def _steps_axis(axes: Axes, steps: Sequence[float]) -> None:
     axes.set_xlim(0, max(steps) * 1.005)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+
+
+def _counts_axis(axes: Axes) -> None:
+    axes.patch.set_alpha(0)
+    axes.set_ylabel("clips")
+    axes.yaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
 
 
 def _svg(figure: Figure, label: str) -> str:

@@ -7,33 +7,18 @@ runs no script and its content policy forbids scripts and addresses; colours fol
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+import shlex
 from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from reelmae.tools import report_sheet
+from reelmae.tools.dataset_facts import DatasetFacts
 from reelmae.tools.report import Facts
 from reelmae.tools.report_charts import bars_chart, loss_chart, number, pace_chart
-from reelmae.tools.report_sheet import Thumb, contact_sheet, data_uri
-
-MEANING = {
-    "empty_file": "zero bytes", "not_a_video": "by its content no video container",
-    "unreadable": "a container whose header cannot be read", "no_video_stream": "sound or data only",
-    "encrypted": "encrypted, without a key", "unsupported_codec": "no decoder for it",
-    "no_frames": "the decoder gave no picture", "too_few_frames": "too short to train on",
-    "too_small": "a side too small", "too_large": "more bytes or pixels than allowed", "too_long": "longer than allowed",
-    "bad_timestamps": "no frame rate can be told from its times", "decode_errors": "the decoder reported damage",
-    "truncated": "far fewer frames than promised", "timeout": "took longer than allowed",
-    "crashed": "its decoder died", "fetch_failed": "could not be read from storage",
-    "verify_failed": "the encoded clip was not what was asked",
-    "unsupported_colour": "HDR or wide gamut, and this ffmpeg cannot convert it",
-    "span_outside": "the span begins beyond the end of the video", "too_short": "shorter than asked for",
-    "low_fps": "too few frames a second", "bad_aspect": "too long and narrow", "static": "hardly anything moves",
-    "dark": "too dark", "blank": "hardly any contrast", "borders": "mostly black border",
-}  # fmt: skip
-EXAMPLES = 3  # of a reason, before the rest is folded away
-FOLDED = 60
+from reelmae.tools.report_sheet import data_uri
+from reelmae.tools.show import printable
 
 STYLE = """
 :root{color-scheme:light dark;--ink:#1f2328;--muted:#5c6670;--line:#d8dee4;--paper:#fff;--card:#f6f8fa;
@@ -64,6 +49,10 @@ pre{background:var(--card);border:1px solid var(--line);border-radius:8px;paddin
 details summary{cursor:pointer;color:var(--muted);font-size:13.5px}.detail{color:var(--muted);font-size:13px}
 .scroll{overflow-x:auto}.missing{background:var(--card);border-left:3px solid var(--second);padding:10px 14px;border-radius:4px}
 .missing ul{margin:6px 0 0;padding-left:20px}
+.counts{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:4px 40px;align-items:start}.counts table{font-size:14px}
+.counts td,.counts th{padding:5px 0}.counts td:first-child{overflow-wrap:anywhere}.counts td.n,.counts th.n{padding:5px 12px 5px 8px;width:1%;
+white-space:nowrap}.counts .bar{width:34%;vertical-align:middle}.bar i{display:block;height:10px;min-width:2px;border-radius:2px;background:var(--first)}
+@media (max-width:640px){.counts{grid-template-columns:minmax(0,1fr)}}
 @media (max-width:560px){main{padding:24px 14px}h1{font-size:25px}}
 """
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -71,9 +60,10 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 def page(facts: Facts) -> str:
     """The whole document."""
+    alone = facts.run is None and facts.demo is None  # a shard dataset: what is missing is what comes next
     sections = [
-        _head(facts), _missing(facts), _sheet(facts), _ingest(facts), _training(facts), _pictures(facts), _timing(facts),
-        _provenance(facts),
+        _head(facts), "" if alone else _missing(facts), *_dataset(facts), _training(facts), _pictures(facts),
+        _timing(facts), _missing(facts) if alone else "", _provenance(facts),
     ]  # fmt: skip
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -90,18 +80,8 @@ def page(facts: Facts) -> str:
 
 def _head(facts: Facts) -> str:
     tiles: list[tuple[str, str, str]] = []
-    if facts.about:
-        a = facts.about
-        tiles.append(
-            (
-                "sources → clips",
-                f"{a['sources']:,} → {a['clips']:,}",
-                f"{facts.hours * 60:.1f} minutes of video",
-            )
-        )
-        rejected = sum(a["rejected"].values())
-        tiles.append(("rejected", f"{rejected:,}", f"{len(a['rejected'])} reasons, each file accounted for"))
-        tiles.append(("shards", f"{a['shards']:,}", _bytes(a["bytes"])))
+    if facts.dataset is not None:
+        tiles += report_sheet.tiles(facts.dataset)
     if facts.rows:
         first, last = (facts.summary or {}).get("loss_first", facts.rows[0]["loss"]), facts.rows[-1]["loss"]
         last = (facts.summary or {}).get("loss_last", last)
@@ -122,10 +102,13 @@ def _head(facts: Facts) -> str:
         f"<div class=tile><dt>{t}</dt><dd>{escape(v)}<small>{escape(n)}</small></dd></div>"
         for t, v, n in tiles
     )
+    if facts.rows or facts.run is not None:
+        head, told = "From raw video to a pretrained encoder", ", what the model learned and how fast"
+    else:
+        head, told = "From raw video to shards", ""
     return (
-        f"<h1>From raw video to a pretrained encoder</h1><p class=muted>A report by reelmae on "
-        f"<code>{escape(facts.title)}</code>: what came in, what was made of it, what the model learned and how fast.</p>"
-        f"<dl class=tiles>{cells}</dl>"
+        f"<h1>{head}</h1><p class=muted>A report by reelmae on <code>{escape(printable(facts.title))}</code>: what came in, "
+        f"what was made of it{told}.</p><dl class=tiles>{cells}</dl>"
     )
 
 
@@ -136,85 +119,30 @@ def _missing(facts: Facts) -> str:
     return f"<div class=missing style='margin-top:24px'>Not in this report, and what makes it:<ul>{items}</ul></div>"
 
 
-def _sheet(facts: Facts) -> str:
-    if facts.store is None or not facts.clips or facts.about is None:
-        return ""
-    thumbs = contact_sheet(facts.store, facts.clips)
-    src = str(facts.about.get("src", ""))
-    cards = "".join(_card(thumb, src) for thumb in thumbs)
-    return (
-        f"<h2>Clips</h2><p>{len(thumbs)} of {facts.about['clips']:,} clips, spread over the whole dataset and read out of the "
-        f"shards as a trainer reads them; the first seconds of each, at their own speed.</p><div class=sheet>{cards}</div>"
-    )
+def _dataset(facts: Facts) -> list[str]:
+    if facts.store is None or facts.dataset is None:
+        return []
+    d = facts.dataset
+    return [
+        report_sheet.sheet(facts.store, d), _ingest(facts, d), report_sheet.in_and_out(d), report_sheet.scores(d),
+        report_sheet.labels(d), report_sheet.repeats(d), report_sheet.how_made(d),
+    ]  # fmt: skip
 
 
-def _card(thumb: Thumb, src: str) -> str:
-    row = thumb.row
-    name = _short(row["source"], src)
-    text = f"{row['width']}×{row['height']} · {row['fps']:.4g} fps · {row['frames'] / row['fps']:.1f} s"
-    if thumb.playing is None:
-        picture = f"<span class=note>cannot be read: {escape(thumb.problem[:80])}</span>"
-    else:
-        picture = (
-            f'<picture><source media="(prefers-reduced-motion: reduce)" srcset="{thumb.still}">'
-            f'<img src="{thumb.playing}" alt="{escape(name)}"></picture>'
-        )
-    label = row["label"] or Path(name).name
-    return (
-        f'<figure><div class=frame>{picture}</div><figcaption title="{escape(name)}">{escape(str(label))}<br>{text}'
-        "</figcaption></figure>"
-    )
-
-
-def _ingest(facts: Facts) -> str:
-    if facts.about is None:
-        return ""
-    a = facts.about
-    rejected = sum(a["rejected"].values())
-    config = a.get("config", {})
-    shape = ", ".join(
-        f"{k.replace('_', ' ')} {v}" for k, v in config.items() if k in ("profile", "short_side", "gop")
-    )
+def _ingest(facts: Facts, d: DatasetFacts) -> str:
     text = (
-        f"<h2>Sharding</h2><p>Of <b>{a['sources']:,}</b> sources <b>{a['sources_kept']:,}</b> gave {a['clips']:,} clips in "
-        f"{a['shards']:,} shard{'s' * (a['shards'] != 1)} ({_bytes(a['bytes'])}; {escape(shape)}), and <b>{rejected:,}</b> were "
-        f"rejected, each for one reason"
+        f"<h2>Sources kept and rejected</h2><p>Of <b>{d.sources:,}</b> sources <b>{d.sources_kept:,}</b> gave {d.clips:,} clips "
+        f"in {d.shards:,} shard{'s' * (d.shards != 1)}, and <b>{d.sources_rejected:,}</b> were rejected, each for one reason"
     )
     seconds = (facts.demo or {}).get("shard_seconds")
     text += f"; it took {seconds:.0f} s" if seconds else ""
     if facts.verify is not None:
         faults = facts.verify["faults"]
         text += f". Verified{' by decoding every clip' * facts.verify['deep']}: {f'{len(faults)} faults' if faults else 'no fault found'}"
-    return text + ".</p>" + _rejects(facts)
-
-
-def _rejects(facts: Facts) -> str:
-    if facts.about is None or not facts.about["rejected"]:
-        return "<p class=note>No source was rejected.</p>"
-    by_reason: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in facts.rejects:
-        by_reason[row["reason"]].append(row)
-    lines = []
-    for reason, count in sorted(facts.about["rejected"].items(), key=lambda kv: (-kv[1], kv[0])):
-        rows = by_reason[reason]
-        items = [_reject(row, str(facts.about.get("src", ""))) for row in rows[:FOLDED]]
-        shown = f"<ul>{''.join(items[:EXAMPLES])}</ul>"
-        if len(items) > EXAMPLES:
-            shown += f"<details><summary>{count - EXAMPLES:,} more</summary><ul>{''.join(items[EXAMPLES:])}</ul></details>"
-        lines.append(
-            f"<tr><td><code>{escape(reason)}</code><br><span class=detail>{MEANING.get(reason, '')}</span></td>"
-            f"<td class=n>{count:,}</td><td>{shown}</td></tr>"
-        )
-    return (
-        "<div class=scroll><table id=rejects><thead><tr><th>reason</th><th class=n>sources</th><th>which, and what was found"
-        f"</th></tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
-    )
-
-
-def _reject(row: dict[str, Any], src: str) -> str:
-    detail = " ".join(row["detail"].split())
-    detail = detail if len(detail) <= 180 else detail[:177] + "…"
-    return f"<li><code>{escape(_short(row['source'], src))}</code><br><span class=detail>{escape(detail)}</span></li>"
+    job = d.job
+    if job is not None and not job.finished:
+        text += f". More sources were planned since: {job.tasks_done:,} of {job.tasks:,} tasks are done, and what they gave is not on this page yet"
+    return text + ".</p>" + report_sheet.rejects(d)
 
 
 def _training(facts: Facts) -> str:
@@ -299,7 +227,7 @@ def _provenance(facts: Facts) -> str:
         from reelmae.tools.machine import versions as these_versions
 
         machine, versions = this_machine(), these_versions()
-    tools = (facts.about or {}).get("tools", {})
+    tools = (facts.dataset.about if facts.dataset else {}).get("tools") or {}
     versions = {**versions, **{k: v for k, v in tools.items() if k not in versions}}
     out = "<h2>Machine, versions, commands</h2><p>" + escape(
         ", ".join(f"{k} {_plain(v)}" for k, v in machine.items() if v)
@@ -310,13 +238,22 @@ def _provenance(facts: Facts) -> str:
 
 
 def _commands(facts: Facts) -> Iterable[str]:
-    if facts.about is not None:
-        yield f"reelmae shard {facts.about.get('src', 'SRC')} {facts.data}"
+    if facts.dataset is not None:
+        yield f"reelmae shard {facts.dataset.about.get('src', 'SRC')} {facts.data}{_flags(facts.dataset)}"
         yield f"reelmae verify {facts.data} --deep"
     if facts.run is not None:
         yield f"reelmae pretrain RECIPE data.url={facts.data or 'DST'} run.out={facts.run}"
     if facts.reconstruction is not None:
         yield f"reelmae reconstruct {facts.run or 'RUN'} {facts.data or 'DST'} --out {facts.pictures}"
+
+
+def _flags(dataset: DatasetFacts) -> str:
+    """The settings that differ from the defaults, as flags of the command line."""
+    return "".join(
+        f" --{name.replace('_', '-')}" + ("" if value is True else f" {shlex.quote(str(value))}")
+        for name, value, _ in dataset.changed
+        if value is not None and value is not False
+    )
 
 
 # --- words -----------------------------------------------------------------------------------------------------
@@ -330,21 +267,8 @@ def _pace(facts: Facts) -> tuple[float, float]:
     return sum(r["clips_per_s"] for r in facts.rows) / n, sum(r["wait_share"] for r in facts.rows) / n
 
 
-def _short(source: str, src: str) -> str:
-    """The source relative to its bucket."""
-    return source.removeprefix(src).lstrip("/") if src else source
-
-
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %" if share < 0.0995 else f"{100 * share:.0f} %"
-
-
-def _bytes(n: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if n < 1000:
-            return f"{n:.3g} {unit}"
-        n /= 1000
-    return f"{n:.3g} TB"
 
 
 def _plain(value: Any) -> str:

@@ -53,6 +53,7 @@ class DataSection(_Section):
     """Where the clips are."""
 
     url: str  # a dataset written by `reelmae shard`: a folder or any fsspec URL
+    duplicates: bool = False  # play clips that repeat another (marked by the sharding job) as well
 
 
 class SampleSection(_Section):

@@ -86,7 +86,7 @@ def pretrain(config: PretrainConfig, *, on_step: Callable[[Row], None] | None = 
     try:
         if config.run.threads:
             torch.set_num_threads(config.run.threads)
-        index = ClipIndex.open(config.data.url)
+        index = ClipIndex.open(config.data.url, duplicates=config.data.duplicates)
         with ClipLoader(index, config.loader_config()) as loader:
             return _Trainer(config, index, loader, on_step).run()
     finally:

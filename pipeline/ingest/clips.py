@@ -101,7 +101,17 @@ class ClipMaker:
         self._prober = prober
 
     def make(self, source: Source, work: Path) -> Made | Rejected:
-        """The clips, as files in `work`."""
+        """The clips, as files in `work`.
+
+        Where a child was killed, the source gets a second try: it may have been by somebody else, out of memory.
+        """
+        first = self._tried(source, work / "first")
+        if isinstance(first, Rejected) and first.reason == Reason.CRASHED:
+            return self._tried(source, work / "second")
+        return first
+
+    def _tried(self, source: Source, work: Path) -> Made | Rejected:
+        work.mkdir()
         try:
             return self._made(source, work)
         except ChildTimeoutError as e:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import pairwise
 
@@ -132,19 +132,19 @@ def _next(keyframes: Sequence[int], frame: int, end: int) -> int:
 
 
 def at_keyframes(spans: Sequence[Span], keyframes: Sequence[int], n_frames: int) -> list[Span]:
-    """Spans whose starts move to the next keyframe, as do ends that are another's start; empty ones are left out."""
+    """Spans, ascending, whose starts move to the next keyframe, as do ends that are another's start.
+
+    One that ends up empty has been swallowed by the one before it, which then says that it was asked for both.
+    """
     starts = {span.start: _next(keyframes, span.start, n_frames) for span in spans}
-    moved = [
-        Span(
-            starts[s.start],
-            starts.get(s.end, min(s.end, n_frames)),
-            s.wanted_start_s,
-            s.wanted_end_s,
-            s.row,
-        )
-        for s in spans
-    ]
-    return [s for s in moved if s.end > s.start]
+    moved: list[Span] = []
+    for s in spans:
+        start, end = starts[s.start], starts.get(s.end, min(s.end, n_frames))
+        if end > start:
+            moved.append(Span(start, end, s.wanted_start_s, s.wanted_end_s, s.row))
+        elif moved and moved[-1].end == end:
+            moved[-1] = replace(moved[-1], wanted_end_s=s.wanted_end_s)
+    return moved
 
 
 def runs(spans: Sequence[Span]) -> list[tuple[int, int]]:

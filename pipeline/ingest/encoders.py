@@ -62,7 +62,7 @@ def options(config: ShardConfig, encoder: str, *, scenes: bool) -> dict[str, Any
     if encoder == "x265":
         cuts = "scenecut=40:min-keyint=1" if scenes else f"scenecut=0:min-keyint={config.gop}"
         params = f"log-level=error:pools=none:frame-threads=1:bframes=0:open-gop=0:info=0:{cuts}"
-        return {"c:v": "libx265", "preset": "veryfast", "crf": config.quality, "x265-params": params, "tag:v": "hvc1", **common}  # fmt: skip
+        return {"c:v": "libx265", "preset": "veryfast", "forced-idr": 1, "crf": config.quality, "x265-params": params, "tag:v": "hvc1", **common}  # fmt: skip
     tune = {"tune": "fastdecode"} if config.profile == "fast-decode" else {}
     # veryfast for the processor's sake; what it costs against medium: tools/bench/results/presets_cpu.json
     return {"c:v": "libx264", "preset": "veryfast", **tune, "crf": config.quality, **keys, **common}

@@ -22,7 +22,7 @@ from pathlib import Path
 import reelmae.pipeline.schema as schema
 from reelmae.pipeline.cores import usable_cores
 from reelmae.pipeline.errors import ConfigError, InputError, JobMismatchError, NothingKeptError
-from reelmae.pipeline.ingest import parts, scenes
+from reelmae.pipeline.ingest import parts, scenes, scratch
 from reelmae.pipeline.ingest.config import ShardConfig
 from reelmae.pipeline.ingest.ledger import finish
 from reelmae.pipeline.ingest.runners import LocalRunner
@@ -117,7 +117,7 @@ def shard(
 
 
 def repair(dst: str, tasks: Iterable[int], *, workers: int | None = None) -> None:
-    """Run these tasks of a job again, whatever they left behind, and join all commits anew.
+    """Run these tasks of a job again, whatever they left behind, and join all commits anew (where all are there).
 
     The same sources and tools give the same bytes. StorageError where a source is gone (nothing of its task is
     touched then), JobMismatchError where ffmpeg is another one, InputError where there is no plan.
@@ -131,7 +131,8 @@ def repair(dst: str, tasks: Iterable[int], *, workers: int | None = None) -> Non
     if differences:
         raise JobMismatchError(f"{store.url()}: {'; '.join(differences)}; the clips would not be the same")
     run_tasks(store, plan, tool, again, workers, None, repairs=True)
-    finish(store, plan)
+    if set(range(plan.tasks)) <= _done_tasks(store):  # else an append goes on: `shard` joins when it ends
+        finish(store, plan)
 
 
 def _refuse_overlap(source: Store, store: Store, manifest: bool) -> None:
@@ -209,6 +210,7 @@ def run_tasks(
     since = time.monotonic() if begin is None else begin
     labels = json.loads(store.read_bytes(schema.LABELS)) if store.exists(schema.LABELS) else {}
     job = Job(store.url(), plan, labels, tool, repairs)
+    scratch.sweep()
     waiting = sorted(tasks)
     sandbox, stopping, tally = Sandbox(), threading.Event(), Tally()
     total, left = sum(p.sources for p in plan.parts), parts.sources_in(store, plan, tasks)

@@ -34,7 +34,9 @@ KEY_BYTES = 21
 
 
 @dataclass
-class _Sums:
+class Sums:
+    """What dataset.json says of the clips, added up task by task."""
+
     shards: dict[str, int] = field(default_factory=dict)
     rejected: Counter[str] = field(default_factory=Counter)
     rejected_spans: Counter[str] = field(default_factory=Counter)
@@ -46,7 +48,7 @@ class _Sums:
 
 def finish(store: Store, plan: Plan) -> None:
     """Join the commits of all tasks, check the ledger, write the dataset's files; DatasetError where a sum is wrong."""
-    sums = _Sums()
+    sums = Sums()
     with tempfile.TemporaryDirectory(prefix="reelmae-") as folder:
         index, rejects = Path(folder, "index.parquet"), Path(folder, "rejects.parquet")
         columns = schema.with_columns(schema.CLIPS, plan.columns)
@@ -56,7 +58,7 @@ def finish(store: Store, plan: Plan) -> None:
             _Hashes(Path(folder)) as hashes,
         ):
             for sources, commit in commits(store, plan):
-                good, bad = _judged(sources, commit, sums)
+                good, bad = judged(sources, commit, sums)
                 index_rows.add(good)
                 reject_rows.add(bad)
                 hashes.add(good)
@@ -69,12 +71,12 @@ def finish(store: Store, plan: Plan) -> None:
         store.publish(index, schema.INDEX)
         store.publish(rejects, schema.REJECTS_FILE)
     store.sweep("shards", "commits", "plan")
-    store.publish_bytes(as_json(_facts(plan, sums)), schema.DATASET_JSON)
+    store.publish_bytes(as_json(dataset_facts(plan, sums)), schema.DATASET_JSON)
 
 
 def commits(store: Store, plan: Plan) -> Iterator[tuple[pa.Table, pa.Table]]:
     """Task by task: its sources, its commit, without the sources that a later part tries again."""
-    retried = _retried_urls(store, plan)
+    retried = retried_urls(store, plan)
     for number, part in enumerate(plan.parts):
         later = retried[number]
         with part_file(store, part) as file:
@@ -88,7 +90,7 @@ def commits(store: Store, plan: Plan) -> Iterator[tuple[pa.Table, pa.Table]]:
                 yield sources, commit
 
 
-def _retried_urls(store: Store, plan: Plan) -> list[pa.Array | None]:
+def retried_urls(store: Store, plan: Plan) -> list[pa.Array | None]:
     """For each part: the urls that a later part tries again; None where there are none."""
     found: list[pa.Array | None] = []
     later: pa.Array | None = None
@@ -135,7 +137,7 @@ def check_ledger(planned: list[str], with_clips: set[str], rejected: list[str]) 
             )
 
 
-def _judged(sources: pa.Table, commit: pa.Table, sums: _Sums) -> tuple[pa.Table, pa.Table]:
+def judged(sources: pa.Table, commit: pa.Table, sums: Sums) -> tuple[pa.Table, pa.Table]:
     """Clip rows and reject rows of one task, counted."""
     is_clip = pc.equal(commit.column("kind"), schema.CLIP)
     good, bad = commit.filter(is_clip), commit.filter(pc.invert(is_clip))
@@ -210,7 +212,7 @@ class _Hashes:
         return bytes(self._map("keys", KEY_BYTES)[clip]).decode("ascii")
 
 
-def _facts(plan: Plan, sums: _Sums) -> dict[str, Any]:
+def dataset_facts(plan: Plan, sums: Sums) -> dict[str, Any]:
     """dataset.json."""
     last = plan.parts[-1]
     return {

@@ -140,13 +140,13 @@ def appended(src: str, store: Store, old: Plan, tool: Tool, limit: int | None) -
             f"{src}: its columns {new_columns} are not those of the job ({old.columns or 'none'}); "
             "give the same columns, or another DST"
         )
-    known = pa.concat_tables(list(sources_of(store, old, ["url", "size", "etag"])))
+    known = pa.concat_tables(list(sources_of(store, old, ["url", "size", "etag"], new=True)))
     there = pc.is_in(listing.table.column("url"), value_set=known.column("url"))
     again = listing.table.filter(there).select(["url", "size", "etag"])
-    joined = again.join(known.group_by("url").aggregate([("size", "last"), ("etag", "last")]), "url")
+    joined = again.join(known, "url", right_suffix=" then")
     moved = pc.or_(
-        pc.not_equal(joined.column("size"), joined.column("size_last")),
-        pc.not_equal(joined.column("etag"), joined.column("etag_last")),
+        pc.not_equal(joined.column("size"), joined.column("size then")),
+        pc.not_equal(joined.column("etag"), joined.column("etag then")),
     )
     fresh = listing.table.filter(pc.invert(there))
     changed = int(pc.sum(moved).as_py() or 0)
@@ -191,6 +191,14 @@ def sources_of(
             continue
         with part_file(store, part) as file:
             yield file.read(columns)
+
+
+def labels_of(store: Store, plan_: Plan) -> dict[str, int]:
+    """label → id as the parts gave them one after the other: labels.json made anew."""
+    ids: dict[str, int] = {}
+    for table in sources_of(store, plan_, ["label", "rows"]):
+        ids = label_ids(_labels(table), ids)
+    return ids
 
 
 def sources_in(store: Store, plan_: Plan, tasks: set[int]) -> int:

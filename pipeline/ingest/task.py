@@ -11,7 +11,6 @@ import errno
 import functools
 import json
 import shutil
-import tempfile
 import threading
 from collections import Counter
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from reelmae.pipeline.ingest.pack import ClipRow, Packer, Shard
 from reelmae.pipeline.ingest.parts import Part, Plan
 from reelmae.pipeline.ingest.probe import Prober
 from reelmae.pipeline.ingest.sandbox import Sandbox
+from reelmae.pipeline.ingest.scratch import Scratch
 from reelmae.pipeline.ingest.screen import Rejected
 from reelmae.pipeline.ingest.sources import fetch, is_manifest
 from reelmae.pipeline.ingest.transcode import Tool
@@ -96,7 +96,8 @@ class TaskWorker:
         self._stopping = stopping
         self._tally = tally
         self._store = Store(job.dst)
-        self._folder = Path(tempfile.mkdtemp(prefix="reelmae-")).resolve()
+        self._scratch = Scratch()
+        self._folder = self._scratch.path
         self._prober = Prober(sandbox, self._folder)
 
     def __enter__(self) -> TaskWorker:
@@ -106,7 +107,7 @@ class TaskWorker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._prober.close()
-        shutil.rmtree(self._folder)
+        self._scratch.close()
 
     @functools.cached_property
     def _maker(self) -> ClipMaker:

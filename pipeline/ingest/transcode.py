@@ -204,7 +204,7 @@ def command(
         "flags:v": "+bitexact+cgop",
         "fflags": "+bitexact",
         **encoders.options(config, plan.encoder, scenes=plan.scenes),
-        **_forced(plan),
+        **_forced(plan, config),
     }
     raw: dict[str, Any] = {"f": "rawvideo", "fps_mode": "passthrough"}
     given = ffmpeg.input(f"file:{source}", **inputs)
@@ -221,7 +221,7 @@ def command(
     return stream.compile(cmd=tool.path)
 
 
-def _forced(plan: Plan) -> dict[str, str]:
+def _forced(plan: Plan, config: ShardConfig) -> dict[str, Any]:
     """Keyframes at the starts of clips: by rule for windows of one length, else by their times."""
     if plan.scenes:
         return {}
@@ -229,8 +229,12 @@ def _forced(plan: Plan) -> dict[str, str]:
     step = starts[1] - starts[0] if len(starts) > 1 else 0
     if not step:
         return {}
-    if starts == list(range(0, starts[-1] + 1, step)) and plan.stretches[0][0] == 0:
-        return {"force_key_frames": f"expr:not(mod(n,{step}))*lte(n,{starts[-1]})"}
+    if starts == list(range(0, starts[-1] + 1, step)):
+        last = starts[-1]
+        if plan.encoder == "vpx":  # it counts on through a forced keyframe: place them all
+            rule = f"not(mod(if(lt(n,{last}),mod(n,{step}),n-{last}),{config.gop}))"
+            return {"force_key_frames": f"expr:{rule}", "g": 9999}
+        return {"force_key_frames": f"expr:not(mod(n,{step}))*lte(n,{last})"}
     half = Fraction(1, 2) / plan.kept.fps  # a keyframe comes with the first frame at or after its time
     return {
         "force_key_frames": ",".join(f"{float(n / plan.kept.fps - half) if n else 0.0:.5f}" for n in starts)

@@ -35,7 +35,7 @@ _NUMBERS: dict[str, type[np.generic]] = {
     "height": np.int32,
     "label_id": np.int32,
 }
-_COLUMNS = ["key", "shard", "codec", "sha256", *_NUMBERS]
+_COLUMNS = ["key", "shard", "codec", "sha256", "duplicate_of", *_NUMBERS]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,12 +56,14 @@ class ClipIndex:
     width: np.ndarray  # int32
     height: np.ndarray  # int32
     label_id: np.ndarray  # int32, -1 = unlabelled
+    left_out: int  # clips that repeat another, marked so by the sharding job
     labels: dict[str, int]
 
     @classmethod
-    def open(cls, url: str) -> ClipIndex:
+    def open(cls, url: str, *, duplicates: bool = False) -> ClipIndex:
         """Read the index of the dataset at `url` (a folder or any fsspec URL).
 
+        Clips that repeat another (column `duplicate_of`) are left out unless `duplicates`.
         Raises InputError where no finished dataset of this format is there, DatasetError where its index is
         not what dataset.json says.
         """
@@ -69,10 +71,10 @@ class ClipIndex:
         about = _read_about(store, url)
         with tempfile.TemporaryDirectory(prefix="reelmae-index-") as folder:
             path = _local_copy(store, schema.INDEX, Path(folder), url)
-            columns, digest = _read_columns(path, url)
-        if len(columns["offset"]) != about["clips"]:
+            columns, digest = _read_columns(path, url, duplicates)
+        if (there := len(columns["offset"]) + columns["left_out"]) != about["clips"]:
             raise DatasetError(
-                f"{url}: {schema.INDEX} has {len(columns['offset'])} clips, {schema.DATASET_JSON} says {about['clips']}; "
+                f"{url}: {schema.INDEX} has {there} clips, {schema.DATASET_JSON} says {about['clips']}; "
                 "run reelmae verify on it"
             )
         labels = json.loads(store.read_bytes(schema.LABELS)) if store.exists(schema.LABELS) else {}
@@ -129,7 +131,7 @@ def _local_copy(store: Store, name: str, folder: Path, url: str) -> Path:
         raise InputError(f"{url}: has no {name}; run reelmae shard again (it resumes)") from e
 
 
-def _read_columns(path: Path, url: str) -> tuple[dict[str, Any], str]:
+def _read_columns(path: Path, url: str, duplicates: bool) -> tuple[dict[str, Any], str]:
     """The columns of ClipIndex and the digest, in one pass over the row groups."""
     try:
         with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
@@ -138,7 +140,10 @@ def _read_columns(path: Path, url: str) -> tuple[dict[str, Any], str]:
                 raise InputError(
                     f"{url}: {schema.INDEX} lacks the columns {sorted(missing)}; shard the bucket anew"
                 )
-            return _collect(file.iter_batches(batch_size=1 << 16, columns=_COLUMNS), file.metadata.num_rows)
+            batches = file.iter_batches(batch_size=1 << 16, columns=_COLUMNS)
+            if not duplicates:
+                batches = (batch.filter(pc.is_null(batch["duplicate_of"])) for batch in batches)
+            return _collect(batches, file.metadata.num_rows)
     except pa.ArrowInvalid as e:
         raise InputError(f"{url}: {schema.INDEX} is no parquet file ({e}); run reelmae shard again") from e
 
@@ -163,8 +168,12 @@ def _collect(batches: Iterable[Any], n: int) -> tuple[dict[str, Any], str]:
         for digest, name in zip(digests, ("key", "sha256"), strict=True):
             digest.update(_text_bytes(batch[name]))
         keys.append(batch["key"].cast(pa.large_string()))
-    columns: dict[str, Any] = {name: _frozen(column) for name, column in numbers.items()}
-    columns["shard_of_clip"], columns["codec_of_clip"] = _frozen(codes["shard"]), _frozen(codes["codec"])
+    columns: dict[str, Any] = {name: _frozen(column[:at]) for name, column in numbers.items()}
+    columns["shard_of_clip"], columns["codec_of_clip"] = (
+        _frozen(codes["shard"][:at]),
+        _frozen(codes["codec"][:at]),
+    )
+    columns["left_out"] = n - at
     columns["shard_names"], columns["codec_names"] = list(names["shard"]), list(names["codec"])
     columns["keys"] = pa.concat_arrays(keys) if keys else pa.array([], pa.large_string())
     whole = hashlib.sha256(b"".join(d.digest() for d in digests))

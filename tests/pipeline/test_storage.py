@@ -41,6 +41,15 @@ def test_publishing_again_replaces(store: Store) -> None:
     assert [e.path for e in store.list()] == ["x"]
 
 
+def test_what_is_removed_is_gone(store: Store) -> None:
+    for name in ("x", "deep/x"):
+        store.publish_bytes(b"one", name)
+    store.remove("deep/x")
+    assert [e.path for e in store.list()] == ["x"]
+    with pytest.raises(FileNotFoundError):
+        store.remove("deep/x")
+
+
 def test_what_is_missing_says_so(store: Store, tmp_path: Path) -> None:
     assert not store.exists("x")
     assert list(store.list()) == []

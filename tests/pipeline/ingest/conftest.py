@@ -1,4 +1,4 @@
-"""One source through probe, screen, cut and ffmpeg."""
+"""One source through probe, screen, cut, ffmpeg, verification and scores."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ import av
 import numpy as np
 import pytest
 
+from reelmae.pipeline.ingest.clips import ClipMaker, Source
 from reelmae.pipeline.ingest.config import ShardConfig
-from reelmae.pipeline.ingest.cut import cut
+from reelmae.pipeline.ingest.pack import ClipRow
 from reelmae.pipeline.ingest.probe import Probe, Prober
 from reelmae.pipeline.ingest.sandbox import Sandbox
 from reelmae.pipeline.ingest.screen import Kept, Rejected, screen
-from reelmae.pipeline.ingest.transcode import find_ffmpeg, transcode
+from reelmae.pipeline.ingest.transcode import find_ffmpeg
+
+ENCODER = {"h264": "x264", "hevc": "x265", "vp9": "vpx"}
 
 
 @dataclass(frozen=True)
@@ -25,9 +28,16 @@ class Encoded:
 
     probe: Probe
     kept: Kept
-    spans: list[tuple[int, int]]
     clips: list[Path]
+    rows: list[ClipRow]
+    dropped: list[dict[str, Any]]
     prober: Prober
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """Of the clips, in frames of the source at its output rate."""
+        fps = self.kept.fps
+        return [(round(r.span_start_s * fps), round(r.span_end_s * fps)) for r in self.rows]
 
     def pictures(self, clip: int = 0) -> np.ndarray:
         """RGB uint8 [T, H, W, 3] of a clip."""
@@ -40,20 +50,23 @@ Encode = Callable[..., Encoded]
 
 @pytest.fixture(scope="module")
 def encode(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Encode]:
-    """encode(path, **config) → Encoded; Rejected is returned as it is."""
+    """encode(path, rows=[(start_s, end_s), …], **config) → Encoded; Rejected is returned as it is."""
     sandbox = Sandbox()
     prober = Prober(sandbox, tmp_path_factory.mktemp("prober"))
 
-    def run(path: Path, **values: Any) -> Encoded | Rejected:
+    def run(path: Path, rows: Any = (), **values: Any) -> Encoded | Rejected:
         config = ShardConfig(**values)
         probe = prober.probe(path, max_pixels=config.max_pixels, wall_s=60)
         assert isinstance(probe, Probe), probe
         kept = screen(probe, config)
         assert isinstance(kept, Kept), kept
-        spans = cut(kept.frames, kept.fps, config.clip_seconds)
-        folder = tmp_path_factory.mktemp("clips")
-        clips = transcode(sandbox, find_ffmpeg(), path, folder, probe, kept, spans, config)
-        return clips if isinstance(clips, Rejected) else Encoded(probe, kept, spans, clips, prober)
+        maker = ClipMaker(config, find_ffmpeg(), ENCODER[config.codec], {}, sandbox, prober)
+        given = [{"start_s": s, "end_s": e, "label": None, "extra": None} for s, e in rows]
+        source = Source(str(path), None, given, path, path.stat().st_size)
+        made = maker.make(source, tmp_path_factory.mktemp("work"))
+        if isinstance(made, Rejected):
+            return made
+        return Encoded(probe, kept, made.clips, made.rows, made.dropped, prober)
 
     yield run  # type: ignore[misc]
     prober.close()

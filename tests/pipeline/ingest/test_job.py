@@ -28,7 +28,8 @@ from reelmae.pipeline.errors import (
 )
 from reelmae.pipeline.ingest import job as job_module
 from reelmae.pipeline.ingest.config import ShardConfig
-from reelmae.pipeline.ingest.job import Progress, check_ledger, shard
+from reelmae.pipeline.ingest.job import Progress, shard
+from reelmae.pipeline.ingest.ledger import check_ledger
 from reelmae.pipeline.storage import Store
 from reelmae.tools.verify import verify
 

@@ -17,6 +17,7 @@ def _probe(**values: Any) -> Probe:
         "pix_fmt": "yuv420p", "sar": 1.0, "promised": 0, "nominal": (Fraction(30),), "packets": 300, "seen": 300,
         "rate": 30.0, "duration_s": 10.0, "decoded": True, "interlaced": False, "rotation": 0, "color_range": 0,
         "colorspace": 2, "color_trc": 2, "color_primaries": 2, "error": "",
+        "start_s": 0.0, "reordered": False, "steady": True,
     }  # fmt: skip
     return Probe(**{**facts, **values})
 

@@ -11,9 +11,11 @@ import av
 import numpy as np
 import pytest
 
+from reelmae.pipeline.ingest.colour import Colour, colour
 from reelmae.pipeline.ingest.config import ShardConfig
+from reelmae.pipeline.ingest.cut import Span
 from reelmae.pipeline.ingest.screen import Rejected
-from reelmae.pipeline.ingest.transcode import command, find_ffmpeg
+from reelmae.pipeline.ingest.transcode import Plan, command, find_ffmpeg
 from reelmae.pipeline.schema import Reason
 
 Make = Callable[..., Path]
@@ -21,7 +23,7 @@ Encode = Callable[..., Any]
 BT709 = 1
 
 
-@pytest.mark.parametrize("profile", ["default", "fast-decode", "vp9"])
+@pytest.mark.parametrize("profile", ["default", "fast-decode", "small", "vp9"])
 def test_every_clip_has_its_span_and_conforms(
     profile: str, encode: Encode, make_video: Make, tmp_path: Path
 ) -> None:
@@ -29,7 +31,7 @@ def test_every_clip_has_its_span_and_conforms(
     done = encode(source, profile=profile, clip_seconds=1.2, gop=8)
     assert done.spans == [(0, 30), (30, 70)]
     found = done.prober.verify(done.clips, wall_s=60)
-    codec = "vp9" if profile == "vp9" else "h264"
+    codec = {"vp9": "vp9", "small": "hevc"}.get(profile, "h264")
     for clip, (start, end) in zip(found, done.spans, strict=True):
         assert clip.fault(frames=end - start, fps=Fraction(25), width=96, height=64, codec=codec) == ""
     for path in done.clips:
@@ -174,7 +176,10 @@ def test_damage_in_the_middle_rejects_the_source(encode: Encode, make_video: Mak
 
 def test_the_command_reads_only_the_named_container(encode: Encode, make_video: Make, tmp_path: Path) -> None:
     done = encode(make_video(tmp_path / "v.mp4"))
-    argv = command(find_ffmpeg(), tmp_path / "in.bin", done.probe, done.kept, done.spans, ShardConfig())
+    found = colour(done.probe, tonemaps=True)
+    assert isinstance(found, Colour)
+    plan = Plan(done.kept, found, (Span(0, 20, 0.0, 0.8),), "x264")
+    argv = command(find_ffmpeg(), tmp_path / "in.bin", done.probe, plan, ShardConfig())
     joined = " ".join(argv)
     assert "-f mov -format_whitelist mov" in joined
     assert "-protocol_whitelist file,pipe" in joined

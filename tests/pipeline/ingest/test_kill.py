@@ -1,0 +1,171 @@
+"""Killed at random moments, a job resumes to the bytes of an undisturbed one; nothing of it lives on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from reelmae.pipeline import schema
+from reelmae.pipeline.ingest import scratch
+from reelmae.pipeline.ingest.config import ShardConfig
+from reelmae.pipeline.ingest.job import shard
+
+pytestmark = pytest.mark.slow
+KILLS = 21  # of each number of workers
+CONFIG = ShardConfig(
+    short_side=48, clip_seconds=1, sources_per_task=1, labels="folder", shard_bytes=20_000, duplicates="near"
+)
+CODE = (
+    "import sys\n"
+    "from reelmae.pipeline.ingest.job import shard\n"
+    "from reelmae.pipeline.ingest.config import ShardConfig\n"
+    "config = ShardConfig.model_validate_json(sys.argv[3])\n"
+    "shard(sys.argv[1], sys.argv[2], config, workers=int(sys.argv[4]))"
+)
+
+
+def _files(dst: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(dst)): p.read_bytes() for p in sorted(dst.rglob("*")) if p.is_file()}
+
+
+def _start(src: Path, dst: Path, workers: int, scratch_folder: Path) -> subprocess.Popen[bytes]:
+    argv = [sys.executable, "-c", CODE, str(src), str(dst), CONFIG.model_dump_json(), str(workers)]
+    return subprocess.Popen(argv, env={**os.environ, "TMPDIR": str(scratch_folder)}, start_new_session=True)
+
+
+def _living_in(folder: Path) -> list[int]:
+    """Processes that work in this folder."""
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            try:
+                if (process / "cwd").readlink().is_relative_to(folder):
+                    found.append(int(process.name))
+            except OSError:  # it ended just now
+                continue
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    tiny_bucket: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, bytes], float]:
+    """The files of a job that ran through, and the seconds that the whole process took."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    begin = time.monotonic()
+    assert _start(tiny_bucket, folder / "dst", 1, folder).wait() == 0
+    return _files(folder / "dst"), time.monotonic() - begin
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_killed_at_random_moments_it_ends_with_the_same_bytes(
+    workers: int, tiny_bucket: Path, undisturbed: tuple[dict[str, bytes], float], tmp_path: Path
+) -> None:
+    wanted, seconds = undisturbed
+    draw = random.Random(workers)
+    kills = rounds = 0
+    progress: set[int] = set()  # committed tasks when it was killed
+    while kills < KILLS:
+        dst, rounds = tmp_path / f"dst{rounds}", rounds + 1
+        for _ in range(4):  # killed up to four times on its way
+            process = _start(tiny_bucket, dst, workers, tmp_path)
+            try:
+                process.wait(timeout=draw.uniform(0.3, 0.9 * seconds))
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                kills += 1
+                progress.add(len(list(dst.glob("commits/*.parquet"))))
+                deadline = time.monotonic() + 10
+                while _living_in(tmp_path):
+                    assert time.monotonic() < deadline, "children live on"
+                    time.sleep(0.01)
+        shard(str(tiny_bucket), str(dst), CONFIG, workers=workers)
+        assert _files(dst) == wanted
+    assert len(progress) > 2  # not always at the same place
+
+
+def test_a_killed_child_costs_nothing(
+    tiny_bucket: Path, undisturbed: tuple[dict[str, bytes], float], tmp_path: Path
+) -> None:
+    """The system's own killer may take any process: a source whose decoder was killed is tried again."""
+    draw = random.Random(0)
+    dst = tmp_path / "dst"
+    process = _start(tiny_bucket, dst, 1, tmp_path)
+    killed_at: list[int] = []  # commits when a child was killed: at most one for each source
+    while process.poll() is None:
+        commits = len(list(dst.glob("commits/*.parquet")))
+        children = [
+            pid for pid in _living_in(tmp_path) if pid != process.pid and "reelmae-work-" in _cwd(pid)
+        ]
+        if children and len(killed_at) < 5 and commits not in killed_at:
+            time.sleep(draw.uniform(0, 0.05))
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(draw.choice(children), signal.SIGKILL)
+                killed_at.append(commits)
+        time.sleep(0.005)
+    assert len(killed_at) == 5
+    assert process.returncode == 0
+    assert _files(dst) == undisturbed[0]
+
+
+def _cwd(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return str(Path(f"/proc/{pid}/cwd").readlink())
+    return ""
+
+
+def test_what_a_killed_worker_left_in_tmpdir_is_removed_by_the_next_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    code = "import os, reelmae.pipeline.ingest.scratch as s; s.Scratch(); print('made', flush=True); os.kill(os.getpid(), 9)"
+    subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(tmp_path)}, stdout=subprocess.DEVNULL
+    )
+    living = scratch.Scratch()
+    assert len(list(tmp_path.iterdir())) == 2
+    assert scratch.sweep() == 0  # too young to be judged
+    for folder in tmp_path.iterdir():
+        os.utime(folder, (0, 0))
+    assert scratch.sweep() == 1
+    assert list(tmp_path.iterdir()) == [living.path]
+    living.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_append_leaves_the_old_dataset_readable(tiny_bucket: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from reelmae.pipeline.loading.index import ClipIndex
+
+    src, dst = shutil.copytree(tiny_bucket / "a", tmp_path / "src"), tmp_path / "dst"
+    config = CONFIG.model_copy(update={"labels": "none"})
+    shard(str(src), str(dst), config)
+    before = ClipIndex.open(str(dst))
+    for path in (tiny_bucket / "b").glob("*e*.mp4"):
+        shutil.copy(path, src)
+    undisturbed = shutil.copytree(dst, tmp_path / "undisturbed")
+    code = CODE.replace("workers=int(sys.argv[4])", "workers=1, append=True")
+    argv = [sys.executable, "-c", code, str(src), str(dst), config.model_dump_json()]
+    process = subprocess.Popen(argv, start_new_session=True)
+    first = len(before) and len(list(dst.glob("commits/*.parquet")))
+    while len(list(dst.glob("commits/*.parquet"))) == first:
+        assert process.poll() is None
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    if (dst / schema.DATASET_JSON).read_bytes() != (undisturbed / schema.DATASET_JSON).read_bytes():
+        pytest.skip("the job was too fast to be killed before its end")
+    assert ClipIndex.open(str(dst)).digest == before.digest
+    shard(str(src), str(dst), config, append=True)
+    shard(str(src), str(undisturbed), config, append=True)
+    assert _files(dst) == _files(undisturbed)
