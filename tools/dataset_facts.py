@@ -32,7 +32,7 @@ ROWS = 20_000  # of a batch
 EXAMPLES = 20  # rejects of a reason that are held
 PAIRS = 6  # repeats that are told of
 FEW = 5  # labels with the most and with the fewest clips
-SHEET = 24  # clips of the contact sheet
+SHEET = 25  # clips of the contact sheet
 Row = dict[str, Any]
 Count = tuple[str, int]
 
@@ -43,7 +43,12 @@ SCORES: dict[str, tuple[float, int, str, str, bool]] = {
     "contrast": (4, 32, "min_contrast", "blank", False),
     "border": (0.05, 20, "max_border", "borders", True),
 }
-UNITS = {"motion": "levels", "luma": "levels", "contrast": "levels", "border": "share of the picture"}
+UNITS = {
+    "motion": "levels of 255",
+    "luma": "levels of 255",
+    "contrast": "levels of 255",
+    "border": "share of the picture",
+}
 
 
 @dataclass(frozen=True)
@@ -165,6 +170,7 @@ class DatasetFacts:
     bytes_in: int
     bytes_out: int
     shards: int
+    largest: Count  # the source with the most clips
     durations: Durations | None
     fps_in: tuple[Count, ...]
     fps_out: tuple[Count, ...]
@@ -271,6 +277,8 @@ class _Clips:
     columns: dict[str, str]
     rows: int = 0
     last: str | None = None  # url of the row before
+    run: int = 0  # clips of it so far
+    largest: Count = ("", 0)
     sums: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
     seconds_in: float = 0.0
@@ -327,6 +335,7 @@ class _Clips:
         changes = np.ones(len(urls), bool)
         changes[0] = urls[0].as_py() != self.last
         changes[1:] = pc.not_equal(urls.slice(1), urls.slice(0, len(urls) - 1)).to_numpy(zero_copy_only=False)
+        self._longest(urls, np.flatnonzero(changes))
         self.last = urls[-1].as_py()
         first = batch.filter(pa.array(changes))
         seconds = _numbers(first, "source_seconds")
@@ -338,6 +347,21 @@ class _Clips:
         self._count("fps_in", np.round(_numbers(first, "source_fps"), 2))
         self._pairs("size_in", first, "source_width", "source_height", "×")
         self._pairs("codec_in", first, "source_codec", "source_container", " in ")
+
+    def _longest(self, urls: pa.Array, starts: np.ndarray) -> None:
+        """The source with the most clips; its first ones may lie in the batch before."""
+        bounds = (
+            [0, *starts.tolist(), len(urls)]
+            if not len(starts) or starts[0]
+            else [*starts.tolist(), len(urls)]
+        )
+        lengths = np.diff(bounds)
+        if not len(starts) or starts[0]:  # the first rows go on with the source before
+            lengths[0] += self.run
+        self.run = int(lengths[-1])
+        most = int(lengths.argmax())
+        if lengths[most] > self.largest[1]:
+            self.largest = (urls[bounds[most]].as_py(), int(lengths[most]))
 
     def _single(self, batch: pa.RecordBatch) -> None:
         """Repeats, and clips for the sheet."""
@@ -419,6 +443,7 @@ def _facts(store: Store, about: Row, clips: _Clips, rejects: _Rejects) -> Datase
         bytes_in=clips.sums["bytes_in"],
         bytes_out=int(about.get("bytes", 0)),
         shards=int(about.get("shards", 0)),
+        largest=clips.largest,
         durations=_durations(clips),
         fps_in=_ordered(clips.counts.get("fps_in"), "{:g}"),
         fps_out=_ordered(clips.counts.get("fps_out"), "{:g}"),

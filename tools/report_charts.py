@@ -41,6 +41,7 @@ class Panel:
     """One histogram: its title, bins, the threshold that is drawn and what is said of it."""
 
     title: str
+    unit: str
     edges: Sequence[float]
     counts: Sequence[int]
     threshold: float
@@ -154,21 +155,19 @@ def durations_chart(bins: Bins) -> str:
 def scores_chart(panels: Sequence[Panel]) -> str:
     """Histograms two by two, as SVG, each with its threshold as a dashed line: bold where in force."""
     with mpl.rc_context(_STYLE):
-        figure = _figure(9.4, 2.5 * -(-len(panels) // 2))
+        figure = _figure(9.4, 2.6 * -(-len(panels) // 2))
+        figure.get_layout_engine().set(h_pad=0.1, w_pad=0.1)
         for axes, panel in zip(figure.subplots(-(-len(panels) // 2), 2).flat, panels, strict=False):
             edges, top = panel.edges, max([*panel.counts, 1])
             width = edges[1] - edges[0]
             axes.bar(edges[:-1], panel.counts, 0.86 * width, align="edge", color=FIRST)
             colour, style = (SECOND, "-") if panel.in_force else (MUTED, (0, (5, 4)))
             axes.axvline(panel.threshold, color=colour, linewidth=1.6, linestyle=style)
-            right = panel.threshold > 0.6 * edges[-1]
-            axes.annotate(
-                panel.words, (panel.threshold, top * 1.2), (-5 if right else 5, 0), textcoords="offset points",
-                ha="right" if right else "left", va="top", color=colour, fontsize=10,
-            )  # fmt: skip
             axes.set_title(panel.title, loc="left", color=INK)
+            axes.set_title(panel.words, loc="right", color=colour, fontsize=9.5)
+            axes.set_xlabel(panel.unit)
             axes.set_xlim(edges[0] - width / 2, edges[-1])
-            axes.set_ylim(0, top * 1.22)
+            axes.set_ylim(0, top * 1.08)
             _counts_axis(axes)
             axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
             if panel.open_end:

@@ -30,11 +30,11 @@ font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-seri
 main{max-width:980px;margin:0 auto;padding:40px 24px 72px}h1{font-size:30px;line-height:1.2;margin:0 0 6px}
 h2{font-size:21px;margin:52px 0 6px;padding-top:18px;border-top:1px solid var(--line)}
 p{margin:6px 0 14px;max-width:74ch}.muted,.note,figcaption{color:var(--muted)}.note,figcaption{font-size:14px}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(136px,1fr));gap:10px;margin:26px 0 0;padding:0}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(164px,1fr));gap:10px;margin:26px 0 0;padding:0}
 .tile{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:12px 14px}
-.tile dt{color:var(--muted);font-size:13px}.tile dd{margin:2px 0 0;font-size:18px;font-weight:600;line-height:1.3;white-space:nowrap}
+.tile dt{color:var(--muted);font-size:13px}.tile dd{margin:2px 0 0;font-size:16.5px;font-weight:600;line-height:1.3}
 .tile small{display:block;white-space:normal;font-size:12.5px;font-weight:400;color:var(--muted);line-height:1.35;margin-top:3px}
-.sheet{display:grid;grid-template-columns:repeat(auto-fill,minmax(140px,1fr));gap:12px;margin-top:16px}
+.sheet{display:grid;grid-template-columns:repeat(auto-fill,minmax(172px,1fr));gap:12px;margin-top:16px}
 .sheet figure{margin:0;min-width:0}.sheet .frame{display:flex;justify-content:center;align-items:center;height:108px;
 background:var(--card);border:1px solid var(--line);border-radius:6px;overflow:hidden}
 .sheet img{display:block;max-width:100%;max-height:108px}.sheet figcaption{font-size:12px;line-height:1.35;margin-top:4px;
@@ -116,7 +116,7 @@ def _missing(facts: Facts) -> str:
     if not facts.missing:
         return ""
     items = "".join(f"<li>{escape(what)}: <code>{escape(how)}</code></li>" for what, how in facts.missing)
-    return f"<div class=missing style='margin-top:24px'>Not in this report, and what makes it:<ul>{items}</ul></div>"
+    return f"<div class=missing style='margin-top:36px'>Not in this report, and what makes it:<ul>{items}</ul></div>"
 
 
 def _dataset(facts: Facts) -> list[str]:
@@ -222,15 +222,21 @@ BARS = (("compute", "step_ms"), ("load + compute", "load_step_ms"))
 def _provenance(facts: Facts) -> str:
     demo, bench = facts.demo or {}, facts.bench or {}
     machine, versions = (demo.get(k) or bench.get(k) or {} for k in ("machine", "versions"))
+    here = ""
     if not machine:
+        here = " The machine is the one that wrote this page."
         from reelmae.tools.machine import machine as this_machine
         from reelmae.tools.machine import versions as these_versions
 
         machine, versions = this_machine(), these_versions()
     tools = (facts.dataset.about if facts.dataset else {}).get("tools") or {}
     versions = {**versions, **{k: v for k, v in tools.items() if k not in versions}}
+    if "ffmpeg" in versions:
+        versions["ffmpeg"] = (
+            str(versions["ffmpeg"]).removeprefix("ffmpeg version ").partition(" Copyright")[0]
+        )
     out = "<h2>Machine, versions, commands</h2><p>" + escape(
-        ", ".join(f"{k} {_plain(v)}" for k, v in machine.items() if v)
+        ", ".join(f"{k} {_plain(v)}" for k, v in machine.items() if v) + "." * bool(here) + here
     )
     out += "</p><p class=note>" + escape(" · ".join(f"{k} {_plain(v)}" for k, v in versions.items())) + "</p>"
     commands = demo.get("commands") or _commands(facts)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -37,6 +38,7 @@ SHOWN_FPS = 7.5
 SHOWN_SECONDS = 2.4
 EXAMPLES = 3  # rejects of a reason, before the rest is folded away
 DETAIL = 180  # characters of the decoder's words
+_NUMBER = re.compile(r"[\d.]+|[0-9a-f]{8,}")
 COUNTED = 8  # values of a distribution, before the rest is one line
 
 
@@ -66,7 +68,7 @@ def sheet(store: Store, dataset: DatasetFacts) -> str:
 def _card(thumb: Thumb, src: str) -> str:
     row = thumb.row
     name = short(row["source"], src)
-    text = f"{row['width']}×{row['height']} · {row['fps']:.4g} fps · {row['frames'] / row['fps']:.1f} s"
+    text = f"{row['width']}×{row['height']} · {row['fps']:.4g} fps · {row['frames'] / row['fps']:.3g} s"
     if thumb.playing is None:
         picture = f"<span class=note>cannot be read: {escape(printable(thumb.problem[:80]))}</span>"
     else:
@@ -141,16 +143,12 @@ def rejects(dataset: DatasetFacts) -> str:
 
 
 def _reason(found: Rejects, src: str, *, spans: bool) -> str:
-    told: dict[str, Reject] = {}
-    for example in found.examples:  # different words first
-        told.setdefault(example.detail, example)
-    first = list(told.values())[:EXAMPLES]
-    first += [e for e in found.examples if e not in first][: EXAMPLES - len(first)]
+    first = _different(found.examples)
     folded = [e for e in found.examples if e not in first]
     shown = f"<ul>{''.join(_reject(e, src) for e in first)}</ul>"
     if folded:
         more = found.sources + found.spans - len(first)
-        words = f"{more:,} more" if more == len(folded) else f"{len(folded)} of {more:,} more"
+        words = f"{more:,} more" + ("" if more == len(folded) else f", {len(folded)} of them here")
         shown += f"<details><summary>{words}</summary><ul>{''.join(_reject(e, src) for e in folded)}</ul></details>"
     numbers = f"<td class=n>{_count(found.sources)}</td>" + f"<td class=n>{_count(found.spans)}</td>" * spans
     meaning = MEANING.get(found.reason, "")
@@ -158,6 +156,18 @@ def _reason(found: Rejects, src: str, *, spans: bool) -> str:
         f"<tr><td><code>{escape(found.reason)}</code><br><span class=detail>{meaning}</span></td>{numbers}"
         f"<td>{shown}</td></tr>"
     )
+
+
+def _different(examples: Sequence[Reject]) -> list[Reject]:
+    """EXAMPLES of them: those whose words differ (but for numbers), then of other sources, then any."""
+    chosen: list[Reject] = []
+    for told in (lambda e: _NUMBER.sub("", e.detail), lambda e: e.source, lambda e: e):
+        seen = {told(e) for e in chosen}
+        for example in examples:
+            if len(chosen) < EXAMPLES and told(example) not in seen:
+                seen.add(told(example))
+                chosen.append(example)
+    return chosen
 
 
 def _reject(example: Reject, src: str) -> str:
@@ -182,8 +192,11 @@ def in_and_out(dataset: DatasetFacts) -> str:
         return ""
     text = (
         f"Clips last {_length(lengths.shortest)} to {_length(lengths.longest)}, half of them {_length(lengths.median)} or less. "
-        f"The last bar holds all that are longer."
+        f"The source with the most of them gave {dataset.largest[1]:,} ({share(dataset.largest[1], dataset.clips)})."
     )
+    bins = duration_bins(lengths)
+    if len(bins) > 1 and lengths.longest > 1.5 * bins[-1][0] - 0.5 * bins[-2][0]:
+        text += " The last bar holds all that are longer."
     pairs = (
         ("codec and container", dataset.codec_in, "codec", dataset.codec_out),
         ("size, pixels as coded", dataset.size_in, "size, pixels", dataset.size_out),
@@ -196,7 +209,7 @@ def in_and_out(dataset: DatasetFacts) -> str:
         for i, (title, values) in enumerate(((left, into), (right, out)))
     )
     return (
-        f"<h2>What came in, what came out</h2><p>{text}</p>{durations_chart(duration_bins(lengths))}"
+        f"<h2>What came in, what came out</h2><p>{text}</p>{durations_chart(bins)}"
         f"<p class=note>Left: the {dataset.sources_kept:,} sources that gave clips; of those rejected no such facts are "
         f"kept. Right: the {dataset.clips:,} clips. A rule of colour says what was converted; “none” left them as they "
         f"were, “?” marks an assumed matrix.</p><div class=counts>{cells}</div>"
@@ -225,7 +238,7 @@ def scores(dataset: DatasetFacts) -> str:
         return ""
     panels = [
         Panel(
-            title=f"{h.name}, {UNITS[h.name]}", edges=h.edges, counts=h.counts,
+            title=h.name, unit=UNITS[h.name], edges=h.edges, counts=h.counts,
             threshold=h.threshold or h.common, in_force=bool(h.threshold),
             open_end=h.name == "motion", words=_threshold(h),
         )
@@ -245,7 +258,7 @@ def _threshold(h: Histogram) -> str:
         side = "over" if h.at_most else "under"
         return f"off; at {h.common:g}: {h.beyond_common:,} clips {side} it"
     gone = [f"{n:,} {unit}{'s' * (n != 1)}" for n, unit in ((h.sources, "source"), (h.spans, "span")) if n]
-    return f"{h.setting} {h.threshold:g}: rejected {' and '.join(gone) or 'none'}"
+    return f"{h.setting} {h.threshold:g}: rejected {', '.join(gone) or 'none'}"
 
 
 def labels(dataset: DatasetFacts) -> str:
@@ -324,7 +337,7 @@ def tiles(dataset: DatasetFacts) -> list[tuple[str, str, str]]:
     """Title, value, note."""
     d = dataset
     whole = d.sources_timed == d.sources_kept
-    seconds = f"{seconds_text(d.seconds_in)} → {seconds_text(d.seconds_out)}"
+    seconds = _from_to(seconds_text(d.seconds_in), seconds_text(d.seconds_out))
     yields = (
         f"{share(d.seconds_out, d.seconds_in)} of the sources kept" if whole and d.seconds_in else "video"
     )
@@ -338,9 +351,19 @@ def tiles(dataset: DatasetFacts) -> list[tuple[str, str, str]]:
         ("sources → clips", f"{d.sources:,} → {d.clips:,}", f"{d.sources_kept:,} sources kept{marked}"),
         ("rejected", f"{d.sources_rejected:,}", f"sources{spans}, for {reasons} reason{'s' * (reasons != 1)}"),
         ("video in → out", seconds, yields),
-        ("bytes in → out", f"{bytes_text(d.bytes_in)} → {bytes_text(d.bytes_out)}", f"of the sources kept; {ratio}"),
+        ("bytes in → out", _from_to(bytes_text(d.bytes_in), bytes_text(d.bytes_out)), f"of the sources kept; {ratio}"),
         ("shards", f"{d.shards:,}", f"{bytes_text(d.bytes_out / d.shards)} each, about" if d.shards else "none"),
     ]  # fmt: skip
+
+
+def _from_to(before: str, after: str) -> str:
+    """Both with their units, the first without where it is the same."""
+    (first, unit), (second, other) = before.split(" "), after.split(" ")
+    return (
+        f"{first} → {second}\N{NO-BREAK SPACE}{unit}"
+        if unit == other
+        else f"{first} {unit} → {second} {other}"
+    )
 
 
 def short(source: str, src: str) -> str:

@@ -1,41 +1,93 @@
-"""`reelmae verify`: is a finished dataset what its index says?
+"""`reelmae verify`: is a dataset what its plan, its commits and its index say?
 
-Always: counts in dataset.json against index, rejects and plan; the ledger, task by task; every clip's bytes in
-its tar against the sha256 in the index; every tar's members against its DALI index; no shard missing or extra.
-Deep: every clip decoded whole in the sandbox, and compared with its row.
-Reads with no trust in the files; every fault is named, none stops the search.
+Always: the ledger, task by task; index.parquet and rejects.parquet row by row against the commits; dataset.json
+against their sums; labels.json against the plan and the clips; every tar byte by byte (headers, KEY.json against
+its row, the clip's sha256, padding, length) and against its DALI index; no shard missing or extra.
+Deep: every clip also decoded whole in the sandbox, on all cores, and compared with its row.
+
+Reads with no trust in the files; every fault is named, none stops the search. Where index and commits differ, the
+commits count: what is joined from them can be joined again. Where an append or a retry has not finished, the
+index is held against the parts that it was joined from. Memory does not grow with the number of clips: tasks, shards and
+rows pass through one after the other; what is held grows with the shards and the clips that others repeat.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
+import tarfile
 import tempfile
+import threading
 import time
-from collections import Counter
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, fields
+from enum import StrEnum
 from fractions import Fraction
 from pathlib import Path
-from tarfile import TarError
-from typing import Any
+from typing import IO, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from reelmae.pipeline import schema
-from reelmae.pipeline.errors import ChildError, DatasetError, InputError, ReelmaeError
-from reelmae.pipeline.ingest.ledger import check_ledger
-from reelmae.pipeline.ingest.pack import dali_index, member_offsets
+from reelmae.pipeline.cores import usable_cores
+from reelmae.pipeline.errors import (
+    ChildCrashedError,
+    ChildError,
+    DatasetError,
+    InputError,
+    StorageError,
+    StorageFullError,
+)
+from reelmae.pipeline.ingest import ledger, parts
+from reelmae.pipeline.ingest.pack import dali_index
 from reelmae.pipeline.ingest.probe import Prober
 from reelmae.pipeline.ingest.sandbox import Sandbox
 from reelmae.pipeline.storage import Store
 
+ROWS = 10_000  # of a table at a time
+OF_THE_MACHINE = ("reelmae", "tools")  # what dataset.json says of the last join, not of the clips
+BROKEN = (pa.ArrowException, OSError, ValueError, KeyError, TypeError)  # what a damaged table raises
+BLOCK = tarfile.BLOCKSIZE
+_SHARD = re.compile(r"shards/(\d{6,})-\d{2,}\.(tar|idx)")
+Row = dict[str, Any]
+
+
+class Mend(StrEnum):
+    """What mends a fault."""
+
+    TASK = "task"  # its task is run again
+    JOIN = "join"  # the commits are joined again
+    IDX = "idx"  # the DALI index is made again from its tar, which is sound
+    LABELS = "labels"  # labels.json is made again from the plan
+    EXTRA = "extra"  # the file is removed
+    PLAN = "plan"  # nothing: the plan itself is damaged
+    NONE = "none"  # nothing here: the text says what to do
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with one file; `task`: the task that must be run again for it, where it is one."""
+
+    file: str
+    text: str
+    mend: Mend
+    task: int | None = None
+
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What was looked at and what was wrong: each fault names its file. `ok` is True where there is none."""
+    """What was looked at and what was wrong: each fault names its file. `ok` is True where there is none.
+
+    `damaged_tasks` must be run again; `found` says for each fault what mends it. `ms_per_clip` is wall-clock time.
+    """
 
     dst: str
     ok: bool
@@ -44,11 +96,15 @@ class VerifyReport:
     clips: int
     bytes: int
     faults: tuple[str, ...]
+    damaged_tasks: tuple[int, ...]
+    found: tuple[Fault, ...]
     seconds: float
+    ms_per_clip: float
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able."""
-        return {**asdict(self), "faults": list(self.faults)}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "found"}
+        return values | {"faults": list(self.faults), "damaged_tasks": list(self.damaged_tasks)}
 
 
 def verify(dst: str, deep: bool = False) -> VerifyReport:
@@ -62,173 +118,179 @@ def verify(dst: str, deep: bool = False) -> VerifyReport:
             else "no dataset"
         )
         raise InputError(f"{dst}: no {schema.DATASET_JSON} there: {there}")
-    with tempfile.TemporaryDirectory(prefix="reelmae-") as folder:
-        check = _Check(store, Path(folder), deep)
+    with tempfile.TemporaryDirectory(prefix="reelmae-") as name, ExitStack() as stack:
+        folder = Path(name).resolve()
+        decoders = stack.enter_context(_Decoders(folder)) if deep else None
+        check = _Check(store, folder, decoders, stack)
         check.run()
+    seconds = time.monotonic() - begin
     return VerifyReport(
         dst=store.url(),
         ok=not check.faults,
         deep=deep,
-        shards=check.shards,
-        clips=check.clips,
-        bytes=check.bytes,
-        faults=tuple(check.faults),
-        seconds=time.monotonic() - begin,
+        shards=check.shards.count,
+        clips=check.shards.clips,
+        bytes=check.shards.bytes,
+        faults=tuple(f.text for f in check.faults),
+        damaged_tasks=tuple(sorted({f.task for f in check.faults if f.task is not None})),
+        found=tuple(check.faults),
+        seconds=seconds,
+        ms_per_clip=1000 * seconds / max(1, check.shards.clips),
     )
 
 
+class _Faults(list[Fault]):
+    def add(self, file: str, words: str, mend: Mend, task: int | None = None) -> None:
+        self.append(Fault(file, f"{file}: {words}", mend, task))
+
+
+@dataclass(frozen=True)
+class _Commit:
+    """A commit that holds together: its rows as they were written, its shards and their bytes."""
+
+    table: pa.Table
+    shards: dict[str, int]
+
+
 class _Check:
-    def __init__(self, store: Store, folder: Path, deep: bool) -> None:
-        self._store = store
-        self._folder = folder
-        self._deep = deep
-        self._sandbox = Sandbox()
-        self._prober = Prober(self._sandbox, folder)
-        self.faults: list[str] = []
-        self.shards = self.clips = self.bytes = 0
+    """The dataset as a whole. `plan` is the plan there, `joined` that of the index; None where it cannot be told."""
+
+    def __init__(self, store: Store, folder: Path, decoders: _Decoders | None, stack: ExitStack) -> None:
+        self._store, self._folder, self._stack = store, folder, stack
+        self.faults = _Faults()
+        self.shards = _Shards(store, folder, decoders, self.faults)
+        self._sums: ledger.Sums | None = ledger.Sums()  # None: cannot be told
+        self._labels: dict[str, int] = {}  # as the clips have them
+        self._named: set[str] = set()  # shards of good commits
+        self._open: set[int] = set()  # tasks without one
 
     def run(self) -> None:
+        plan, facts = self._read_plan(), self._read_facts()
+        joined = None if plan is None else self._joined(plan, facts)
+        columns = schema.with_columns(schema.CLIPS, plan.columns) if plan is not None else None
+        index = self._table(schema.INDEX, columns)
+        rows = None if index is None else _ByTask(index, None if plan is None else plan.tasks, self.faults)
+        if plan is None:
+            self._by_the_index(rows)
+        else:
+            self._tasks(plan, joined, rows)
+            self._check_labels(plan)
+            self._extras(plan)
+        self.shards.drain()
+        if joined is None or rows is None or rows.broken or self._sums is None or facts is None:
+            return
+        assert index is not None
+        self._sums.duplicates = _check_repeats(index, self.faults)
+        wanted = ledger.dataset_facts(joined, self._sums)
+        for key in sorted(wanted.keys() - {*OF_THE_MACHINE, "plan"}):
+            if facts.get(key) != wanted[key]:
+                words = f"{key} is {facts.get(key)!r}, found {wanted[key]!r}"
+                self.faults.add(schema.DATASET_JSON, words, Mend.JOIN)
+
+    def _read_plan(self) -> parts.Plan | None:
+        try:
+            plan = parts.read_plan(self._store)
+        except DatasetError as e:
+            self.faults.append(Fault(schema.PLAN_JSON, str(e), Mend.PLAN))
+            return None
+        if plan is None:
+            self.faults.add(schema.PLAN_JSON, "is missing", Mend.PLAN)
+        return plan
+
+    def _read_facts(self) -> Row | None:
         try:
             facts = json.loads(self._store.read_bytes(schema.DATASET_JSON))
-            index = self._table(schema.INDEX, schema.CLIPS)
-            rejects = self._table(schema.REJECTS_FILE, schema.REJECTS)
-            self._ledger(facts, index, rejects)
-            names = [] if index is None else list(dict.fromkeys(index.column("shard").to_pylist()))
-            listed = {e.path for e in self._store.list("shards") if e.path.endswith(".tar")}
-            self.faults += [f"{name}: is not in the index" for name in sorted(listed - set(names))]
-            for name, rows in self._by_shard(index):
-                self._shard(name, rows)
-            self._counts(facts, index, rejects, len(names))
-        finally:
-            self._prober.close()
+            if isinstance(facts, dict):
+                return facts
+            self.faults.add(schema.DATASET_JSON, "is no JSON object", Mend.JOIN)
+        except ValueError as e:
+            self.faults.add(schema.DATASET_JSON, f"is no JSON: {_line(e)}", Mend.JOIN)
+        return None
 
-    def _table(self, name: str, wanted: pa.Schema) -> pa.Table | None:
+    def _joined(self, plan: parts.Plan, facts: Row | None) -> parts.Plan | None:
+        """The plan that the index was joined from: all parts there are, or the first ones where more came since."""
+        if facts is None or facts.get("plan") == plan.digest():
+            return plan
+        older = (plan.model_copy(update={"parts": plan.parts[:n]}) for n in range(1, len(plan.parts)))
+        found = next((p for p in older if p.digest() == facts.get("plan")), None)
+        if found is None:
+            words = f"is of plan {facts.get('plan')!r}, the plan there is {plan.digest()!r}"
+            self.faults.add(schema.DATASET_JSON, words, Mend.JOIN)
+            return plan
+        kind = "an append" if plan.parts[-1].retry is None else "a retry"
+        words = f"{kind} has not finished; run `reelmae shard` again"
+        if all(schema.commit_name(t) in self._commits for t in range(plan.tasks)):
+            self.faults.add(schema.DATASET_JSON, words, Mend.JOIN)
+            return None  # stopped while it joined: the index may be the old one or the new one
+        self.faults.add(schema.DATASET_JSON, words, Mend.NONE)
+        return found
+
+    @property
+    def _commits(self) -> set[str]:
+        if not hasattr(self, "_listed"):
+            self._listed = {e.path for e in self._store.list("commits") if e.path.endswith(".parquet")}
+        return self._listed
+
+    def _table(self, name: str, columns: pa.Schema | None) -> pq.ParquetFile | None:
+        """A table of the dataset, copied here; None and a fault where it cannot be read or has other columns."""
+        path = self._folder / name.replace("/", "-")
+        mend = Mend.PLAN if name.startswith("plan/") else Mend.JOIN
         try:
-            table = pq.read_table(pa.BufferReader(self._store.read_bytes(name)))
-            return table.select(wanted.names).cast(wanted)
-        except (FileNotFoundError, pa.ArrowInvalid, KeyError, ReelmaeError) as e:
-            self.faults.append(f"{name}: cannot be read: {_line(e)}")
-            return None
+            self._store.download(name, path)
+            file = self._stack.enter_context(pq.ParquetFile(path))
+            if columns is None or file.schema_arrow.equals(columns):
+                return file
+            self.faults.add(name, "its columns are not those of the format and the plan", mend)
+        except FileNotFoundError:
+            self.faults.add(name, "is missing", mend)
+        except StorageFullError:
+            raise
+        except StorageError as e:
+            self.faults.add(name, f"cannot be read: {_line(e)}", Mend.NONE)
+        except BROKEN as e:
+            self.faults.add(name, f"cannot be read: {_line(e)}", mend)
+        return None
 
-    def _ledger(self, facts: dict[str, Any], index: pa.Table | None, rejects: pa.Table | None) -> None:
-        """Every commit is there, agrees with the plan, and all together are the index and the rejects."""
-        keys: list[str] = []
-        bad: list[tuple[str, str]] = []
-        try:
-            planned = pq.ParquetFile(pa.BufferReader(self._store.read_bytes(schema.PLAN_SOURCES)))
-        except (FileNotFoundError, pa.ArrowInvalid, ReelmaeError) as e:
-            self.faults.append(f"{schema.PLAN_SOURCES}: cannot be read: {_line(e)}")
-            return
-        for task in range(planned.num_row_groups):
-            commit = self._table(schema.commit_name(task), schema.COMMITS)
-            if commit is None:
-                continue
-            rows = commit.to_pylist()
-            good = [r for r in rows if r["kind"] == schema.CLIP]
-            whole = [r["source"] for r in rows if r["kind"] == schema.REJECT and r["span_start_s"] is None]
-            keys += [r["key"] for r in good]
-            bad += [(r["source"], r["reason"]) for r in rows if r["kind"] == schema.REJECT]
-            try:
-                sources = planned.read_row_group(task).column("url").to_pylist()
-                check_ledger(sources, {r["source"] for r in good}, whole)
-            except DatasetError as e:
-                self.faults.append(f"{schema.commit_name(task)}: {e}")
-        if index is not None and keys != index.column("key").to_pylist():
-            self.faults.append(
-                f"{schema.INDEX}: its {index.num_rows} clips are not the {len(keys)} of the commits"
-            )
-        if rejects is not None and bad != list(
-            zip(rejects.column("source").to_pylist(), rejects.column("reason").to_pylist(), strict=True)
-        ):
-            self.faults.append(
-                f"{schema.REJECTS_FILE}: its {rejects.num_rows} rows are not the {len(bad)} of the commits"
-            )
-        if planned.metadata.num_rows != facts["sources"]:
-            self.faults.append(
-                f"{schema.PLAN_SOURCES}: {planned.metadata.num_rows} sources, {schema.DATASET_JSON} says {facts['sources']}"
-            )
+    def _by_the_index(self, rows: _ByTask | None) -> None:
+        """Without a plan: the shards against the index alone."""
+        for task, table in rows.runs if rows is not None else ():
+            for name, clips in _by_shard(table):
+                self.shards.check(task, name, clips, None)
 
-    def _by_shard(self, index: pa.Table | None) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-        if index is None:
-            return
-        name: str | None = None
-        rows: list[dict[str, Any]] = []
-        for batch in index.to_batches(max_chunksize=10_000):
-            for row in batch.to_pylist():
-                if name is not None and row["shard"] != name:
-                    yield name, rows
-                    rows = []
-                name = row["shard"]
-                rows.append(row)
-        if name is not None:
-            yield name, rows
-
-    def _shard(self, name: str, rows: list[dict[str, Any]]) -> None:
-        tar, idx = self._folder / "shard.tar", name.removesuffix(".tar") + ".idx"
-        try:
-            self._store.download(name, tar)
-            members = member_offsets(tar)
-            if self._store.read_bytes(idx).decode("ascii") != dali_index(tar):
-                self.faults.append(f"{idx}: is not the index of its tar")
-        except (FileNotFoundError, UnicodeDecodeError) as e:
-            self.faults.append(f"{name} or its idx: {_line(e)}")
-            return
-        except (TarError, EOFError) as e:
-            self.faults.append(f"{name}: is no whole tar: {_line(e)}")
-            return
-        self.shards += 1
-        self.bytes += tar.stat().st_size
-        wanted = [f"{row['key']}.{extension}" for row in rows for extension in ("json", "mp4")]
-        if list(members) != wanted:
-            self.faults.append(
-                f"{name}: holds {len(members)} files, the index names {len(wanted)}, or in another order"
-            )
-        with tar.open("rb") as f:
-            for row in rows:
-                f.seek(row["offset"])
-                self._clip(name, row, f.read(row["size"]))
-
-    def _clip(self, shard: str, row: dict[str, Any], data: bytes) -> None:
-        self.clips += 1
-        if len(data) != row["size"] or hashlib.sha256(data).hexdigest() != row["sha256"]:
-            self.faults.append(f"{shard}: clip {row['key']}: its bytes are not those of the index")
-            return
-        if not self._deep:
-            return
-        path = self._folder / "clip.mp4"
-        path.write_bytes(data)
-        try:
-            found = self._prober.verify([path], wall_s=120 + row["frames"])[0]
-        except ChildError as e:
-            self.faults.append(f"{shard}: clip {row['key']}: decoding: {e}")
-            return
-        fps = Fraction(row["fps"]).limit_denominator(1001)
-        fault = found.fault(
-            frames=row["frames"], fps=fps, width=row["width"], height=row["height"], codec=row["codec"]
-        )
-        if fault:
-            self.faults.append(f"{shard}: clip {row['key']}: {fault}")
-
-    def _counts(
-        self, facts: dict[str, Any], index: pa.Table | None, rejects: pa.Table | None, shards: int
-    ) -> None:
-        if index is None or rejects is None:
-            return
-        whole = rejects.filter(pc.is_null(rejects.column("span_start_s"))).column("reason").to_pylist()
-        kept = len(set(index.column("source").to_pylist()))
-        found = {
-            "sources_kept": kept,
-            "clips": index.num_rows,
-            "shards": shards,
-            "sources": kept + len(whole),
-        }
-        found |= {"bytes": self.bytes, "rejected": dict(sorted(Counter(whole).items()))}
-        self.faults += [
-            f"{schema.DATASET_JSON}: {key} is {facts.get(key)!r}, found {value!r}"
-            for key, value in found.items()
-            if facts.get(key) != value
-        ]
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    def _tasks(self, plan: parts.Plan, joined: parts.Plan | None, rows: _ByTask | None) -> None:
+        files = [self._part(part) for part in plan.parts]
+        retried: list[pa.Array | None] | None = None
+        if joined is not None and None not in files:
+            retried = ledger.retried_urls(self._store, joined)
+        rejects = _Rejects(self._table(schema.REJECTS_FILE, schema.REJECTS), self.faults)
+        for number, (part, file) in enumerate(zip(plan.parts, files, strict=True)):
+            inside = joined is not None and number < len(joined.parts)
+            for task in range(part.first_task, part.first_task + part.tasks):
+                mine = rows.take(task) if rows is not None and inside else None
+                if not inside and joined is not None and schema.commit_name(task) not in self._commits:
+                    self._open.add(task)
+                    continue
+                commit = self._commit(task, plan, self._sources(file, part, task))
+                if commit is None:
+                    self._open.add(task)
+                    self._sums = self._sums if not inside else None
+                    rejects.skip()
+                    for name, clips in _by_shard(mine):
+                        self.shards.check(task, name, clips, None)
+                    continue
+                self._named |= commit.shards.keys()
+                if inside and retried is None:
+                    self._sums = None
+                elif inside and retried is not None and self._sums is not None:
+                    good, bad = ledger.judged(pa.table({}), _without(commit.table, retried[number]), self._sums)
+                    _compare_clips(task, good, mine, self.faults)
+                    rejects.compare(task, bad)
+                elif inside and retried is not None:
+                    good, _ = ledger.judged(
+                        pa.table({}), _without(commit.table, retried[number]), ledger.Sums()
+                    )
+                    _compare_clips(task, good, mine, self.faults)
+                self._check_shards(task, commit)
+        rejects.end(joined is not None and retried is not None)
+        if rows is not None and joined is not None:
+            rows.end(joined.tasks)

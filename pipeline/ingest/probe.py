@@ -152,8 +152,8 @@ class Prober:
         return str(answer["error"]) if "error" in answer else (answer["frames"], answer["packets"])
 
     def _ask(self, question: dict[str, Any], wall_s: float) -> dict[str, Any]:
-        if self._served >= REQUESTS:
-            self.close()
+        if self._child is not None and (self._served >= REQUESTS or not self._child.alive):
+            self.close()  # one that died idle is no fault of the next file
         if self._child is None:
             argv = [sys.executable, "-I", str(Path(probe_child.__file__))]
             self._child = self._sandbox.start(argv, limits=_LIMITS, cwd=self._folder)

@@ -131,6 +131,11 @@ class Child:
         """Of the child, which is also its process group."""
         return self._process.pid
 
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs."""
+        return self._process.poll() is None
+
     def ask(self, line: bytes, *, wall_s: float, max_answer: int = 1 << 26) -> bytes:
         """Send one line, return the answer's line. After any error the child is dead and must be replaced."""
         stdin, stdout = self._process.stdin, self._process.stdout
