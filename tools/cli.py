@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import signal
 import sys
 from dataclasses import asdict, dataclass, field
@@ -24,7 +25,8 @@ from tyro.conf import Positional, arg, subcommand
 from reelmae.pipeline.errors import ConfigError, ReelmaeError
 from reelmae.pipeline.ingest.config import ShardConfig
 from reelmae.tools import show
-from reelmae.tools.bench.config import BenchLoadConfig, BenchStepConfig
+from reelmae.tools.bench.config import BenchLoadConfig, BenchShardConfig, BenchStepConfig
+from reelmae.tools.bench.plan import BenchPlanConfig
 
 Result = dict[str, Any]
 UNUSABLE_PATH = (
@@ -73,20 +75,23 @@ class Shard:
 
 @dataclass
 class Verify:
-    """Check a shard dataset: the ledger, the index against the tar bytes, the DALI index; --deep decodes every clip."""
+    """Check a shard dataset: the ledger, the index, every byte of the tars, the DALI index; --deep decodes every clip."""
 
     dst: Annotated[Positional[str], arg(metavar="DST")]
     """Folder or fsspec URL of the shards."""
     deep: bool = False
-    """Decode every clip in full."""
+    """Decode every clip in full, on all cores."""
+    repair: bool = False
+    """Mend what is damaged: shards are made again from their sources, the same byte for byte; the rest from them."""
     json: bool = False
     """One JSON object on stdout."""
 
     def run(self) -> Result:
-        """Verify; any problem makes the exit status 1."""
+        """Verify, and mend; the exit status is 0 only where there is no fault in the end."""
+        from reelmae.tools.repair import repair
         from reelmae.tools.verify import verify
 
-        report = verify(self.dst, deep=self.deep)
+        report = repair(self.dst, deep=self.deep) if self.repair else verify(self.dst, deep=self.deep)
         return report.as_dict() | {"exit_status": 0 if report.ok else 1}
 
 
@@ -149,6 +154,26 @@ class Report:
         from reelmae.tools.report import write_report
 
         return {"report": str(write_report(self.run_dir, out=self.out))}
+
+
+@dataclass
+class Inspect:
+    """Tell on the terminal what a shard dataset holds: what came in and out, rejects, scores, labels, repeats."""
+
+    dst: Annotated[Positional[str], arg(metavar="DST")]
+    """Folder or fsspec URL of the shards."""
+    rejects: Annotated[tuple[str, ...] | None, arg(metavar="[REASON ...]")] = None
+    """List every rejected source and span, or those of these reasons: reason, source, start, end, detail, by tabs."""
+    source: str | None = None
+    """List what became of the sources whose URL holds this text."""
+    json: bool = False
+    """One JSON object on stdout."""
+
+    def run(self) -> Result:
+        """Print the tables or lines; with --json nothing is printed here."""
+        from reelmae.tools.inspect import inspect
+
+        return inspect(self.dst, rejects=self.rejects, source=self.source, as_json=self.json)
 
 
 @dataclass
@@ -216,10 +241,45 @@ class BenchLoad:
 
 
 @dataclass
+class BenchShard:
+    """Time sharding against bare ffmpeg doing the same encodes, as many at a time."""
+
+    config: Annotated[BenchShardConfig, arg(name="")]
+    json: bool = False
+    """One JSON object on stdout."""
+
+    def run(self) -> Result:
+        """Measure."""
+        from reelmae.tools.bench.shard import bench_shard
+
+        return bench_shard(self.config)
+
+
+@dataclass
+class BenchPlan:
+    """Time and memory of planning and resuming a job of a generated million sources."""
+
+    config: Annotated[BenchPlanConfig, arg(name="")] = field(default_factory=BenchPlanConfig)
+    json: bool = False
+    """One JSON object on stdout."""
+
+    def run(self) -> Result:
+        """Measure."""
+        from reelmae.tools.bench.plan import bench_plan
+
+        return bench_plan(self.config)
+
+
+@dataclass
 class Bench:
     """Measure where the time goes."""
 
-    what: Annotated[BenchStep, subcommand("step")] | Annotated[BenchLoad, subcommand("load")]
+    what: (
+        Annotated[BenchStep, subcommand("step")]
+        | Annotated[BenchLoad, subcommand("load")]
+        | Annotated[BenchShard, subcommand("shard")]
+        | Annotated[BenchPlan, subcommand("plan")]
+    )
 
     @property
     def json(self) -> bool:
@@ -239,6 +299,7 @@ Command = (
     | Annotated[Reconstruct, subcommand("reconstruct")]
     | Annotated[Bench, subcommand("bench")]
     | Annotated[Report, subcommand("report")]
+    | Annotated[Inspect, subcommand("inspect")]
     | Annotated[Doctor, subcommand("doctor")]
 )
 
@@ -290,10 +351,13 @@ def main(argv: list[str] | None = None) -> int:
         if e.errno in UNUSABLE_PATH and e.filename is not None:
             return _fail(f"{e.filename}: {e.strerror}; check the path and its rights", 2, as_json)
         raise
-    if as_json:
-        print(json.dumps(result, indent=2, default=str))
-    else:
-        show.result(result)
+    try:
+        if as_json:
+            print(json.dumps(result, indent=2, default=str), flush=True)
+        else:
+            show.result(result)
+    except BrokenPipeError:  # `| head` has seen enough; what Python would still flush goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return int(result.get("exit_status", 0))
 
 

@@ -16,7 +16,6 @@ REPORTED = (
     "timm",
     "av",
     "nvidia-dali-cuda130",
-    "webdataset",
     "pyarrow",
     "numpy",
     "imageio-ffmpeg",

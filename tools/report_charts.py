@@ -156,7 +156,7 @@ def scores_chart(panels: Sequence[Panel]) -> str:
     """Histograms two by two, as SVG, each with its threshold as a dashed line: bold where in force."""
     with mpl.rc_context(_STYLE):
         figure = _figure(9.4, 2.6 * -(-len(panels) // 2))
-        figure.get_layout_engine().set(h_pad=0.1, w_pad=0.1)
+        figure.set_layout_engine("constrained", h_pad=0.1, w_pad=0.1)
         for axes, panel in zip(figure.subplots(-(-len(panels) // 2), 2).flat, panels, strict=False):
             edges, top = panel.edges, max([*panel.counts, 1])
             width = edges[1] - edges[0]

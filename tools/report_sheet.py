@@ -26,10 +26,10 @@ from reelmae.tools.dataset_facts import (
     Count,
     DatasetFacts,
     Histogram,
-    Reject,
     Rejects,
     duration_bins,
 )
+from reelmae.tools.dataset_pass import Reject
 from reelmae.tools.report_charts import Panel, durations_chart, scores_chart
 from reelmae.tools.show import MEANING, bytes_text, printable, seconds_text
 
@@ -57,9 +57,12 @@ def sheet(store: Store, dataset: DatasetFacts) -> str:
     if not dataset.sheet:
         return ""
     src = str(dataset.about.get("src", ""))
+    shown = f"{len(dataset.sheet)} of {dataset.clips:,} clips, spread over the whole dataset"
+    if len(dataset.sheet) == dataset.clips:
+        shown = "All clips"
     cards = "".join(_card(_thumb(store, row), src) for row in dataset.sheet)
     return (
-        f"<h2>Clips</h2><p>{len(dataset.sheet)} of {dataset.clips:,} clips, spread over the whole dataset and read out of "
+        f"<h2>Clips</h2><p>{shown}, read out of "
         "the shards as a trainer reads them; the first seconds of each, at their own speed."
         f"{' None of them repeats another.' if dataset.duplicates else ''}</p><div class=sheet>{cards}</div>"
     )
@@ -216,10 +219,10 @@ def in_and_out(dataset: DatasetFacts) -> str:
     )
 
 
-def _counts(title: str, values: Sequence[Count], unit: str, shown: int = COUNTED) -> str:
-    """One distribution as a table with bars."""
-    total, top = sum(n for _, n in values) or 1, max((n for _, n in values), default=1)
-    listed = list(values) if len(values) <= shown + 1 else list(values[:shown])
+def _counts(title: str, values: Sequence[Count], unit: str, top: int = 0) -> str:
+    """One distribution as a table with bars, the longest of `top` (the largest unless given)."""
+    total, top = sum(n for _, n in values) or 1, top or max((n for _, n in values), default=1)
+    listed = list(values) if len(values) <= COUNTED + 1 else list(values[:COUNTED])
     rows = "".join(
         f"<tr><td>{escape(printable(name))}</td><td class=n>{n:,}</td><td class=bar><i style='width:{100 * n / top:.1f}%'></i>"
         "</td></tr>"
@@ -272,7 +275,9 @@ def labels(dataset: DatasetFacts) -> str:
             else "; every clip has one"
         )
         tables = _counts("most clips", found.largest, "clips")
-        tables += _counts("fewest clips", found.smallest, "clips") if found.smallest else ""
+        tables += (
+            _counts("fewest clips", found.smallest, "clips", found.largest[0][1]) if found.smallest else ""
+        )
         out += f"<h2>Labels</h2><p>{found.labels:,} labels{none}{rest}.</p><div class=counts>{tables}</div>"
     if dataset.columns:
         rows = "".join(

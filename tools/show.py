@@ -59,11 +59,13 @@ class ShardProgress:
 
     def __enter__(self) -> ShardProgress:
         if self.console.is_terminal:
-            self.bar = Progress(
-                TextColumn("sources"), BarColumn(bar_width=12), MofNCompleteColumn(),
-                TextColumn("{task.fields[text]}", markup=False), TimeElapsedColumn(),
-                TextColumn("{task.fields[left]}", markup=False), console=self.console,
-            )  # fmt: skip
+            wide = self.console.width >= 100
+            columns = [
+                TextColumn("sources"), BarColumn(bar_width=12 if wide else 6), MofNCompleteColumn(),
+                TextColumn("{task.fields[text]}", markup=False), *([TimeElapsedColumn()] if wide else []),
+                TextColumn("{task.fields[left]}", markup=False),
+            ]  # fmt: skip
+            self.bar = Progress(*columns, console=self.console)
             self.task = self.bar.add_task("sources", total=None, text="", left="")
             self.bar.start()
         return self
@@ -148,10 +150,8 @@ def seconds_text(seconds: float) -> str:
 
 def printable(text: str) -> str:
     """The text on one line and with nothing in it that steers a terminal or turns the direction of reading: such
-    characters as Python writes them, so that a name cannot pass for another; a backslash is doubled."""
-    if text.isprintable() and "\\" not in text:
-        return text
-    return "".join(c if c.isprintable() and c != "\\" else repr(c)[1:-1] for c in text)
+    characters as Python writes them, so that a name cannot pass for another."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def result(values: dict[str, Any], *, indent: int = 0) -> None:

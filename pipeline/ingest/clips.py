@@ -186,7 +186,7 @@ class ClipMaker:
     def _too_short(self, frames: int, kept: Kept) -> Rejected | None:
         config, least = self._config, self._config.screens.min_seconds
         if frames < config.min_frames:
-            return Rejected(Reason.TOO_FEW_FRAMES, f"{frames} frames, under min_frames={config.min_frames}")
+            return Rejected(Reason.TOO_FEW_FRAMES, f"frames: {frames}, under min_frames={config.min_frames}")
         if frames / kept.fps < least:
             return Rejected(
                 Reason.TOO_SHORT, f"{float(frames / kept.fps):.2f} s, under min_seconds={least:g}"

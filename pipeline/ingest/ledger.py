@@ -57,8 +57,8 @@ def finish(store: Store, plan: Plan) -> None:
             _Rows(rejects, schema.REJECTS) as reject_rows,
             _Hashes(Path(folder)) as hashes,
         ):
-            for sources, commit in commits(store, plan):
-                good, bad = judged(sources, commit, sums)
+            for _, commit in commits(store, plan):
+                good, bad = judged(commit, sums)
                 index_rows.add(good)
                 reject_rows.add(bad)
                 hashes.add(good)
@@ -137,7 +137,7 @@ def check_ledger(planned: list[str], with_clips: set[str], rejected: list[str]) 
             )
 
 
-def judged(sources: pa.Table, commit: pa.Table, sums: Sums) -> tuple[pa.Table, pa.Table]:
+def judged(commit: pa.Table, sums: Sums) -> tuple[pa.Table, pa.Table]:
     """Clip rows and reject rows of one task, counted."""
     is_clip = pc.equal(commit.column("kind"), schema.CLIP)
     good, bad = commit.filter(is_clip), commit.filter(pc.invert(is_clip))
@@ -233,7 +233,7 @@ def dataset_facts(plan: Plan, sums: Sums) -> dict[str, Any]:
         "config_digest": plan.config_digest,
         "encoder": plan.encoder,
         "plan": plan.digest(),
-        "tools": {"ffmpeg": last.ffmpeg, **{p: version(p) for p in ("av", "pyarrow", "webdataset")}},
+        "tools": {"ffmpeg": last.ffmpeg, **{p: version(p) for p in ("av", "pyarrow")}},
     }
 
 

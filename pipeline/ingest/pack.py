@@ -1,4 +1,4 @@
-"""Clips → shards: tar by webdataset.TarWriter, DALI's index, and the rows of the clips.
+"""Clips → shards: tar by the standard library, DALI's index, and the rows of the clips.
 
 - A shard is plain USTAR: KEY.json and KEY.mp4 per clip, in that order, with fixed owner, mode and time, so equal
   clips give equal bytes. A shard that passes `shard_bytes` is closed and the task's next one begun.
@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import tarfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 from reelmae.pipeline.schema import IDX_VERSION, shard_name
 
@@ -79,8 +80,7 @@ class Packer:
         self._folder = folder
         self._task = task
         self._shard_bytes = shard_bytes
-        self._file: IO[bytes] | None = None
-        self._writer: Any = None
+        self._tar_file: tarfile.TarFile | None = None
         self._open_rows: list[ClipRow] = []
         self.shards: list[Shard] = []
         self.rows: list[ClipRow] = []
@@ -88,19 +88,8 @@ class Packer:
     def add(self, clip: Path, row: ClipRow) -> None:
         """Append one clip; shard, offset, size and sha256 of its row are filled in here."""
         data = clip.read_bytes()
-        if self._writer is None:
-            import webdataset  # it takes torch along: not before there is a clip to write
-
-            self._file = self._tar().open("wb")
-            self._writer = webdataset.TarWriter(
-                self._file,
-                user="reelmae",
-                group="reelmae",
-                mode=0o444,
-                mtime=0,
-                encoder=False,
-                compress=False,
-            )
+        if self._tar_file is None:
+            self._tar_file = tarfile.open(self._tar(), "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
         row = replace(row, shard=self._name(), size=len(data), sha256=hashlib.sha256(data).hexdigest())
         facts = {
             k: getattr(row, k)
@@ -109,11 +98,13 @@ class Packer:
         facts |= {"span_s": [row.span_start_s, row.span_end_s]}
         if row.extra:
             facts["manifest"] = row.extra
-        self._writer.write(
-            {"__key__": row.key, "json": json.dumps(facts, sort_keys=True).encode(), "mp4": data}
-        )
+        for extension, content in (("json", json.dumps(facts, sort_keys=True).encode()), ("mp4", data)):
+            member = tarfile.TarInfo(f"{row.key}.{extension}")
+            member.size, member.mode = len(content), 0o444
+            member.uname = member.gname = "reelmae"
+            self._tar_file.addfile(member, io.BytesIO(content))
         self._open_rows.append(row)
-        if self._writer.tarstream.offset >= self._shard_bytes:  # the file itself lags behind by a buffer
+        if self._tar_file.offset >= self._shard_bytes:
             self._close()
 
     def _name(self) -> str:
@@ -123,12 +114,10 @@ class Packer:
         return self._folder / Path(self._name()).name
 
     def _close(self) -> None:
-        if self._writer is None:
+        if self._tar_file is None:
             return
-        self._writer.close()
-        assert self._file is not None
-        self._file.close()
-        self._writer = self._file = None
+        self._tar_file.close()
+        self._tar_file = None
         tar = self._tar()
         offsets = member_offsets(tar)
         self.rows += [replace(row, offset=offsets[f"{row.key}.mp4"][0]) for row in self._open_rows]
@@ -145,13 +134,9 @@ class Packer:
     ) -> None:
         if kind is None:
             self._close()
-        elif self._writer is not None and self._file is not None:
-            for stump in (
-                self._writer,
-                self._file,
-            ):  # nobody will read it; the error under way is the one to tell
-                with contextlib.suppress(OSError):
-                    stump.close()
+        elif self._tar_file is not None:
+            with contextlib.suppress(OSError):  # nobody will read it; the error under way is the one to tell
+                self._tar_file.close()
 
 
 def member_offsets(tar: Path) -> dict[str, tuple[int, int]]:

@@ -124,7 +124,7 @@ def new_plan(src: str, store: Store, config: ShardConfig, tool: Tool, limit: int
         config=config,
         config_digest=config.digest(),
         encoder=encoders.choose(config, tool.path),
-        columns=listing.columns,
+        columns=dict(sorted(listing.columns.items())),  # as plan.json gives them back
         parts=(),
     )
     return _with_part(store, empty, src, listing.table, tool, limit=limit, retry=None)

@@ -28,10 +28,10 @@ _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _MXF = bytes.fromhex("060e2b34020501010d010201")
 _SCHEME = re.compile(rb"sinf.{4}frma.{8}schm.{4}(cenc|cens|cbc1|cbcs)", re.DOTALL)
 _STILL = (
-    ("JPEG", b"\xff\xd8\xff"),
-    ("PNG", b"\x89PNG"),
-    ("AppleDouble file", b"\x00\x05\x16\x07"),
-    ("ZIP", b"PK\x03\x04"),
+    ("a JPEG", b"\xff\xd8\xff"),
+    ("a PNG", b"\x89PNG"),
+    ("an AppleDouble file", b"\x00\x05\x16\x07"),
+    ("a ZIP", b"PK\x03\x04"),
 )
 MAX_PACKETS = 20_000_000
 BORDER_PICTURES = 8
@@ -71,7 +71,7 @@ def container_of(head: bytes) -> str | None:
 def _what(head: bytes) -> str:
     for name, magic in _STILL:
         if head.startswith(magic):
-            return f"begins like a {name}"
+            return f"begins like {name}"
     text = head[:60]
     if all(b >= 32 or b in b"\t\r\n" for b in text):
         return f"text: {text.decode('utf-8', 'replace')!r}"
@@ -130,7 +130,7 @@ def _facts(container: Any, stream: Any, name: str, max_pixels: int) -> dict[str,
         "container": name,
         "stream": stream.index,
         "video_streams": len(container.streams.video),
-        "codec": context.name,
+        "codec": context.codec.canonical_name,  # not the decoder's own name, such as libdav1d
         "width": context.width or 0,
         "height": context.height or 0,
         "pix_fmt": context.pix_fmt or "",

@@ -68,7 +68,7 @@ def screen(
         return Rejected(Reason.TRUNCATED, f"{probe.seen} of {probe.promised} promised frames are in the file")
     if probe.packets < config.min_frames:
         return Rejected(
-            Reason.TOO_FEW_FRAMES, f"{probe.packets} frames, under min_frames={config.min_frames}"
+            Reason.TOO_FEW_FRAMES, f"frames: {probe.packets}, under min_frames={config.min_frames}"
         )
     if probe.duration_s > config.max_duration_s and probe.packets / probe.duration_s >= MIN_FPS:
         return Rejected(
@@ -88,7 +88,8 @@ def screen(
     frames = max(1, round(probe.duration_s * fps))
     if frames < config.min_frames:
         return Rejected(
-            Reason.TOO_FEW_FRAMES, f"{frames} frames at {float(fps):g} fps, under {config.min_frames}"
+            Reason.TOO_FEW_FRAMES,
+            f"frames: {frames} at {float(fps):g} fps, under min_frames={config.min_frames}",
         )
     crop = None if box is None else turned(box, probe)
     return _sized(probe, config, fps, frames, crop)

@@ -123,8 +123,8 @@ def _output(argv: Sequence[str]) -> str:
         return Sandbox().output(argv, limits=Limits(wall_s=60), cwd=Path(folder))
 
 
-def filters(probe: Probe, plan: Plan, *, skipped: int = 0) -> str:
-    """The filter graph of one source: [video], [small] and, for scenes, [scenes]. `skipped`: frames seeked over."""
+def main_filters(probe: Probe, plan: Plan, *, skipped: int = 0) -> str:
+    """Filters from the decoder to the encoder. `skipped`: frames seeked over."""
     kept, colour = plan.kept, plan.colour
     W, H = kept.width, kept.height
     # of the picture as it comes (it may change in mid-stream), shown square: the factor that covers W x H
@@ -150,8 +150,13 @@ def filters(probe: Probe, plan: Plan, *, skipped: int = 0) -> str:
         "format=yuv420p",
         f"setparams={_BT601}",
     ]
+    return ",".join(filter(None, chain))
+
+
+def filters(probe: Probe, plan: Plan, *, skipped: int = 0) -> str:
+    """The filter graph of one source: [video], [small] and, for scenes, [scenes]."""
     names = [*(("video",) if plan.encoder != "copy" else ()), "small", *(("scenes",) if plan.scenes else ())]
-    main = f"[0:{probe.stream}]" + ",".join(filter(None, chain))
+    main = f"[0:{probe.stream}]{main_filters(probe, plan, skipped=skipped)}"
     ends = {
         "small": f"framestep={plan.every},scale={SIDE}:{SIDE}:flags=area+{_SCALER}:out_range=pc,format=gray",
         "scenes": f"scale={SCENE_W}:{SCENE_H}:flags=area+{_SCALER},format=bgr24",
@@ -276,10 +281,14 @@ def _run(sandbox: Sandbox, argv: list[str], folder: Path, probe: Probe, plan: Pl
     ):
         return Rejected(Reason.UNSUPPORTED_CODEC, words)
     if done.returncode or done.stderr_lines:
-        return Rejected(Reason.DECODE_ERRORS, f"{done.stderr_lines} lines of errors: {words}")
+        return Rejected(Reason.DECODE_ERRORS, f"{_count(done.stderr_lines, 'line')} of errors: {words}")
     if not (folder / SMALL).is_file() or not (folder / SMALL).stat().st_size:
         return Rejected(Reason.NO_FRAMES, "ffmpeg wrote no picture and no word")
     return None
+
+
+def _count(n: int, word: str) -> str:
+    return f"{n} {word}" if n == 1 else f"{n} {word}s"
 
 
 def _full(folder: Path) -> StorageFullError:

@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -100,14 +101,14 @@ def test_the_full_report_draws_its_pictures_and_plots(full_run: Path, tmp_path: 
     assert len(drawn["images"]) == clips + 2  # the sheet, the animation, the grid
     for natural_width, natural_height, width, height in drawn["images"]:
         assert min(natural_width, natural_height, width, height) > 20
-    assert len(drawn["plots"]) == 3
+    assert len(drawn["plots"]) == 5  # durations, scores, loss, pace, timings
     for width, height, paths, texts in drawn["plots"]:
         assert width > 500
         assert height > 100
         assert paths > 5
         assert texts
-    assert "loss on removed patches" in drawn["plots"][0][3]
-    assert any("6.0× faster" in text for text in drawn["plots"][2][3])
+    assert "loss on removed patches" in drawn["plots"][2][3]
+    assert any("6.0× faster" in text for text in drawn["plots"][4][3])
     assert drawn["requests"] == []
     assert drawn["overflow"] == 0
     assert "Not in this report" not in drawn["text"]
@@ -148,6 +149,54 @@ def test_every_reject_is_in_the_table_under_its_reason(tiny_run: Path, tmp_path:
         assert f"<code>{row['reason']}</code>" in text
     about = json.loads((tiny_run / "shards" / "dataset.json").read_text())
     assert f"{about['sources']} → {about['clips']}" in text
+
+
+def test_a_page_about_shards_tells_scores_repeats_and_settings(run_copy: Path) -> None:
+    shards = run_copy / "shards"
+    table = pq.read_table(shards / "index.parquet")
+    keys = table["key"].to_pylist()
+    repeats = [None] * (len(keys) - 1) + [keys[0]]
+    where = table.schema.get_field_index("duplicate_of")
+    column = pa.array(repeats, pa.string())
+    pq.write_table(table.set_column(where, "duplicate_of", column), shards / "index.parquet")
+    text = write_report(shards).read_text(encoding="utf-8")
+    assert text.count("<figure><div class=frame>") == len(keys) - 1  # the repeat is not on the sheet
+    assert "repeat an earlier one" in text
+    for words in ("off; at 0.5:", "off; at 0.7:", "Screening scores", "duration of a clip"):
+        assert words in text
+    assert "<code>short_side</code></td><td>64</td><td class=muted>256</td>" in text
+    assert "<code>labels</code></td><td>folder</td>" in text
+    assert "--labels folder --short-side 64" in text
+    label = table["label"].to_pylist()[0]
+    assert f"<td>{label}</td>" in text
+
+
+def test_the_threshold_in_force_is_drawn_with_what_it_rejected(
+    tmp_path: Path, make_tables: Any, make_clip: Any
+) -> None:
+    rejects = [("/raw/s", None, None, "static", "motion 0.1"), ("/raw/a", 1.0, 2.0, "static", "motion 0.2")]
+    folder = make_tables(tmp_path / "d", [make_clip("/raw/a")], rejects, config={"min_motion": 0.5})
+    text = write_report(folder).read_text(encoding="utf-8")
+    assert "min_motion 0.5: rejected 1 source, 1 span" in text
+    assert "<code>a</code> <span class=detail>1 s to 2 s</span>" in text
+
+
+@needs_chromium
+@pytest.mark.parametrize("rows", [0, 1])
+def test_a_small_dataset_with_names_of_any_length_fits_the_page(
+    rows: int, tmp_path: Path, make_tables: Any, make_clip: Any
+) -> None:
+    long = "/raw/" + "x" * 400 + "\n\u202e.mp4"
+    clips = [make_clip(long, label="l" * 300, label_id=0), make_clip(long, 1)][: 2 * rows]
+    rejects = [(long, None, None, "unreadable", "y" * 500)] * (1 - rows) + [
+        ("/raw/b", None, None, "static", "")
+    ]
+    folder = make_tables(tmp_path / "d", clips, rejects, labels={"l" * 300: 0}, config={})
+    drawn = look(write_report(folder), tmp_path)
+    assert drawn["overflow"] == 0
+    assert drawn["requests"] == []
+    assert "\u202e" not in drawn["text"]
+    assert len(drawn["plots"]) == 2 * rows
 
 
 def test_a_shard_dataset_alone_gives_a_report_that_says_what_is_missing(

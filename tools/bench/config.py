@@ -68,3 +68,24 @@ class BenchLoadConfig(pydantic.BaseModel):
     """Batches measured."""
     warmup: int = pydantic.Field(default=3, ge=1)
     """Batches before the clock starts."""
+
+
+class BenchShardConfig(pydantic.BaseModel):
+    """What is sharded, and against what."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+    src: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SRC")]
+    """Local folder of videos."""
+    profile: Literal["default", "fast-decode", "small", "vp9"] = "default"
+    """As of `reelmae shard`."""
+    short_side: int = pydantic.Field(default=256, ge=16, multiple_of=16)
+    """As of `reelmae shard`."""
+    clip_seconds: float = pydantic.Field(default=10.0, ge=0)
+    """As of `reelmae shard`."""
+    small_files: int = pydantic.Field(default=0, ge=0)
+    """Shard so many two-second files, cut from those at SRC, instead of them."""
+    rounds: int = pydantic.Field(default=3, ge=1)
+    """How often both are run, in turn."""
+    workers: int | None = pydantic.Field(default=None, ge=1)
+    """Videos at a time; the number of cores unless given."""
