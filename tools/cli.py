@@ -25,8 +25,7 @@ from tyro.conf import Positional, arg, subcommand
 from reelmae.pipeline.errors import ConfigError, ReelmaeError
 from reelmae.pipeline.ingest.config import ShardConfig
 from reelmae.tools import show
-from reelmae.tools.bench.config import BenchLoadConfig, BenchShardConfig, BenchStepConfig
-from reelmae.tools.bench.plan import BenchPlanConfig
+from reelmae.tools.bench.config import BenchLoadConfig, BenchPlanConfig, BenchShardConfig, BenchStepConfig
 
 Result = dict[str, Any]
 UNUSABLE_PATH = (

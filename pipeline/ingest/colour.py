@@ -1,6 +1,6 @@
 """Pure: how a source's colours become BT.601, limited range, 8-bit 4:2:0; the rule's name goes into the index.
 
-    matrix   converted by the scaler; a source that names none is taken as BT.709 above 576 lines, else as BT.601
+    matrix   converted behind the scaler; a source that names none is taken as BT.709 above 576 lines, else as BT.601
     range    full → limited
     alpha    laid on black
     PQ, HLG  linear light, BT.2020 → BT.709 primaries, tone-mapped (Hable, 100 cd/m² reference) by zscale and tonemap
@@ -59,16 +59,29 @@ def colour(probe: Probe, *, tonemaps: bool) -> Colour | Rejected:
         return Colour(
             rule, alpha, (f"in_color_matrix={matrix}",), _tonemapped(source) if hdr else _narrowed(source)
         )
+    converted = not rgb and not alpha and matrix not in _BT601
     if rgb:
         steps.append("rgb>bt601")
-    elif not alpha and matrix not in _BT601:
+    elif converted:
         steps.append(f"{matrix}{'' if probe.colorspace in MATRIX else '?'}>bt601")
     if full and not rgb:
         steps.append("full>limited")
     # primaries and curve are kept as they are; but the scaler refuses values nobody defined
     before = ",".join(filter(None, [alpha, "setparams=color_primaries=bt709:color_trc=bt709"]))
-    scaler = (f"in_color_matrix={matrix}", "out_color_matrix=smpte170m", "out_range=tv")
-    return Colour("+".join(steps) or "none", before, scaler, "")
+    scaler = (
+        f"in_color_matrix={matrix}",
+        f"out_color_matrix={matrix if converted else 'smpte170m'}",
+        "out_range=tv",
+    )
+    return Colour("+".join(steps) or "none", before, scaler, _matrixed(matrix) if converted else "")
+
+
+def _matrixed(matrix: str) -> str:
+    """Behind the scaler, in small pictures: the scaler's own conversion goes through RGB and costs three times as much."""
+    return (
+        f"format=yuv420p,colorspace=ispace={matrix}:iprimaries=bt709:itrc=bt709:irange=tv:"
+        "space=smpte170m:primaries=bt709:trc=bt709:range=tv:fast=1"
+    )
 
 
 def _zscale_source(probe: Probe, matrix: str, full: bool, rgb: bool) -> str:

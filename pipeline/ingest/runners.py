@@ -13,8 +13,10 @@ import threading
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+TICK_S = 0.2
 R = TypeVar("R", covariant=True)
 
 
@@ -23,6 +25,13 @@ class Worker(AbstractContextManager["Worker[R]"], Protocol[R]):
 
     def run(self, task: int) -> R:
         """Run one task to its commit and report."""
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """A worker has no more to do, or failed."""
+
+    error: BaseException | None
 
 
 class LocalRunner:
@@ -46,30 +55,40 @@ class LocalRunner:
         waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
         for task in tasks:
             waiting.put(task)
-        done: queue.SimpleQueue[R] = queue.SimpleQueue()
+        done: queue.SimpleQueue[R | _Ended] = queue.SimpleQueue()
         halted = threading.Event()
 
         def work() -> None:
-            with make_worker() as worker:
-                while not halted.is_set():
-                    try:
-                        task = waiting.get_nowait()
-                    except queue.Empty:
-                        return
-                    done.put(worker.run(task))
+            try:
+                with make_worker() as worker:
+                    while not halted.is_set():
+                        try:
+                            task = waiting.get_nowait()
+                        except queue.Empty:
+                            break
+                        done.put(worker.run(task))
+            except BaseException as e:
+                done.put(_Ended(e))
+                raise
+            done.put(_Ended(None))
 
         with ThreadPoolExecutor(self._workers, thread_name_prefix="shard") as pool:
             try:
-                futures = [pool.submit(work) for _ in range(self._workers)]
-                while True:
-                    finished = [f for f in futures if f.done()]
-                    for future in finished:
-                        future.result()
+                for _ in range(self._workers):
+                    pool.submit(work)
+                running = self._workers
+                while running:
                     try:
-                        yield done.get(timeout=0.2)
+                        report = done.get(timeout=TICK_S)
                     except queue.Empty:
-                        if len(finished) == len(futures):
-                            return
+                        tick()
+                        continue
+                    if isinstance(report, _Ended):
+                        running -= 1
+                        if report.error is not None:
+                            raise report.error
+                        continue
+                    yield report
                     tick()
             except BaseException:
                 halted.set()

@@ -14,6 +14,7 @@ The rules, each a threshold of ShardConfig:
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -131,7 +132,8 @@ def source_rate(probe: Probe) -> Fraction | None:
 
 def _common(rate: Fraction) -> Fraction | None:
     """The common rate within 0.05 % of this one."""
-    closest = min(_COMMON, key=lambda r: abs(r - rate))
+    at = bisect_left(_COMMON, rate)
+    closest = min(_COMMON[max(0, at - 1) : at + 1], key=lambda r: abs(r - rate))
     return closest if abs(closest - rate) <= rate / 2000 else None
 
 

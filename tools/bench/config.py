@@ -89,3 +89,14 @@ class BenchShardConfig(pydantic.BaseModel):
     """How often both are run, in turn."""
     workers: int | None = pydantic.Field(default=None, ge=1)
     """Videos at a time; the number of cores unless given."""
+
+
+class BenchPlanConfig(pydantic.BaseModel):
+    """What is planned."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+    sources: int = pydantic.Field(default=1_000_000, ge=1)
+    """Number of sources."""
+    kind: Literal["manifest", "listing"] = "manifest"
+    """manifest: a CSV file with a label for each source. listing: folders of 1000 files."""

@@ -2,12 +2,13 @@
 
 The sources are made up: a manifest in random order, or a filesystem that only lists. The planning runs in a process of
 its own, so that the peak of memory is that of planning and the packages it imports, not of this process. Measured are
-list (list or read, check, sort), plan (shuffle, write one row group a task) and resume (read the plan's footer,
-list the commits where half of the tasks have one, read one task's sources).
+plan (list or read, check, sort, shuffle, write), resume (read the plan, list the commits where half of the tasks have
+one, read one task's sources) and join (the end of a job in which every source gave one clip: commits to index).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import resource
@@ -15,34 +16,28 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import fsspec
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from reelmae.pipeline.errors import ConfigError, ReelmaeError
+from reelmae.pipeline.errors import ReelmaeError
+from reelmae.pipeline.ingest import parts
 from reelmae.pipeline.ingest.config import ShardConfig
-from reelmae.pipeline.ingest.plan import plan, sources_per_task, write_plan
-from reelmae.pipeline.ingest.sources import list_sources
-from reelmae.pipeline.schema import PLAN_SOURCES, commit_name
+from reelmae.pipeline.ingest.ledger import finish
+from reelmae.pipeline.ingest.transcode import find_ffmpeg
+from reelmae.pipeline.schema import CLIP, CLIPS, COMMITS, clip_key, commit_name, shard_name
 from reelmae.pipeline.storage import Store
+from reelmae.tools.bench.config import BenchPlanConfig
 from reelmae.tools.machine import machine, versions
 
 LISTING = "bench-listing"
 _FOLDER = 1000  # files of a folder of the made-up listing
 _LABELS = 400
-
-
-@dataclass(frozen=True)
-class BenchPlanConfig:
-    """What is planned."""
-
-    sources: int = 1_000_000
-    """Number of sources."""
-    kind: Literal["manifest", "listing"] = "manifest"
-    """manifest: a CSV file with a label for each source. listing: folders of 1000 files."""
 
 
 class ListingOnly(fsspec.AbstractFileSystem):
@@ -70,9 +65,7 @@ class ListingOnly(fsspec.AbstractFileSystem):
 
 
 def bench_plan(config: BenchPlanConfig) -> dict[str, Any]:
-    """Measure once; ConfigError where there is nothing to plan, ReelmaeError where the planning fails."""
-    if config.sources < 1:
-        raise ConfigError(f"sources={config.sources}: give at least 1")
+    """Measure once, ReelmaeError where the planning fails."""
     with tempfile.TemporaryDirectory(prefix="reelmae-") as folder:
         src = f"{LISTING}://{config.sources}"
         if config.kind == "manifest":
@@ -87,7 +80,7 @@ def bench_plan(config: BenchPlanConfig) -> dict[str, Any]:
     if child.returncode:
         raise ReelmaeError(f"planning {config.sources} sources failed: {child.stderr.strip()[-2000:]}")
     return {
-        **asdict(config),
+        **config.model_dump(),
         **json.loads(child.stdout),
         "machine": machine(),
         "versions": versions(),
@@ -110,35 +103,55 @@ def _write_manifest(path: Path, sources: int) -> None:
 
 
 def measure(src: str, dst: str) -> dict[str, Any]:
-    """Plan and resume in this process: sources, tasks, seconds of each part, peak memory of the process in bytes."""
-    store, path = Store(dst), Path(dst, PLAN_SOURCES)
-    path.parent.mkdir(parents=True)
-    config, begin = ShardConfig(), time.perf_counter()
-    listing = list_sources(src, config)
-    listed = time.perf_counter()
-    n = listing.table.num_rows
-    per_task = sources_per_task(n, config.sources_per_task)
-    write_plan(plan(listing.table, seed=config.seed, per_task=per_task), path, per_task)
-    planned = time.perf_counter()
-    del listing
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    tasks = -(-n // per_task)
-    store.local_path("commits").mkdir()
-    for task in range(0, tasks, 2):
-        store.local_path(commit_name(task)).touch()
-    resuming = time.perf_counter()
-    with pq.ParquetFile(path) as file:
+    """Plan, resume and join in this process: sources, tasks, seconds of each, peak memory of the process after each."""
+    store, tool, seconds, peaks = Store(dst), find_ffmpeg(), {}, {}
+
+    def lap(name: str, began: float) -> None:
+        seconds[name] = time.perf_counter() - began
+        peaks[name] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    config, began = ShardConfig(encoder="x264").resolved(), time.perf_counter()
+    plan = parts.new_plan(src, store, config, tool, None)
+    lap("plan", began)
+    with parts.part_file(store, plan.parts[0]) as file:
+        _write_commits(store, file, range(0, plan.tasks, 2))
+        began = time.perf_counter()
+        there = parts.read_plan(store)
+        assert there is not None
         done = {int(Path(e.path).stem) for e in store.list("commits") if e.path.endswith(".parquet")}
-        waiting = [task for task in range(file.metadata.num_row_groups) if task not in done]
+        waiting = sorted(set(range(there.tasks)) - done)
+        parts.sources_in(store, there, set(waiting))
         file.read_row_group(waiting[0] if waiting else 0)
-    resumed = time.perf_counter()
+        lap("resume", began)
+        _write_commits(store, file, waiting)
+    began = time.perf_counter()
+    finish(store, plan)
+    lap("join", began)
     return {
-        "sources": n,
-        "tasks": tasks,
+        "sources": plan.sources,
+        "tasks": plan.tasks,
         "waiting": len(waiting),
-        "seconds": {"list": listed - begin, "plan": planned - listed, "resume": resumed - resuming},
-        "peak_rss_bytes": max(peak, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024),
+        "seconds": seconds,
+        "peak_rss_bytes": peaks,
     }
+
+
+def _write_commits(store: Store, file: pq.ParquetFile, tasks: Iterable[int]) -> None:
+    """Commits of these tasks as if each source had given one clip."""
+    for task in tasks:
+        urls = file.read_row_group(task, columns=["url"]).column("url")
+        n = len(urls)
+        own = {"source": urls, "key": pa.array([clip_key(u, 0) for u in urls.to_pylist()])}
+        own["sha256"] = pa.array([hashlib.sha256(u.encode()).hexdigest() for u in urls.to_pylist()])
+        own["shard"], own["kind"] = pa.repeat(shard_name(task, 0), n), pa.repeat(CLIP, n)
+        zeros = {f.name: pa.array(np.ones(n), f.type) for f in COMMITS if not pa.types.is_string(f.type) and not pa.types.is_fixed_size_binary(f.type)}  # fmt: skip
+        text = {f.name: pa.repeat("h264", n) for f in CLIPS if pa.types.is_string(f.type) and not f.nullable}
+        columns = {**zeros, **text, **own}
+        table = pa.table([columns.get(f.name, pa.nulls(n, f.type)) for f in COMMITS], schema=COMMITS)
+        local = store.local_path(commit_name(task))
+        local.parent.mkdir(exist_ok=True)
+        sizes = json.dumps({shard_name(task, 0): 1})
+        pq.write_table(table.replace_schema_metadata({"shards": sizes}), local)
 
 
 if __name__ == "__main__":

@@ -163,15 +163,18 @@ def bare_command(
 ) -> list[str]:
     """ffmpeg's plain command line for one source: the same picture, encoder and windows."""
     cuts = [span.start for span in plan.spans[1:]]
-    every = f"expr:not(mod(n,{cuts[0]}))*lte(n,{cuts[-1]})" if cuts else "0"
     options = encoders.options(settings, plan.encoder, scenes=False)
-    return [
+    common = [
         tool.path, "-nostdin", "-v", "error", "-threads", "1", "-i", str(source), "-map", f"0:{probe.stream}",
         "-vf", main_filters(probe, plan), "-filter_threads", "1", "-frames:v", str(plan.frames),
         *(word for name, value in options.items() for word in (f"-{name}", str(value))),
-        "-flags:v", "+bitexact+cgop", "-force_key_frames", every,
-        "-f", "segment", "-reset_timestamps", "1", "-segment_format", "mp4", "-segment_format_options",
-        "movflags=+faststart", "-segment_frames", ",".join(map(str, cuts)) or str(plan.frames + 1),
+        "-flags:v", "+bitexact+cgop",
+    ]  # fmt: skip
+    if not cuts:
+        return [*common, "-movflags", "+faststart", str(out / "00000.mp4")]
+    return [
+        *common, "-force_key_frames", f"expr:not(mod(n,{cuts[0]}))*lte(n,{cuts[-1]})", "-f", "segment", "-reset_timestamps", "1", "-segment_format", "mp4", "-segment_format_options",
+        "movflags=+faststart", "-segment_frames", ",".join(map(str, cuts)),
         str(out / "%05d.mp4"),
     ]  # fmt: skip
 
