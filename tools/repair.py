@@ -20,10 +20,12 @@ from urllib.parse import unquote_to_bytes
 from reelmae.pipeline import schema
 from reelmae.pipeline.errors import DatasetError, JobMismatchError, StorageError
 from reelmae.pipeline.ingest import job, parts
+from reelmae.pipeline.ingest.commits import old_rejects
 from reelmae.pipeline.ingest.pack import dali_index
 from reelmae.pipeline.ingest.transcode import find_ffmpeg
 from reelmae.pipeline.storage import Store
-from reelmae.tools.verify import Fault, Mend, VerifyReport, verify
+from reelmae.tools.verify import VerifyReport, verify
+from reelmae.tools.verify_faults import Fault, Mend
 
 SHOWN = 3  # sources that are gone, named in a message
 
@@ -82,7 +84,7 @@ def _refuse_other_sources(store: Store, tasks: set[int]) -> None:
     """Another ffmpeg, or sources that are gone: the tasks cannot be run again."""
     plan = parts.read_plan(store)
     assert plan is not None
-    different = parts.refused_tools(plan, find_ffmpeg()) if tasks else []
+    different = parts.refused_tools(plan, find_ffmpeg(), tasks) if tasks else []
     if different:
         raise JobMismatchError(
             f"{store.url()}: {'; '.join(different)}; the clips would not be the same. Nothing was touched"
@@ -97,6 +99,7 @@ def _refuse_other_sources(store: Store, tasks: set[int]) -> None:
 
 
 def _urls(store: Store, plan: parts.Plan, tasks: set[int]) -> list[str]:
+    """The sources that are read when these tasks run again: not those whose rejects are taken over."""
     urls: list[str] = []
     for part in plan.parts:
         here = sorted(
@@ -105,7 +108,8 @@ def _urls(store: Store, plan: parts.Plan, tasks: set[int]) -> list[str]:
         if here:
             with parts.part_file(store, part) as file:
                 urls += file.read_row_groups(here, ["url"]).column("url").to_pylist()
-    return urls
+    rejected = {url for task in tasks for url in old_rejects(store, task)}
+    return [url for url in urls if url not in rejected]
 
 
 def _there(url: str) -> bool:

@@ -127,7 +127,7 @@ def repair(dst: str, tasks: Iterable[int], *, workers: int | None = None) -> Non
     if plan is None:
         raise InputError(f"{dst}: has no {schema.PLAN_JSON}; without it nothing can be made again")
     again = set(tasks)
-    differences = parts.refused_tools(plan, tool) if again else []
+    differences = parts.refused_tools(plan, tool, again) if again else []
     if differences:
         raise JobMismatchError(f"{store.url()}: {'; '.join(differences)}; the clips would not be the same")
     run_tasks(store, plan, tool, again, workers, None, repairs=True)

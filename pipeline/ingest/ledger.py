@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 import reelmae.pipeline.schema as schema
 from reelmae.pipeline.errors import DatasetError
+from reelmae.pipeline.ingest.commits import read_commit
 from reelmae.pipeline.ingest.duplicates import repeats
 from reelmae.pipeline.ingest.parts import Plan, as_json, part_file
 from reelmae.pipeline.storage import Store
@@ -101,11 +102,6 @@ def retried_urls(store: Store, plan: Plan) -> list[pa.Array | None]:
                 urls = file.read(["url"]).column("url").combine_chunks()
             later = urls if later is None else pa.concat_arrays([later, urls])
     return found[::-1]
-
-
-def read_commit(store: Store, task: int) -> pa.Table:
-    """One task's commit record."""
-    return pq.read_table(pa.BufferReader(store.read_bytes(schema.commit_name(task))))
 
 
 def check_commit(sources: pa.Table, commit: pa.Table) -> None:

@@ -278,19 +278,21 @@ def refuse_mismatch(store: Store, there: Plan, src: str, config: ShardConfig, to
     if Store(src).url() not in sources:
         differences.insert(0, f"src: {', '.join(map(repr, sources))} there, {Store(src).url()!r} here")
     if not differences and not finished(store, there):
-        differences += refused_tools(there, tool)
+        last = there.parts[-1]
+        differences += refused_tools(there, tool, set(range(last.first_task, there.tasks)))
     if differences:
         raise JobMismatchError(
             f"{store.url()}: holds another job; {'; '.join(differences)}. Give the same values or another DST"
         )
 
 
-def refused_tools(there: Plan, tool: Tool) -> list[str]:
-    """Why this machine cannot go on with a plan byte for byte."""
+def refused_tools(there: Plan, tool: Tool, tasks: set[int]) -> list[str]:
+    """Why this machine cannot run these tasks of a plan byte for byte."""
     words = [
         f"ffmpeg: {part.ffmpeg!r} there, {tool.version!r} here (see REELMAE_FFMPEG)"
-        for part in there.parts[-1:]
+        for part in there.parts
         if part.ffmpeg != tool.version
+        and any(part.first_task <= task < part.first_task + part.tasks for task in tasks)
     ]
     if there.encoder == "nvenc" and not encoders.has_nvenc(tool.path, there.config.codec):
         words.append("encoder: 'nvenc' there, but it does not run here")

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from reelmae.pipeline.errors import ReelmaeError, StorageError, StorageFullError
 from reelmae.pipeline.ingest.clips import ClipMaker, Source
+from reelmae.pipeline.ingest.commits import old_rejects
 from reelmae.pipeline.ingest.config import ShardConfig
 from reelmae.pipeline.ingest.pack import ClipRow, Packer, Shard
 from reelmae.pipeline.ingest.parts import Part, Plan
@@ -45,7 +46,12 @@ class StoppedError(ReelmaeError):
 
 @dataclass(frozen=True)
 class Job:
-    """What every worker of a job knows. `repairs`: the tasks were done before; a source that is gone stops them."""
+    """What every worker of a job knows.
+
+    `repairs`: the tasks were done before. Rejects of a commit that can be read are taken over (a source that was
+    gone stays so, and one that has been mended since belongs to the part that tried it again); a source that gave
+    clips and is gone now stops the task.
+    """
 
     dst: str
     plan: Plan
@@ -128,10 +134,14 @@ class TaskWorker:
         try:
             part = self._job.plan.part_of(task)
             sources, root = self._sources(task, part), bucket_root(part.src)
+            old = old_rejects(self._store, task) if self._job.repairs else {}
             rejects: list[dict[str, Any]] = []
             with Packer(folder, task, self._job.config.shard_bytes) as packer:
                 failures = 0
                 for source in sources:
+                    if source["url"] in old:
+                        rejects.append(old[source["url"]])
+                        continue
                     failures = self._one(source, root, folder, packer, rejects, failures)
             self._publish(task, packer.shards, packer.rows, rejects)
             return len(sources)

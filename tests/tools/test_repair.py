@@ -483,3 +483,23 @@ def test_a_dataset_on_s3_is_mended(dataset: Path, s3_server: Any) -> None:
     assert {f.file for f in report.before.found} == {first, idx, "shards/000000-77.tar"}
     assert (report.tasks_run, report.after.faults) == ((0,), ())
     assert {e.path: store.read_bytes(e.path) for e in store.list()} == _files(dataset)
+
+
+def test_rejects_are_taken_over_when_a_task_is_run_again(
+    make_video: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A source that was gone stays so, and one that was tried again since does not turn up twice."""
+    src, dst = tmp_path / "src", tmp_path / "dst"
+    for i in range(3):
+        make_video(src / f"{i}.mp4", seed=i)
+    (src / "later.mp4").write_text("no video yet")
+    (src / "dangling.mp4").symlink_to("nowhere")
+    config = ShardConfig(short_side=48, sources_per_task=5)
+    shard(str(src), str(dst), config, workers=1)
+    make_video(src / "later.mp4", seed=9)
+    shard(str(src), str(dst), config, retry_rejected="not_a_video", workers=1)
+    before = {p: p.read_bytes() for p in dst.rglob("*") if p.is_file()}
+    (dst / "shards/000000-00.tar").write_bytes(b"")
+    assert not verify(str(dst)).ok
+    assert repair(str(dst)).ok
+    assert {p: p.read_bytes() for p in dst.rglob("*") if p.is_file()} == before

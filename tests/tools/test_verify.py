@@ -19,7 +19,8 @@ from reelmae.pipeline.ingest.job import shard
 from reelmae.pipeline.ingest.transcode import find_ffmpeg
 from reelmae.pipeline.storage import Store
 from reelmae.tools.repair import repair
-from reelmae.tools.verify import Mend, verify
+from reelmae.tools.verify import verify
+from reelmae.tools.verify_faults import Mend
 
 CONFIG = ShardConfig(short_side=48, sources_per_task=2, shard_bytes=1, labels="folder")
 
