@@ -25,7 +25,13 @@ from tyro.conf import Positional, arg, subcommand
 from reelmae.pipeline.errors import ConfigError, ReelmaeError
 from reelmae.pipeline.ingest.config import ShardConfig
 from reelmae.tools import show
-from reelmae.tools.bench.config import BenchLoadConfig, BenchPlanConfig, BenchShardConfig, BenchStepConfig
+from reelmae.tools.bench.config import (
+    BenchLoadConfig,
+    BenchPlanConfig,
+    BenchPresetsConfig,
+    BenchShardConfig,
+    BenchStepConfig,
+)
 
 Result = dict[str, Any]
 UNUSABLE_PATH = (
@@ -270,6 +276,21 @@ class BenchPlan:
 
 
 @dataclass
+class BenchPresets:
+    """Measure what x264's presets cost and give at the settings of a training clip."""
+
+    config: Annotated[BenchPresetsConfig, arg(name="")]
+    json: bool = False
+    """One JSON object on stdout."""
+
+    def run(self) -> Result:
+        """Measure."""
+        from reelmae.tools.bench.presets import bench_presets
+
+        return bench_presets(self.config)
+
+
+@dataclass
 class Bench:
     """Measure where the time goes."""
 
@@ -278,6 +299,7 @@ class Bench:
         | Annotated[BenchLoad, subcommand("load")]
         | Annotated[BenchShard, subcommand("shard")]
         | Annotated[BenchPlan, subcommand("plan")]
+        | Annotated[BenchPresets, subcommand("presets")]
     )
 
     @property

@@ -139,8 +139,7 @@ def main_filters(probe: Probe, plan: Plan, *, skipped: int = 0) -> str:
     chain = [
         "bwdif=mode=send_frame:deint=interlaced" if probe.interlaced else "",
         f"fps={kept.fps}" + (":start_time=0" if skipped else ""),
-        f"setpts=N+{skipped}",
-        _selected(plan, skipped),
+        _selected(plan, _first_pts(probe, plan, skipped)),
         "crop={2}:{3}:{0}:{1}:exact=1".format(*kept.crop) if kept.crop else "",
         colour.before,
         ":".join(scale),
@@ -166,11 +165,19 @@ def filters(probe: Probe, plan: Plan, *, skipped: int = 0) -> str:
     return ";".join([*graph, *(f"[{n}0]{ends[n]}[{n}]" for n in names if n in ends)])
 
 
-def _selected(plan: Plan, skipped: int) -> str:
+def _first_pts(probe: Probe, plan: Plan, skipped: int) -> int:
+    """Time of frame 0 behind the fps filter, in frames: the video may begin after the file does, or have been seeked into.
+
+    Frames are known by their times, not their numbers: where a picture changes its size, the filters begin anew.
+    """
+    return -skipped if skipped else round(Fraction(probe.start_s) * plan.kept.fps)
+
+
+def _selected(plan: Plan, first: int) -> str:
     stretches = plan.stretches
     if stretches == [(0, plan.kept.frames)]:
         return ""
-    asked = "+".join(f"between(n\\,{start - skipped}\\,{end - 1 - skipped})" for start, end in stretches)
+    asked = "+".join(f"between(pts\\,{first + start}\\,{first + end - 1})" for start, end in stretches)
     return f"select='{asked}'"
 
 
@@ -198,20 +205,21 @@ def command(
         "max_pixels": config.max_pixels,
         **({"ss": f"{float(skipped / plan.kept.fps):.6f}"} if skipped else {}),
     }
+    # frames are numbered: whatever the source's times did, the clips' are constant and begin at 0
+    numbered = "setts=pts=N:dts=N:duration=1"
     video: dict[str, Any] = {
         "map": "[video]",
         "map_metadata": -1,
         "map_chapters": -1,
         "fps_mode": "passthrough",
         "frames:v": plan.frames,
-        # frames are numbered: whatever the source's times did, the clips' are constant and begin at 0
-        "bsf:v": "setts=pts=N:dts=N:duration=1",
+        "bsf:v": numbered,
         "flags:v": "+bitexact+cgop",
         "fflags": "+bitexact",
         **encoders.options(config, plan.encoder, scenes=plan.scenes),
-        **_forced(plan, config),
+        **_forced(plan, config, _first_pts(probe, plan, skipped)),
     }
-    raw: dict[str, Any] = {"f": "rawvideo", "fps_mode": "passthrough"}
+    raw: dict[str, Any] = {"f": "rawvideo", "fps_mode": "passthrough", "bsf:v": numbered}
     given = ffmpeg.input(f"file:{source}", **inputs)
     small = {**raw, "map": "[small]", "frames:v": -(-plan.frames // plan.every)}
     outputs = [ffmpeg.output(given, SMALL, **small)]
@@ -226,7 +234,7 @@ def command(
     return stream.compile(cmd=tool.path)
 
 
-def _forced(plan: Plan, config: ShardConfig) -> dict[str, Any]:
+def _forced(plan: Plan, config: ShardConfig, first: int) -> dict[str, Any]:
     """Keyframes at the starts of clips: by rule for windows of one length, else by their times."""
     if plan.scenes:
         return {}
@@ -242,7 +250,7 @@ def _forced(plan: Plan, config: ShardConfig) -> dict[str, Any]:
         return {"force_key_frames": f"expr:not(mod(n,{step}))*lte(n,{last})"}
     half = Fraction(1, 2) / plan.kept.fps  # a keyframe comes with the first frame at or after its time
     return {
-        "force_key_frames": ",".join(f"{float(n / plan.kept.fps - half) if n else 0.0:.5f}" for n in starts)
+        "force_key_frames": ",".join(f"{float((first + n) / plan.kept.fps - half):.5f}" for n in starts[1:])
     }
 
 

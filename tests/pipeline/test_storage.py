@@ -172,7 +172,7 @@ def test_s3_is_listed_page_by_page(s3_server: Any, monkeypatch: pytest.MonkeyPat
         }
     assert [e.path for e in store.list("3")] == sorted(n for n in names if n.startswith("3/"))
     assert not store.fs.dircache  # no million of names is kept
-    assert {e.path.split("/")[0] for e in Store(s3_server.url("")).list() if "raw" in e.path} == {"pages"}
+    assert "pages" in {e.path.split("/")[0] for e in Store(s3_server.url("")).list() if "raw" in e.path}
     assert list(Store("s3://no-such-bucket-of-ours/x").list()) == []
 
 

@@ -161,7 +161,7 @@ def test_labels_that_a_killed_append_left_are_no_fault(bucket: Path, tmp_path: P
 
 
 def test_rows_may_come_in_pieces_of_any_size(bucket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reelmae.tools.verify.ROWS", 1)  # each task's rows come in several pieces
+    monkeypatch.setattr("reelmae.tools.verify_tables.ROWS", 1)  # each task's rows come in several pieces
     assert verify(str(bucket / "dst")).faults == ()
 
 

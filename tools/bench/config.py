@@ -100,3 +100,12 @@ class BenchPlanConfig(pydantic.BaseModel):
     """Number of sources."""
     kind: Literal["manifest", "listing"] = "manifest"
     """manifest: a CSV file with a label for each source. listing: folders of 1000 files."""
+
+
+class BenchPresetsConfig(pydantic.BaseModel):
+    """What is encoded."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+    src: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SRC")]
+    """Local folder of videos."""

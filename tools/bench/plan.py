@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -108,7 +107,7 @@ def measure(src: str, dst: str) -> dict[str, Any]:
 
     def lap(name: str, began: float) -> None:
         seconds[name] = time.perf_counter() - began
-        peaks[name] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peaks[name] = _peak_rss()
 
     config, began = ShardConfig(encoder="x264").resolved(), time.perf_counter()
     plan = parts.new_plan(src, store, config, tool, None)
@@ -134,6 +133,12 @@ def measure(src: str, dst: str) -> dict[str, Any]:
         "seconds": seconds,
         "peak_rss_bytes": peaks,
     }
+
+
+def _peak_rss() -> int:
+    """Bytes. Not ru_maxrss, which a child inherits from whoever started it."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
 def _write_commits(store: Store, file: pq.ParquetFile, tasks: Iterable[int]) -> None:

@@ -310,3 +310,28 @@ def test_wide_gamut_is_brought_into_bt709(encode: Encode, tmp_path: Path) -> Non
     done = encode(path, crf=1)
     assert done.rows[0].colour == "bt2020>bt709"
     assert np.abs(done.pictures()[1].mean(axis=(0, 1)) - wanted).max() < 6
+
+
+def test_spans_are_of_their_time_where_the_video_begins_late_and_changes_its_size(
+    encode: Encode, tmp_path: Path
+) -> None:
+    """The size changes at frame 60; times begin at one second."""
+    path = tmp_path / "v.ts"
+    parts = []
+    for number, (first, height) in enumerate(((0, 64), (60, 96))):
+        part = tmp_path / f"{number}.ts"
+        frames = [_numbered(first + i, height=height) for i in range(60)]
+        _write(part, frames, times=[25 + first + i for i in range(60)])
+        parts.append(part.read_bytes())
+    path.write_bytes(b"".join(parts))
+    done = encode(path, rows=[(0.4, 1.2), (2.0, 3.2)])
+    # ffmpeg's fps filter gives no last frame before a change of size
+    assert _shown(done) == [list(range(10, 30)), [*range(50, 59), *range(60, 80)]]
+    assert {done.pictures(i).shape[1:3] for i in range(2)} == {(64, 192)}
+    assert _shown(encode(path, rows=[(4.0, 4.4)])) == [list(range(100, 110))]
+    # so what comes behind in one encode is not where it was planned: told, never shown as something else
+    lost = encode(path, rows=[(0.4, 1.2), (2.0, 3.2), (4.0, 4.4)])
+    assert (lost.reason, lost.detail) == (
+        Reason.VERIFY_FAILED,
+        "frame 50, where a clip begins, is no keyframe",
+    )

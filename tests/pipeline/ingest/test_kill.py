@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from reelmae.pipeline import schema
@@ -102,18 +103,19 @@ def test_a_killed_child_costs_nothing(
     process = _start(tiny_bucket, dst, 1, tmp_path)
     killed_at: list[int] = []  # commits when a child was killed: never twice at one source
     while process.poll() is None:
-        commits = len(list(dst.glob("commits/*.parquet")))
+        time.sleep(draw.uniform(0.005, 0.05))
         children = [
             pid for pid in _living_in(tmp_path) if pid != process.pid and "reelmae-work-" in _cwd(pid)
         ]
+        commits = len(list(dst.glob("commits/*.parquet")))
         if children and len(killed_at) < 5 and commits > (killed_at[-1] + 1 if killed_at else -1):
-            time.sleep(draw.uniform(0, 0.05))
             with contextlib.suppress(ProcessLookupError):
                 os.kill(draw.choice(children), signal.SIGKILL)
-                killed_at.append(commits)
-        time.sleep(0.005)
+                killed_at.append(len(list(dst.glob("commits/*.parquet"))))
     assert len(killed_at) == 5
     assert process.returncode == 0
+    rejects = pq.read_table(dst / schema.REJECTS_FILE).to_pylist()
+    assert {r["reason"] for r in rejects} == {"empty_file", "not_a_video", "unreadable"}, rejects
     assert _files(dst) == undisturbed[0]
 
 
