@@ -66,6 +66,8 @@ class Shard:
         from reelmae.pipeline.ingest.estimate import estimate
         from reelmae.pipeline.ingest.job import shard
 
+        if self.dry_run and self.retry_rejected is not None:
+            raise ConfigError("--dry-run: plans new sources; it has nothing to say about --retry-rejected")
         if self.dry_run:
             return estimate(
                 self.src, self.dst, self.config, workers=self.workers, append=self.append, limit=self.limit

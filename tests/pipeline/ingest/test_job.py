@@ -305,7 +305,12 @@ def test_from_s3_to_s3_on_a_real_server(
         shard(s3_server.url("nothing-here"), s3_server.url("x"), SMALL)
 
 
-def test_hostile_files_reach_no_file_and_no_address(make_video: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "values", [{}, {"profile": "copy", "crop_borders": True}, {"cut": "scenes", "min_scene_seconds": 0}]
+)
+def test_hostile_files_reach_no_file_and_no_address(
+    values: dict[str, Any], make_video: Make, tmp_path: Path
+) -> None:
     src, dst = tmp_path / "src", tmp_path / "dst"
     secret = make_video(tmp_path / "outside" / "secret.mp4", width=160, height=160)
     make_video(src / "good.mp4")
@@ -317,9 +322,19 @@ def test_hostile_files_reach_no_file_and_no_address(make_video: Make, tmp_path: 
             (src / name).write_text(f"ffconcat version 1.0\nfile neighbour.mp4\nfile {secret}\nfile {url}\n")
         for name in ("list.m3u8", "list.mp4", "list.avi"):
             (src / name).write_text(f"#EXTM3U\n#EXTINF:1,\n{url}\n#EXTINF:1,\nfile://{secret}\n")
+        for name in ("list.mpd", "dash.mp4"):
+            segments = (
+                f"<SegmentList><SegmentURL media='{url}'/><SegmentURL media='file://{secret}'/></SegmentList>"
+            )
+            (src / name).write_text(
+                f"<?xml version='1.0'?><MPD xmlns='urn:mpeg:dash:schema:mpd:2011'>{segments}</MPD>"
+            )
+        part = f"subfile,,start,0,end,99,,:{secret}"
+        (src / "part.mp4").write_text(f"ffconcat version 1.0\nfile '{part}'\n")
+        (src / part.replace("/", "_")).write_text("a name that is a protocol")
         (src / "sdp.mp4").write_text("v=0\nc=IN IP4 127.0.0.1\nm=video 9 RTP/AVP 96\n")
         (src / "link.mp4").symlink_to(secret)
-        shard(str(src), str(dst), ShardConfig(short_side=64))
+        shard(str(src), str(dst), ShardConfig(short_side=64, **values))
         listener.settimeout(0.3)
         with pytest.raises(TimeoutError):
             listener.accept()
@@ -328,7 +343,8 @@ def test_hostile_files_reach_no_file_and_no_address(make_video: Make, tmp_path: 
     }
     assert rejects.pop("link.mp4") == "fetch_failed"
     assert set(rejects.values()) == {"not_a_video"}
-    assert len(rejects) == 7
+    assert len(rejects) == 11
+    assert secret.stat().st_atime_ns == 1  # nobody read it
     kept = pq.read_table(dst / schema.INDEX).column("source").to_pylist()
     assert sorted(Path(s).name for s in kept) == ["good.mp4", "neighbour.mp4"]
 
