@@ -92,7 +92,10 @@ def _seconds(words: list[str]) -> float:
 
 def _run(words: list[str], level: str = "error") -> str:
     done = subprocess.run(
-        [find_ffmpeg().path, "-nostdin", "-hide_banner", "-v", level, *words], capture_output=True, text=True
+        [find_ffmpeg().path, "-nostdin", "-hide_banner", "-v", level, *words],
+        capture_output=True,
+        text=True,
+        errors="replace",
     )
     if done.returncode:
         raise ReelmaeError(f"ffmpeg {' '.join(words[:4])} …: {done.stderr.strip()[-300:]}")
