@@ -342,12 +342,14 @@ def parse(argv: list[str]) -> Command:
             ),
         )
     except pydantic.ValidationError as e:
-        raise ConfigError(
-            "; ".join(
-                f"--{'.'.join(map(str, d['loc'])).replace('_', '-')} {d['input']}: {d['msg']}"
-                for d in e.errors()
-            )
-        ) from e
+        raise ConfigError("; ".join(_wrong_value(error) for error in e.errors())) from e
+
+
+def _wrong_value(error: Any) -> str:
+    """One of pydantic's errors: of a flag, or, where it has no place, of several together."""
+    message = error["msg"].removeprefix("Value error, ")
+    flag = ".".join(map(str, error["loc"])).replace("_", "-")
+    return f"--{flag} {error['input']}: {message}" if flag else message
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -133,3 +133,23 @@ def test_doctor_answers_as_json() -> None:
     answer = json.loads(run("doctor", "--json").stdout)
     assert answer["ffmpeg"]["path"]
     assert set(answer["sandbox"]) == {"limits", "no_network", "dies_with_parent"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (
+            ["--profile", "copy", "--cut", "scenes"],
+            "profile copy cuts at the source's own keyframes; take cut windows",
+        ),
+        (["--crf", "60"], "crf 60 is above 51, the highest of this profile's encoder"),
+        (["--encoder", "x265"], "encoder x265 makes no h264; take auto or x264 or nvenc"),
+        (["--near-bits", "40"], "--near-bits 40: Input should be less than or equal to 11"),
+    ],
+)
+def test_values_that_do_not_go_together_are_answered_in_one_line(
+    flags: list[str], words: str, tmp_path: Path
+) -> None:
+    result = run("shard", tmp_path, tmp_path / "dst", *flags)
+    assert_user_error(result)
+    assert result.stderr == f"reelmae: {words}\n"
