@@ -98,3 +98,47 @@ def test_clips_have_the_sources_frames_and_shape(fates: dict[str, Any], index: l
         )
         stored = clips[0]["width"] / clips[0]["height"]
         assert next(low) <= stored <= high, (row["path"], aspect, stored)
+
+
+@pytest.fixture(scope="module")
+def screened(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Each half under every screen, cut at scenes."""
+    config = ShardConfig(preset="uncurated", cut="scenes", short_side=64)
+    made = []
+    for half in sorted(p for p in corpus.iterdir() if p.is_dir()):
+        made.append(tmp_path_factory.mktemp("screened") / half.name)
+        shard(str(half), str(made[-1]), config)
+    return made
+
+
+def test_every_source_has_one_fate_under_every_screen(
+    screened: list[Path], index: list[dict[str, str]], corpus: Path
+) -> None:
+    ends: list[str] = []
+    for dst in screened:
+        assert verify(str(dst)).faults == ()
+        ends += set(pq.read_table(dst / "index.parquet").column("source").to_pylist())
+        rejects = pq.read_table(dst / "rejects.parquet").to_pylist()
+        ends += [r["source"] for r in rejects if r["span_start_s"] is None]
+        assert all(r["detail"] for r in rejects)
+    of_index = {str(corpus / row["path"]) for row in index}
+    assert sorted(url for url in ends if url in of_index) == sorted(of_index)
+
+
+def test_byte_copies_are_marked_as_repeats(
+    screened: list[Path], index: list[dict[str, str]], corpus: Path
+) -> None:
+    copies = 0
+    digest = {str(corpus / row["path"]): row["sha256"] for row in index}
+    for dst in screened:
+        clips: dict[str, list[Any]] = defaultdict(list)
+        for row in pq.read_table(dst / "index.parquet").to_pylist():
+            clips[row["source"]].append(row["duplicate_of"])
+        by_bytes: dict[str, list[str]] = defaultdict(list)
+        for url in clips:
+            by_bytes[digest.get(url, url)].append(url)
+        for urls in by_bytes.values():  # all but one of them repeat, clip for clip
+            assert len([url for url in urls if None in clips[url]]) <= 1, urls
+            copies += len(urls) - 1
+    if not copies:
+        pytest.skip("no byte copies in this corpus that give clips")
