@@ -159,7 +159,7 @@ class DatasetFacts:
     scores: tuple[Histogram, ...]
     columns: tuple[Column, ...]
     changed: tuple[tuple[str, Any, Any], ...]  # setting, its value, what the preset has
-    sheet: tuple[Row, ...]  # index rows, spread evenly over the clips that repeat no other
+    sheet: tuple[Row, ...]  # index rows, spread over the clips that repeat no other, few of one source
 
 
 def gather(store: Store) -> DatasetFacts:

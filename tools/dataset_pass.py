@@ -23,6 +23,7 @@ ROWS = 20_000  # of a batch
 EXAMPLES = 20  # rejects of a reason that are held
 PAIRS = 6  # repeats that are told of
 SHEET = 25  # clips of the contact sheet
+OF_ONE = 3  # of them at most of one source
 Row = dict[str, Any]
 Count = tuple[str, int]
 
@@ -187,8 +188,10 @@ class ClipSums:
             self.sums["duplicates"] += int((~alone).sum())
             repeats = batch.filter(pa.array(~alone)).slice(0, PAIRS)
             self.repeats = (self.repeats + repeats.to_pylist())[:PAIRS]
-        numbers = self.sums["alone"] + np.cumsum(alone) - 1
-        self.sums["alone"] += int(alone.sum())
+        ordinals = pc.cast(pc.utf8_slice_codeunits(batch.column("key"), 17), pa.int32())
+        alone &= ordinals.to_numpy(zero_copy_only=False) < OF_ONE
+        numbers = self.sums["for the sheet"] + np.cumsum(alone) - 1
+        self.sums["for the sheet"] += int(alone.sum())
         taken = np.flatnonzero(alone & (numbers % self.stride == 0))
         while len(self.sheet) + len(taken) > 4 * SHEET:
             self.stride, self.sheet = 2 * self.stride, self.sheet[::2]

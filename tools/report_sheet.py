@@ -29,7 +29,7 @@ from reelmae.tools.dataset_facts import (
     Rejects,
     duration_bins,
 )
-from reelmae.tools.dataset_pass import Reject
+from reelmae.tools.dataset_pass import OF_ONE, Reject
 from reelmae.tools.report_charts import Panel, durations_chart, scores_chart
 from reelmae.tools.show import MEANING, bytes_text, printable, seconds_text
 
@@ -57,7 +57,7 @@ def sheet(store: Store, dataset: DatasetFacts) -> str:
     if not dataset.sheet:
         return ""
     src = str(dataset.about.get("src", ""))
-    shown = f"{len(dataset.sheet)} of {dataset.clips:,} clips, spread over the whole dataset"
+    shown = f"{len(dataset.sheet)} of {dataset.clips:,} clips, spread over the whole dataset, at most {OF_ONE} of one source"
     if len(dataset.sheet) == dataset.clips:
         shown = "All clips"
     cards = "".join(_card(_thumb(store, row), src) for row in dataset.sheet)
