@@ -123,8 +123,7 @@ class ClipSums:
         for name in self.columns:
             self.sums[f"column {name}"] += len(batch) - batch.column(name).null_count
         self._score(batch)
-        self._sources(batch)
-        self._single(batch)
+        self._single(batch, self._sources(batch))
 
     def _count(self, name: str, values: Any) -> None:
         known = self.counts.setdefault(name, Counter())
@@ -147,12 +146,15 @@ class ClipSums:
             beyond = values > common if at_most else values < common
             self.sums[f"beyond {name}"] += int(beyond.sum())
 
-    def _sources(self, batch: pa.RecordBatch) -> None:
-        """What is of the source, of the first row of each."""
+    def _sources(self, batch: pa.RecordBatch) -> np.ndarray:
+        """What is of the source, of the first row of each; the place of each row within its source, from 0."""
         urls = batch.column("source")
         changes = np.ones(len(urls), bool)
         changes[0] = urls[0].as_py() != self.last
         changes[1:] = pc.not_equal(urls.slice(1), urls.slice(0, len(urls) - 1)).to_numpy(zero_copy_only=False)
+        rows = np.arange(len(urls))
+        starts = np.maximum.accumulate(np.where(changes, rows, -1))
+        places = np.where(starts >= 0, rows - starts, rows + self.run)
         self._longest(urls, np.flatnonzero(changes))
         self.last = urls[-1].as_py()
         first = batch.filter(pa.array(changes))
@@ -165,6 +167,7 @@ class ClipSums:
         self._count("fps_in", np.round(numbers_of(first, "source_fps"), 2))
         self._pairs("size_in", first, "source_width", "source_height", "×")
         self._pairs("codec_in", first, "source_codec", "source_container", " in ")
+        return places
 
     def _longest(self, urls: pa.Array, starts: np.ndarray) -> None:
         """The source with the most clips; its first ones may lie in the batch before."""
@@ -181,15 +184,14 @@ class ClipSums:
         if lengths[most] > self.largest[1]:
             self.largest = (urls[bounds[most]].as_py(), int(lengths[most]))
 
-    def _single(self, batch: pa.RecordBatch) -> None:
-        """Repeats, and clips for the sheet."""
+    def _single(self, batch: pa.RecordBatch, places: np.ndarray) -> None:
+        """Repeats, and clips for the sheet; `places` of the rows within their sources."""
         alone = batch.column("duplicate_of").is_null().to_numpy(zero_copy_only=False)
         if not alone.all():
             self.sums["duplicates"] += int((~alone).sum())
             repeats = batch.filter(pa.array(~alone)).slice(0, PAIRS)
             self.repeats = (self.repeats + repeats.to_pylist())[:PAIRS]
-        ordinals = pc.cast(pc.utf8_slice_codeunits(batch.column("key"), 17), pa.int32())
-        alone &= ordinals.to_numpy(zero_copy_only=False) < OF_ONE
+        alone &= places < OF_ONE
         numbers = self.sums["for the sheet"] + np.cumsum(alone) - 1
         self.sums["for the sheet"] += int(alone.sum())
         taken = np.flatnonzero(alone & (numbers % self.stride == 0))

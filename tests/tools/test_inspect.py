@@ -290,3 +290,11 @@ def test_a_dataset_in_object_storage_is_read(tiny_run: Path, s3_server: Any) -> 
 
 def test_a_bar_is_never_empty_where_there_is_something() -> None:
     assert (bar(0, 10), bar(10, 10, 4), bar(5, 10, 4), bar(1, 10**6, 4)) == ("", "████", "██", "▏")
+
+
+def test_the_sheet_shows_few_clips_of_one_source(
+    tmp_path: Path, make_tables: Tables, make_clip: Clip
+) -> None:
+    rows = [make_clip(f"/raw/{name}.mp4") for name in "a" + 40 * "b" + "cc"]
+    shown = [row["source"][5] for row in facts(make_tables(tmp_path, rows)).sheet]
+    assert shown == list("abbbcc")
