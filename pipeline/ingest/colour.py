@@ -77,7 +77,7 @@ def colour(probe: Probe, *, tonemaps: bool) -> Colour | Rejected:
 
 
 def _matrixed(matrix: str) -> str:
-    """Behind the scaler, in small pictures: the scaler's own conversion goes through RGB and costs three times as much."""
+    """Behind the scaler, in small pictures: the scaler's own conversion goes through RGB and costs more than the scaling."""
     return (
         f"format=yuv420p,colorspace=ispace={matrix}:iprimaries=bt709:itrc=bt709:irange=tv:"
         "space=smpte170m:primaries=bt709:trc=bt709:range=tv:fast=1"

@@ -344,7 +344,7 @@ def verify(path: str) -> dict[str, Any]:
         with av.open(f"file:{path}", format="mov", container_options=_options("mov")) as container:
             stream = container.streams.video[0]
             stream.codec_context.thread_type = "NONE"
-            # the filter changes no picture's number, size or damage, and is a third of the work
+            # the filter changes no picture's number, size or damage, and leaving it out is faster
             stream.codec_context.options = {"skip_loop_filter": "all"}
             frames, key, times, sizes = 0, False, [], set()
             for frame in container.decode(stream):
