@@ -157,7 +157,10 @@ def scores_chart(panels: Sequence[Panel]) -> str:
     with mpl.rc_context(_STYLE):
         figure = _figure(9.4, 2.6 * -(-len(panels) // 2))
         figure.set_layout_engine("constrained", h_pad=0.1, w_pad=0.1)
-        for axes, panel in zip(figure.subplots(-(-len(panels) // 2), 2).flat, panels, strict=False):
+        places = figure.subplots(-(-len(panels) // 2), 2).flatten().tolist()
+        for unused in places[len(panels) :]:  # where the number of panels is odd
+            unused.remove()
+        for axes, panel in zip(places[: len(panels)], panels, strict=True):
             edges, top = panel.edges, max([*panel.counts, 1])
             width = edges[1] - edges[0]
             axes.bar(edges[:-1], panel.counts, 0.86 * width, align="edge", color=FIRST)

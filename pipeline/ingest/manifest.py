@@ -217,11 +217,14 @@ class _Jsonl:
     def __init__(self, path: Path, src: str) -> None:
         self._path, self._src = path, src
         seen: dict[str, int] = {}
-        for _, row in self._objects(Faults("")):
+        faults = Faults(src)
+        for _, row in self._objects(faults):
             for name, value in row.items():
                 seen[name] = seen.get(name, 0) | _kind_of_value(value)
             if len(seen) > MAX_COLUMNS:
                 raise InputError(f"{src}: has more than {MAX_COLUMNS} columns; is it a list of videos?")
+        if not seen:
+            faults.raise_any()
         self.names, self._seen = list(seen), list(seen.values())
 
     def _objects(self, faults: Faults) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -298,6 +301,7 @@ def _plain(column: pa.Array) -> list[Any]:
         try:
             column = column.cast(pa.string())
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            # lists, structs, bytes that are no text: arrow writes no text for them, Python does; no value is lost
             return [None if v is None else str(v) for v in column.to_pylist()]
     return column.to_pylist()
 

@@ -333,3 +333,10 @@ def test_lines_are_whole_however_the_file_is_cut_into_pieces(
     monkeypatch.setattr(manifest, "_LONGEST", 50)
     with pytest.raises(InputError, match=r"m\.csv, line 2: is longer than 50 bytes"):
         read("path\n" + "x" * 100)
+
+
+def test_a_file_that_only_has_the_name_of_a_json_list_is_told_by_its_first_line(tmp_path: Path) -> None:
+    path = tmp_path / "list.jsonl"
+    path.write_bytes(bytes(range(128, 256)) * 20)
+    with pytest.raises(InputError, match=r"list.jsonl, line 1: is no UTF-8"):
+        list_sources(str(path), ShardConfig())
