@@ -6,6 +6,8 @@ Properties that hold:
   complete on local disk before: an exception inside `fs.open(..., "wb")` of s3fs would commit a stump.
 - What is missing raises InputError or FileNotFoundError at once; what fails for other reasons is tried
   again (`RETRIES` times, doubling pauses) and then raises StorageError naming the URL.
+- Ranges of S3 objects are read by obstore, at the endpoint and with the credentials that s3fs found; everything
+  else, and every range that obstore refuses, goes through fsspec, whose errors are the ones told.
 """
 
 from __future__ import annotations
@@ -19,13 +21,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
 
 from reelmae.pipeline.errors import InputError, ShortFileError, StorageError, StorageFullError
+from reelmae.pipeline.s3_ranges import S3Ranges
 
 RETRIES = 3
 FIRST_PAUSE_S = 0.5
@@ -203,6 +206,18 @@ class Store:
         self.fs.invalidate_cache()
         return bool(self._retry(lambda: self.fs.exists(self._full(path)), path))
 
+    def size(self, path: str) -> int:
+        """Bytes of one file (never from a cached listing); FileNotFoundError where there is none."""
+        if self.is_local:
+            return self._retry(lambda: Path(self._full(path)).stat().st_size, path)
+        self.fs.invalidate_cache()
+        found = self._retry(lambda: self.fs.size(self._full(path)), path)
+        if found is None:
+            raise StorageError(
+                f"{self.url(path)}: its server does not tell its size; read it without a cache"
+            )
+        return int(found)
+
     def read_bytes(self, path: str) -> bytes:
         """The whole file."""
         if self.is_local:
@@ -217,6 +232,8 @@ class Store:
                 with Path(self._full(path)).open("rb") as f:
                     return os.pread(f.fileno(), size, offset)
             try:
+                if self._s3_ranges is not None:
+                    return self._s3_ranges.read(self._full(path), offset, size)
                 return bytes(self.fs.cat_file(self._full(path), start=offset, end=offset + size))
             except FileNotFoundError:
                 raise
@@ -233,6 +250,10 @@ class Store:
                 f"{self.url(path)}: wanted {size} bytes at {offset}, got {len(data)}; the file is damaged"
             )
         return data
+
+    @cached_property
+    def _s3_ranges(self) -> S3Ranges | None:
+        return S3Ranges(self.fs, self.root) if hasattr(self.fs, "call_s3") else None
 
     def download(self, path: str, to: Path) -> None:
         """Copy the file to a local path."""

@@ -26,7 +26,9 @@ from reelmae.pipeline.errors import ConfigError, ReelmaeError
 from reelmae.pipeline.ingest.config import ShardConfig
 from reelmae.tools import show
 from reelmae.tools.bench.config import (
+    BenchIndexConfig,
     BenchLoadConfig,
+    BenchLoadersConfig,
     BenchPlanConfig,
     BenchPresetsConfig,
     BenchShardConfig,
@@ -234,7 +236,7 @@ class BenchStep:
 
 @dataclass
 class BenchLoad:
-    """Time the loader alone: clips/s, frames decoded for each clip used, per backend and number of repeats."""
+    """Time the loader alone: clips per second and per processor second, time of each stage, memory."""
 
     config: Annotated[BenchLoadConfig, arg(name="")]
     json: bool = False
@@ -245,6 +247,21 @@ class BenchLoad:
         from reelmae.tools.bench.load import bench_load
 
         return bench_load(self.config)
+
+
+@dataclass
+class BenchLoaders:
+    """Time the loader against those a user would write, on one core each: clips for each processor second."""
+
+    config: Annotated[BenchLoadersConfig, arg(name="")]
+    json: bool = False
+    """One JSON object on stdout."""
+
+    def run(self) -> Result:
+        """Measure."""
+        from reelmae.tools.bench.loaders import bench_loaders
+
+        return bench_loaders(self.config)
 
 
 @dataclass
@@ -278,6 +295,21 @@ class BenchPlan:
 
 
 @dataclass
+class BenchIndex:
+    """Time and memory of opening a generated index of ten million clips, to the first batch's order and draws."""
+
+    config: Annotated[BenchIndexConfig, arg(name="")] = field(default_factory=BenchIndexConfig)
+    json: bool = False
+    """One JSON object on stdout."""
+
+    def run(self) -> Result:
+        """Measure."""
+        from reelmae.tools.bench.index import bench_index
+
+        return bench_index(self.config)
+
+
+@dataclass
 class BenchPresets:
     """Measure what x264's presets cost and give at the settings of a training clip."""
 
@@ -299,8 +331,10 @@ class Bench:
     what: (
         Annotated[BenchStep, subcommand("step")]
         | Annotated[BenchLoad, subcommand("load")]
+        | Annotated[BenchLoaders, subcommand("loaders")]
         | Annotated[BenchShard, subcommand("shard")]
         | Annotated[BenchPlan, subcommand("plan")]
+        | Annotated[BenchIndex, subcommand("index")]
         | Annotated[BenchPresets, subcommand("presets")]
     )
 

@@ -24,15 +24,24 @@ from reelmae.pipeline.loading.backends import resolve_device
 from reelmae.pipeline.loading.config import LoaderConfig
 from reelmae.pipeline.loading.draws import SamplePolicy
 from reelmae.pipeline.loading.masks import MaskPolicy
+from reelmae.pipeline.loading.passes import DecodePolicy
+from reelmae.train.data import DataSection
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "float32", "bf16"]
+QUARANTINE = "bad_clips.jsonl"
 RECIPES = Path(__file__).parent / "recipes"
 # keys whose change leaves what a step computes the same, or is the point of going on
 FREE_ON_RESUME = {
     "data.url",  # the dataset's own digest is compared instead
+    "data.mix",  # and that of a mix, weights and all
+    "loader.backend",
+    "loader.decode",
     "loader.workers",
+    "loader.pipelines",
     "loader.prefetch",
+    "loader.cache",
+    "loader.cache_gb",
     "loader.max_bad_fraction",
     "run.out",
     "run.steps",
@@ -47,13 +56,6 @@ FREE_ON_RESUME = {
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class DataSection(_Section):
-    """Where the clips are."""
-
-    url: str  # a dataset written by `reelmae shard`: a folder or any fsspec URL
-    duplicates: bool = False  # play clips that repeat another (marked by the sharding job) as well
 
 
 class SampleSection(_Section):
@@ -88,8 +90,12 @@ class LoaderSection(_Section):
     sample: SampleSection = SampleSection(fps=7.5)
     mask: MaskSection = MaskSection()
     lanes: int = Field(64, ge=1)
+    decode: DecodePolicy = "auto"
     workers: int | None = Field(None, ge=0)
+    pipelines: int = Field(1, ge=1)
     prefetch: int | None = Field(None, ge=1)
+    cache: str | None = None
+    cache_gb: float = Field(100.0, gt=0)
     max_bad_fraction: float = Field(0.01, ge=0, le=1)
 
 
@@ -191,6 +197,7 @@ class PretrainConfig(_Section):
                 mask=MaskPolicy(**dict(self.loader.mask)),
                 patch=(mae.t_patch, mae.patch, mae.patch),
                 seed=self.run.seed,
+                quarantine=str(Path(self.run.out) / QUARANTINE),
                 device=str(self.run.torch_device()),
             )
         except ConfigError as e:
@@ -275,7 +282,9 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 def _value(key: str, text: str) -> Any:
     """A TOML value, or the text itself where a key is text or the text is no TOML."""
-    if key in ("data.url", "run.out") and not text.startswith(('"', "'")):
+    if key in ("data.url", "data.where", "data.keys", "loader.cache", "run.out") and not text.startswith(
+        ('"', "'")
+    ):
         return text  # a folder named 2024 is no number
     try:
         return tomllib.loads(f"value = {text}")["value"]

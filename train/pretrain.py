@@ -86,7 +86,7 @@ def pretrain(config: PretrainConfig, *, on_step: Callable[[Row], None] | None = 
     try:
         if config.run.threads:
             torch.set_num_threads(config.run.threads)
-        index = ClipIndex.open(config.data.url, duplicates=config.data.duplicates)
+        index = config.data.open()
         with ClipLoader(index, config.loader_config()) as loader:
             return _Trainer(config, index, loader, on_step).run()
     finally:
@@ -242,7 +242,9 @@ class _Trainer:
         content = checkpoint.load(found[-1], self.device)
         changed = difference(self.config, from_json(content["config"]))
         if content["index_digest"] != self.index.digest:
-            changed.append(f"data.url={self.config.data.url} is another dataset than before")
+            changed.append(
+                f"data.url={self.config.data} is another dataset, or another selection of it, than before"
+            )
         if changed:
             raise ConfigError(
                 f"run.out={self.out} holds another run: {'; '.join(changed)}; give another run.out, or the old values"

@@ -28,9 +28,13 @@ import numpy as np
 
 from reelmae.pipeline.errors import BadClipError, ReelmaeError, StorageError
 from reelmae.pipeline.loading.av_worker import WorkerSetup, map_arena
+from reelmae.pipeline.loading.fetch import SourceSettings
+from reelmae.pipeline.loading.passes import DecodePolicy
 from reelmae.pipeline.loading.tasks import ClipTask, Cost, Decoded, OnBad
+from reelmae.pipeline.storage import Store
 
-QUEUE = 2  # clips at a worker: the one in work and the next, so that it never waits for the parent
+# clips at a worker: the one in work, and those whose bytes it fetches meanwhile
+QUEUE_LOCAL, QUEUE_REMOTE = 2, 4
 STRIKES = 2  # workers a clip may cost before it is bad
 START_TIMEOUT_S = 120.0
 FAILED_STARTS = 3
@@ -65,25 +69,27 @@ class _Batch:
 
 
 class AvPool:
-    """A Decoder (see tasks) over `workers` processes. `shape` is (videos, R, T, H, W, 3) of one batch."""
+    """A Decoder (see tasks) over `workers` processes. `shape` is (videos, R, 3, T, H, W) of one batch."""
 
     def __init__(
         self,
-        store_url: str,
+        source: SourceSettings,
         shape: tuple[int, ...],
         *,
+        policy: DecodePolicy,
         workers: int,
         slots: int,
         timeout_s: float,
         on_bad: OnBad,
     ) -> None:
         self.restarts = 0
+        self._queue = QUEUE_LOCAL if all(Store(url).is_local for url in source.urls) else QUEUE_REMOTE
         self._timeout_s = timeout_s
         self._on_bad = on_bad
         self._arena_shape = (slots, *shape)
         self._arena_fd = _anonymous_file(int(np.prod(self._arena_shape, dtype=np.int64)))
         self._arena = map_arena(self._arena_fd, self._arena_shape)
-        self._setup = WorkerSetup(os.getpid(), store_url, self._arena_fd, self._arena_shape)
+        self._setup = WorkerSetup(os.getpid(), source, policy, self._arena_fd, self._arena_shape)
         self._changed = threading.Condition()  # guards what follows
         self._free = deque(range(slots))
         self._order: deque[_Batch] = deque()
@@ -124,8 +130,8 @@ class AvPool:
                 raise self._error
             self._order.popleft()
         videos, repeats, *rest = self._arena_shape[1:]
-        frames = self._arena[batch.slot].reshape(videos * repeats, *rest)
-        return Decoded(batch.tasks, frames, lambda: self._release(batch.slot), batch.cost)
+        clips_BCTHW = self._arena[batch.slot].reshape(videos * repeats, *rest)
+        return Decoded(batch.tasks, clips_BCTHW, lambda: self._release(batch.slot), batch.cost)
 
     def close(self) -> None:
         """End thread and workers; nothing is left behind."""
@@ -183,7 +189,7 @@ class AvPool:
                 self._changed.notify_all()
 
     def _hand_out(self) -> None:
-        for fill in range(1, QUEUE + 1):
+        for fill in range(1, self._queue + 1):
             for worker in self._workers:
                 if self._pending and worker.ready and len(worker.tickets) < fill:
                     ticket = self._pending.popleft()

@@ -1,16 +1,22 @@
 """A decode worker: `python -m reelmae.pipeline.loading.av_worker FD`, started by av_pool and by nobody else.
 
 Reads (ticket, place in the arena, task) from the connection FD, writes samples into the shared arena, answers
-(ticket, None or why the clip is bad, cost). Ends when the connection does, or when its parent is gone.
+(ticket, None or why the clip is bad, cost), in the same order. Ends when the connection does, or when its parent is gone.
+
+While a clip is decoded, the bytes of those that were asked for after it are fetched in threads, so that what a remote
+store takes to answer is hidden. How many that are is the parent's choice: it keeps a few tasks at each worker.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
+import queue
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
@@ -18,20 +24,32 @@ import numpy as np
 
 from reelmae.pipeline.errors import BadClipError, StorageError
 from reelmae.pipeline.loading.decode_av import AvDecoder
-from reelmae.pipeline.loading.tasks import Cost
-from reelmae.pipeline.storage import Store
+from reelmae.pipeline.loading.fetch import ClipSource, SourceSettings
+from reelmae.pipeline.loading.passes import DecodePolicy
+from reelmae.pipeline.loading.tasks import ClipTask, Cost
 
 PARENT_CHECK_S = 1.0
+FETCH_THREADS = 4
 
 
 @dataclass(frozen=True)
 class WorkerSetup:
-    """First message to a worker. `arena_shape` is (slots, videos, R, T, H, W, 3)."""
+    """First message to a worker. `arena_shape` is (slots, videos, R, 3, T, H, W)."""
 
     parent: int
-    store_url: str
+    source: SourceSettings
+    policy: DecodePolicy
     arena_fd: int
     arena_shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Request:
+    ticket: int
+    slot: int
+    at: int
+    task: ClipTask
+    fetched: Future[tuple[bytes, float]]  # the bytes, and the seconds they took
 
 
 def map_arena(fd: int, shape: tuple[int, ...]) -> np.ndarray:
@@ -46,28 +64,53 @@ def _watch(parent: int) -> None:
     os._exit(1)
 
 
+def _requests(connection: Connection, source: ClipSource) -> Iterator[_Request]:
+    """What comes over the connection until it ends; each one's bytes are being fetched from when it came."""
+    come: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
+    fetchers = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="reelmae-fetch")
+
+    def fetch(task: ClipTask) -> tuple[bytes, float]:
+        began = time.perf_counter()
+        return source.fetch(task), time.perf_counter() - began
+
+    def receive() -> None:
+        try:
+            while True:
+                ticket, slot, at, task = connection.recv()
+                come.put(_Request(ticket, slot, at, task, fetchers.submit(fetch, task)))
+        except (EOFError, ConnectionResetError):
+            come.put(None)
+
+    threading.Thread(target=receive, name="reelmae-receive", daemon=True).start()
+    while (request := come.get()) is not None:
+        yield request
+    fetchers.shutdown(wait=False, cancel_futures=True)
+
+
 def main(fd: int) -> None:
     """Serve one connection until it ends."""
     connection = Connection(fd)
     setup: WorkerSetup = connection.recv()
     threading.Thread(target=_watch, args=(setup.parent,), daemon=True).start()
     arena = map_arena(setup.arena_fd, setup.arena_shape)
-    _, _, _, frames, size, _, _ = setup.arena_shape
-    decoder = AvDecoder(Store(setup.store_url), frames=frames, size=size)
-    connection.send(None)  # ready
-    while True:
-        try:
-            ticket, slot, at, task = connection.recv()
-        except EOFError:
-            return
+    _, _, _, _, frames, size, _ = setup.arena_shape
+    source = ClipSource(setup.source)
+    decoder = AvDecoder(frames=frames, size=size, policy=setup.policy)
+    try:
+        connection.send(None)  # ready
+    except BrokenPipeError:  # closed before it began
+        return
+    for request in _requests(connection, source):
         answer: BadClipError | StorageError | None = None
         cost = Cost()
         try:
-            cost = decoder.decode(task, arena[slot, at])
+            data, fetch_s = request.fetched.result()
+            cost = decoder.decode(request.task, data, arena[request.slot, request.at])
+            cost.fetch_s = fetch_s
         except (BadClipError, StorageError) as e:
             answer = e
         try:
-            connection.send((ticket, answer, cost))
+            connection.send((request.ticket, answer, cost))
         except BrokenPipeError:
             return
 

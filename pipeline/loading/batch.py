@@ -6,6 +6,7 @@ Shapes: B batch, C channel, T frame, H height, W width, K kept token.
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,9 @@ class ClipBatch:
 
     clips_BCTHW: torch.Tensor  # float32 on the device, (x / 255 - 0.45) / 0.225
     ids_keep_BK: torch.Tensor  # int64 on the device, ascending: the tokens the encoder sees
+    ids_decode_BQ: (
+        torch.Tensor | None
+    )  # int64 on the device, ascending: the tokens to be predicted; None = all
     clip_B: np.ndarray  # int64, rows of the ClipIndex
     repeat_B: np.ndarray  # int64, 0 … R - 1
     label_B: torch.Tensor  # int64 on the device, -1 = unlabelled
@@ -40,6 +44,9 @@ class ClipBatch:
         assert self.clips_BCTHW.ndim == 5, tuple(self.clips_BCTHW.shape)
         assert self.clips_BCTHW.shape[1] == 3, tuple(self.clips_BCTHW.shape)
         assert self.ids_keep_BK.ndim == 2, tuple(self.ids_keep_BK.shape)
+        if self.ids_decode_BQ is not None:
+            assert self.ids_decode_BQ.ndim == 2, tuple(self.ids_decode_BQ.shape)
+            assert len(self.ids_decode_BQ) == len(self), tuple(self.ids_decode_BQ.shape)
 
     def __len__(self) -> int:
         return len(self.clips_BCTHW)
@@ -51,10 +58,31 @@ class ClipBatch:
         )
 
 
-def normalise(frames_BTHWC: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """uint8 pictures to float32 [B, C, T, H, W] on `device`; a new tensor, the input may be reused at once."""
-    on_device = frames_BTHWC.to(device)  # bytes travel, not floats
-    b, t, h, w, c = on_device.shape
-    clips_BCTHW = torch.empty((b, c, t, h, w), dtype=torch.float32, device=device)
-    clips_BCTHW.copy_(on_device.permute(0, 4, 1, 2, 3))
-    return clips_BCTHW.mul_(_SCALE).add_(_SHIFT)
+class Floats:
+    """Bytes to normalised floats, on a device. On the CPU in memory that is used again once a batch is gone: fresh
+    memory costs more there than the arithmetic, since the kernel clears each page when it is first touched.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._free: list[np.ndarray] = []
+
+    def __call__(self, clips_BCTHW: torch.Tensor | np.ndarray) -> torch.Tensor:
+        """uint8 to float32, (x / 255 - 0.45) / 0.225; the input may be used again at once."""
+        pixels = torch.from_numpy(clips_BCTHW) if isinstance(clips_BCTHW, np.ndarray) else clips_BCTHW
+        if self._device.type == "cpu":
+            floats = self._memory(pixels.shape)
+            for byte_row, float_row in zip(pixels.flatten(0, 2), floats.flatten(0, 2), strict=True):
+                float_row.copy_(byte_row).mul_(_SCALE).add_(_SHIFT)  # a picture at a time stays in the cache
+            return floats
+        on_device = pixels.to(self._device)  # bytes travel, not floats
+        return on_device.to(torch.float32).mul_(_SCALE).add_(_SHIFT)
+
+    def _memory(self, shape: torch.Size) -> torch.Tensor:
+        """Floats that nobody holds: given back when the last tensor over them is gone."""
+        memory = self._free.pop() if self._free else None
+        if memory is None or memory.shape != shape:
+            memory = np.empty(shape, np.float32)
+        lent = memory.view()
+        weakref.finalize(lent, self._free.append, memory).atexit = False
+        return torch.from_numpy(lent)

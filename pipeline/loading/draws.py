@@ -3,8 +3,9 @@
 Properties that hold:
 - a draw depends on nothing but its arguments, so it is the same on every backend, worker, rank and restart;
 - each field has random numbers of its own, so that a policy changed in one field leaves the others as they were;
-- the crop is torchvision's RandomResizedCrop in whole pixels: 10 tries at an area from `scale` and a
-  log-uniform aspect from `ratio`, else the largest centred box whose aspect is allowed;
+- the crop is torchvision's RandomResizedCrop: 10 tries at an area from `scale` and a log-uniform aspect from
+  `ratio`, else the largest centred box whose aspect is allowed. Boxes lie on even pixels and have even sides, so
+  that they cut the halved chroma of a stored picture between its samples, and no decoder has to guess;
 - the window lies within the clip. A clip shorter than the window starts at 0 and its last frame is repeated.
 
 Example, 16 frames at stride 4 (a window of 61 frames):
@@ -114,15 +115,21 @@ def _crop(policy: SamplePolicy, bits: np.ndarray, height: int, width: int) -> tu
     for (area_unit, aspect_unit), (_, _, top_bits, left_bits) in zip(unit, bits, strict=True):
         area = height * width * (policy.scale[0] + area_unit * (policy.scale[1] - policy.scale[0]))
         aspect = math.exp(low + aspect_unit * (high - low))
-        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        w, h = 2 * round(math.sqrt(area * aspect) / 2), 2 * round(math.sqrt(area / aspect) / 2)
         if 0 < w <= width and 0 < h <= height:
-            return below(top_bits, height - h + 1), below(left_bits, width - w + 1), h, w
+            return (
+                2 * below(top_bits, (height - h) // 2 + 1),
+                2 * below(left_bits, (width - w) // 2 + 1),
+                h,
+                w,
+            )
     w, h = width, height
     if width / height < policy.ratio[0]:
         h = min(height, round(width / policy.ratio[0]))
     elif width / height > policy.ratio[1]:
         w = min(width, round(height * policy.ratio[1]))
-    return (height - h) // 2, (width - w) // 2, h, w
+    w, h = w // 2 * 2, h // 2 * 2
+    return (height - h) // 4 * 2, (width - w) // 4 * 2, h, w
 
 
 def frame_indices(draw: Draw, n_frames_wanted: int, frames_in_clip: int) -> np.ndarray:

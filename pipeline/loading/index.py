@@ -2,9 +2,10 @@
 
 Properties that hold:
 - a dataset without `dataset.json` is not opened: the job that writes it has not finished;
-- `digest` names the content and the order of the clips (keys and sha256 of their bytes), whatever the parquet's
-  own layout; a resumed run compares it;
-- memory is about 70 bytes a clip: numpy columns, shards and codecs as numbers, keys in one arrow array.
+- `digest` names the content and the order of the clips that are played (keys and hashes of their bytes), whatever the
+  parquet's own layout; a resumed run compares it;
+- a shard's clips are consecutive rows, so that orders are made of shards: `shard_start`;
+- memory is 59 bytes a clip.
 """
 
 from __future__ import annotations
@@ -12,87 +13,138 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from reelmae.pipeline import schema
 from reelmae.pipeline.errors import DatasetError, InputError
+from reelmae.pipeline.loading.columns import Columns, read_columns
+from reelmae.pipeline.loading.keys import key_text
+from reelmae.pipeline.loading.order import Part
+from reelmae.pipeline.loading.select import Selection
 from reelmae.pipeline.storage import Store
 
-_NUMBERS: dict[str, type[np.generic]] = {
-    "offset": np.int64,
-    "size": np.int64,
-    "frames": np.int32,
-    "fps": np.float64,
-    "width": np.int32,
-    "height": np.int32,
-    "label_id": np.int32,
-}
-_COLUMNS = ["key", "shard", "codec", "sha256", "duplicate_of", *_NUMBERS]
+_EVERYTHING = Selection()
 
 
 @dataclass(frozen=True, eq=False)
 class ClipIndex:
-    """N clips of one dataset, in shard order. Columns are read-only arrays of length N."""
+    """N clips in S shards, of one dataset or (see mixture.py) of several. Arrays are read-only."""
 
-    store: Store
+    stores: tuple[Store, ...]  # of each dataset
+    parts: tuple[Part, ...]  # which shards are played as one, and their share
     digest: str  # hex
-    keys: pa.Array  # large_string
-    shard_names: list[str]
-    shard_of_clip: np.ndarray  # int32, into shard_names
+    shard_names: list[str]  # path within the dataset
+    shard_start: np.ndarray  # int64 [S + 1]: a shard's clips are the rows from its start to the next one's
+    shard_bytes: np.ndarray  # int64 [S]: bytes of the shard that are needed, from its beginning
+    dataset_of_shard: np.ndarray  # int32 [S], into stores
+    source_id: np.ndarray  # uint64 [N]: the first half of the key
+    ordinal: np.ndarray  # uint16 [N]: the second
+    check: np.ndarray  # uint64 [N]: first 8 bytes of the clip's sha256, big endian
     codec_names: list[str]
-    codec_of_clip: np.ndarray  # int8, into codec_names
-    offset: np.ndarray  # int64, bytes within the shard
-    size: np.ndarray  # int64, bytes
-    frames: np.ndarray  # int32
-    fps: np.ndarray  # float64
-    width: np.ndarray  # int32
-    height: np.ndarray  # int32
-    label_id: np.ndarray  # int32, -1 = unlabelled
+    codec_of_clip: np.ndarray  # int8 [N], into codec_names
+    offset: np.ndarray  # int64 [N], bytes within the shard
+    size: np.ndarray  # int64 [N], bytes
+    frames: np.ndarray  # int32 [N]
+    fps: np.ndarray  # float64 [N]
+    width: np.ndarray  # int32 [N]
+    height: np.ndarray  # int32 [N]
+    label_id: np.ndarray  # int32 [N], -1 = unlabelled
     left_out: int  # clips that repeat another, marked so by the sharding job
+    unselected: int  # clips that the selection does not want
     labels: dict[str, int]
 
     @classmethod
-    def open(cls, url: str, *, duplicates: bool = False) -> ClipIndex:
-        """Read the index of the dataset at `url` (a folder or any fsspec URL).
+    def open(cls, url: str, selection: Selection = _EVERYTHING) -> ClipIndex:
+        """Read the index of the dataset at `url` (a folder or any fsspec URL), as far as it is selected.
 
-        Clips that repeat another (column `duplicate_of`) are left out unless `duplicates`.
-        Raises InputError where no finished dataset of this format is there, DatasetError where its index is
-        not what dataset.json says.
+        Raises InputError where no finished dataset of this format is there or the selection leaves nothing of it,
+        ConfigError where the selection cannot be, DatasetError where the index is not what dataset.json says.
         """
         store = Store(url)
         about = _read_about(store, url)
         with tempfile.TemporaryDirectory(prefix="reelmae-index-") as folder:
-            path = _local_copy(store, schema.INDEX, Path(folder), url)
-            columns, digest = _read_columns(path, url, duplicates)
-        if (there := len(columns["offset"]) + columns["left_out"]) != about["clips"]:
+            columns = read_columns(_local_copy(store, schema.INDEX, Path(folder), url), url, selection)
+        if columns.clips != about["clips"]:
             raise DatasetError(
-                f"{url}: {schema.INDEX} has {there} clips, {schema.DATASET_JSON} says {about['clips']}; "
+                f"{url}: {schema.INDEX} has {columns.clips} clips, {schema.DATASET_JSON} says {about['clips']}; "
                 "run reelmae verify on it"
             )
+        if columns.clips and not columns.shard_names:
+            raise InputError(
+                f"{url}: none of its {columns.clips} clips is left by {selection}; "
+                f"{columns.repeats} of them as they repeat others"
+            )
         labels = json.loads(store.read_bytes(schema.LABELS)) if store.exists(schema.LABELS) else {}
-        return cls(store=store, digest=digest, labels=labels, **columns)
+        return cls._made(store, columns, labels)
+
+    @classmethod
+    def _made(cls, store: Store, columns: Columns, labels: dict[str, int]) -> ClipIndex:
+        shards, rows = len(columns.shard_names), columns.rows
+        return cls(
+            stores=(store,),
+            parts=(Part(0, shards),),
+            digest=_digest(rows),
+            shard_names=columns.shard_names,
+            shard_start=frozen(np.concatenate([[0], np.cumsum(columns.clips_of_shard, dtype=np.int64)])),
+            shard_bytes=frozen(columns.bytes_of_shard),
+            dataset_of_shard=frozen(np.zeros(shards, np.int32)),
+            codec_names=columns.codec_names,
+            left_out=columns.repeats,
+            unselected=columns.clips - columns.repeats - len(rows["offset"]),
+            labels=labels,
+            **{name: frozen(column) for name, column in rows.items()},
+        )
 
     def __len__(self) -> int:
         return len(self.offset)
 
     def __repr__(self) -> str:
-        return f"ClipIndex({self.store.url()!r}, {len(self)} clips in {len(self.shard_names)} shards, {self.digest[:12]})"
+        urls = ", ".join(repr(store.url()) for store in self.stores)
+        return f"ClipIndex({urls}, {len(self)} clips in {len(self.shard_names)} shards, {self.digest[:12]})"
+
+    @property
+    def store(self) -> Store:
+        """The dataset's files, where there is but one."""
+        assert len(self.stores) == 1, f"{len(self.stores)} datasets: take stores[dataset]"
+        return self.stores[0]
+
+    @property
+    def shard_of_clip(self) -> np.ndarray:
+        """int32 [N], into shard_names; made anew each time."""
+        return np.repeat(np.arange(len(self.shard_names), dtype=np.int32), np.diff(self.shard_start))
+
+    def shard_number(self, clip: int) -> int:
+        """The clip's shard, into shard_names."""
+        return int(np.searchsorted(self.shard_start, clip, side="right")) - 1
 
     def key(self, clip: int) -> str:
         """The clip's key."""
-        return self.keys[clip].as_py()
+        return key_text(int(self.source_id[clip]), int(self.ordinal[clip]))
 
     def shard(self, clip: int) -> str:
-        """Path of the clip's shard within the store."""
-        return self.shard_names[self.shard_of_clip[clip]]
+        """Path of the clip's shard within its store."""
+        return self.shard_names[self.shard_number(clip)]
+
+    def dataset(self, clip: int) -> int:
+        """The clip's dataset, into stores."""
+        return int(self.dataset_of_shard[self.shard_number(clip)])
+
+
+def frozen(column: np.ndarray) -> np.ndarray:
+    """The array, made read-only."""
+    column.flags.writeable = False
+    return column
+
+
+def _digest(rows: dict[str, np.ndarray]) -> str:
+    whole = hashlib.sha256()
+    for name, kind in (("source_id", "<u8"), ("ordinal", "<u2"), ("check", "<u8")):
+        whole.update(rows[name].astype(kind, copy=False).data)
+    return whole.hexdigest()
 
 
 def _read_about(store: Store, url: str) -> dict[str, Any]:
@@ -129,66 +181,3 @@ def _local_copy(store: Store, name: str, folder: Path, url: str) -> Path:
         return folder / "index"
     except FileNotFoundError as e:
         raise InputError(f"{url}: has no {name}; run reelmae shard again (it resumes)") from e
-
-
-def _read_columns(path: Path, url: str, duplicates: bool) -> tuple[dict[str, Any], str]:
-    """The columns of ClipIndex and the digest, in one pass over the row groups."""
-    try:
-        with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
-            missing = set(_COLUMNS) - set(file.schema_arrow.names)
-            if missing:
-                raise InputError(
-                    f"{url}: {schema.INDEX} lacks the columns {sorted(missing)}; shard the bucket anew"
-                )
-            batches = file.iter_batches(batch_size=1 << 16, columns=_COLUMNS)
-            if not duplicates:
-                batches = (batch.filter(pc.is_null(batch["duplicate_of"])) for batch in batches)
-            return _collect(batches, file.metadata.num_rows)
-    except pa.ArrowInvalid as e:
-        raise InputError(f"{url}: {schema.INDEX} is no parquet file ({e}); run reelmae shard again") from e
-
-
-def _collect(batches: Iterable[Any], n: int) -> tuple[dict[str, Any], str]:
-    numbers: dict[str, np.ndarray] = {name: np.empty(n, dtype) for name, dtype in _NUMBERS.items()}
-    codes: dict[str, np.ndarray] = {"shard": np.empty(n, np.int32), "codec": np.empty(n, np.int8)}
-    names: dict[str, dict[str, int]] = {"shard": {}, "codec": {}}
-    keys = []
-    digests = [hashlib.sha256(), hashlib.sha256()]
-    at = 0
-    for batch in batches:
-        rows = slice(at, at + len(batch))
-        at += len(batch)
-        for name, column in numbers.items():
-            column[rows] = batch[name].to_numpy(zero_copy_only=False)
-        for name, column in codes.items():
-            encoded = batch[name].dictionary_encode()
-            known = names[name]
-            local = np.array([known.setdefault(v, len(known)) for v in encoded.dictionary.to_pylist()])
-            column[rows] = local[encoded.indices.to_numpy()] if len(local) else 0
-        for digest, name in zip(digests, ("key", "sha256"), strict=True):
-            digest.update(_text_bytes(batch[name]))
-        keys.append(batch["key"].cast(pa.large_string()))
-    columns: dict[str, Any] = {name: _frozen(column[:at]) for name, column in numbers.items()}
-    columns["shard_of_clip"], columns["codec_of_clip"] = (
-        _frozen(codes["shard"][:at]),
-        _frozen(codes["codec"][:at]),
-    )
-    columns["left_out"] = n - at
-    columns["shard_names"], columns["codec_names"] = list(names["shard"]), list(names["codec"])
-    columns["keys"] = pa.concat_arrays(keys) if keys else pa.array([], pa.large_string())
-    whole = hashlib.sha256(b"".join(d.digest() for d in digests))
-    return columns, whole.hexdigest()
-
-
-def _text_bytes(column: Any) -> bytes:
-    """All strings of an arrow column, each followed by a newline."""
-    if not len(column):
-        return b""
-    whole: Any = pa.ListArray.from_arrays([0, len(column)], column)
-    joined: Any = pc.binary_join(whole, "\n")
-    return joined[0].as_buffer().to_pybytes() + b"\n"
-
-
-def _frozen(column: np.ndarray) -> np.ndarray:
-    column.flags.writeable = False
-    return column

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 
 import numpy as np
 
 from reelmae.pipeline.errors import BadClipError
 from reelmae.pipeline.loading.decode_av import AvDecoder
-from reelmae.pipeline.loading.tasks import ClipTask, Decoded, OnBad
-from reelmae.pipeline.storage import Store
+from reelmae.pipeline.loading.fetch import ClipSource, SourceSettings
+from reelmae.pipeline.loading.passes import DecodePolicy
+from reelmae.pipeline.loading.tasks import ClipTask, Cost, Decoded, OnBad
 
 
 class InlineDecoder:
-    """A Decoder (see tasks) for debugging and for measuring one core. `shape` is (videos, R, T, H, W, 3)."""
+    """A Decoder (see tasks) for debugging and for measuring one core. `shape` is (videos, R, 3, T, H, W)."""
 
-    def __init__(self, store: Store, shape: tuple[int, ...], *, on_bad: OnBad) -> None:
-        self._decoder = AvDecoder(store, frames=shape[2], size=shape[3])
-        self._shape = shape
+    def __init__(
+        self, source: SourceSettings, shape: tuple[int, ...], *, policy: DecodePolicy, on_bad: OnBad
+    ) -> None:
+        self._source = ClipSource(source)
+        self._decoder = AvDecoder(frames=shape[3], size=shape[4], policy=policy)
+        self._clips = np.empty(shape, np.uint8)  # one batch at a time is between collect and release
         self._on_bad = on_bad
         self._batches: deque[list[ClipTask]] = deque()
 
@@ -28,17 +33,23 @@ class InlineDecoder:
     def collect(self) -> Decoded:
         """Decode the oldest batch."""
         tasks = self._batches.popleft()
-        frames = np.empty(self._shape, np.uint8)
-        videos, repeats, *rest = self._shape
-        decoded = Decoded(tasks, frames.reshape(videos * repeats, *rest), lambda: None)
-        for at in range(videos):
+        decoded = Decoded(tasks, self._clips.reshape(-1, *self._clips.shape[2:]), lambda: None)
+        for at in range(len(tasks)):
             while True:
                 try:
-                    decoded.cost.add(self._decoder.decode(tasks[at], frames[at]))
+                    decoded.cost.add(self._decode(tasks[at], at))
                     break
                 except BadClipError as e:
                     tasks[at] = self._on_bad(tasks[at], e)
         return decoded
+
+    def _decode(self, task: ClipTask, at: int) -> Cost:
+        began = time.perf_counter()
+        data = self._source.fetch(task)
+        fetched = time.perf_counter()
+        cost = self._decoder.decode(task, data, self._clips[at])
+        cost.fetch_s = fetched - began
+        return cost
 
     def close(self) -> None:
         """Forget the batches."""

@@ -1,9 +1,9 @@
 """An endless stream of batches: order → draws → fetch → decode → device, with masks, and a state of a few integers.
 
 The resume contract. A state holds a place (epoch, step), the digest of the index, and what shapes the sequence
-of samples (seed, lanes, global batch, repeats, sample, mask, patch). A loader that loads it goes on with the very
-next global batch, the same in every draw, with any number of workers, any backend, and any world size that
-divides the lanes and the global batch. A changed index or a changed sequence is refused.
+of samples (seed, lanes, global batch, repeats, sample, masks, patch). A loader that loads it goes on with the very
+next global batch, the same in every draw, with any number of workers, any backend, with or without a cache, and any
+world size that divides the lanes and the global batch. A changed index or a changed sequence is refused.
 
 The bad-clip policy is in `quarantine`.
 """
@@ -14,6 +14,8 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -24,16 +26,28 @@ from reelmae.pipeline.cores import usable_cores
 from reelmae.pipeline.errors import BadClipError, ConfigError
 from reelmae.pipeline.loading import backends, order
 from reelmae.pipeline.loading.av_pool import AvPool
-from reelmae.pipeline.loading.batch import ClipBatch, normalise
+from reelmae.pipeline.loading.batch import ClipBatch, Floats
 from reelmae.pipeline.loading.config import LoaderConfig
+from reelmae.pipeline.loading.device_masks import batch_ids_decode, batch_ids_keep
 from reelmae.pipeline.loading.draws import SamplePolicy, draw
+from reelmae.pipeline.loading.fetch import CacheSettings, SourceSettings
 from reelmae.pipeline.loading.index import ClipIndex
 from reelmae.pipeline.loading.inline import InlineDecoder
-from reelmae.pipeline.loading.masks import MaskPolicy, ids_keep
+from reelmae.pipeline.loading.masks import DecoderMaskPolicy, MaskPolicy
 from reelmae.pipeline.loading.quarantine import Quarantine, replacement
+from reelmae.pipeline.loading.read_ahead import ReadAhead, Stay, shard_stays
+from reelmae.pipeline.loading.shard_cache import ShardCache
 from reelmae.pipeline.loading.tasks import ClipTask, Decoded, Decoder
 
-__all__ = ["ClipBatch", "ClipLoader", "LoaderConfig", "LoaderStats", "MaskPolicy", "SamplePolicy"]
+__all__ = [
+    "ClipBatch",
+    "ClipLoader",
+    "DecoderMaskPolicy",
+    "LoaderConfig",
+    "LoaderStats",
+    "MaskPolicy",
+    "SamplePolicy",
+]
 
 
 @dataclass
@@ -46,7 +60,11 @@ class LoaderStats:
     frames_decoded: int = 0
     frames_used: int = 0
     bytes_read: int = 0
-    decode_s: float = 0.0  # fetch, decode, crop, resize, convert: summed over workers
+    # where the time goes: seconds summed over clips, in whichever thread or process they were spent
+    fetch_s: float = 0.0  # bytes from store or cache, and their hash
+    decode_s: float = 0.0  # with DALI crop and resize as well
+    resize_s: float = 0.0  # crop, resize and conversion to RGB, which swscale does in one step
+    copy_s: float = 0.0  # to the device, and to floats; in the consumer's thread
     wait_s: float = 0.0  # the consumer stood in next()
     seconds: float = 0.0  # from the first next() to the end of the last
     worker_restarts: int = 0
@@ -62,30 +80,50 @@ class ClipLoader:
     """Batches of one rank, for ever. Iterate it; close it, or use it as a context manager.
 
     `steps_per_epoch` global batches make an epoch, the last incomplete one is dropped. `backend` is the
-    decoder in use, `backend_reason` why.
+    decoder in use, `backend_reason` why. `ranks_on_node` ranks share the cache; None: all of them.
     Raises ConfigError where index, config and world do not fit each other; while iterating,
     TooManyBadClipsError and StorageError.
     """
 
-    def __init__(self, index: ClipIndex, config: LoaderConfig, *, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self,
+        index: ClipIndex,
+        config: LoaderConfig,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        ranks_on_node: int | None = None,
+    ) -> None:
         self.index = index
         self.config = config
         self.rank, self.world = rank, world
+        self.ranks_on_node = ranks_on_node or world
+        self._epoch = lru_cache(maxsize=3)(self._make_epoch)  # played, planned, read ahead
         self.steps_per_epoch = order.check_sizes(
-            n_clips=len(index), batch_videos=config.batch_videos, lanes=config.lanes, rank=rank, world=world
+            n_clips=len(self._epoch(0)),
+            batch_videos=config.batch_videos,
+            lanes=config.lanes,
+            rank=rank,
+            world=world,
         )
         self.device = backends.resolve_device(config.device)
         self.backend, self.backend_reason = backends.resolve_backend(
             config.backend, index.codec_names, self.device
         )
         self.stats = LoaderStats()
-        self._quarantine = Quarantine(len(index), config.max_bad_fraction)
+        self._quarantine = Quarantine(
+            len(index),
+            config.max_bad_fraction,
+            file=None if config.quarantine is None else Path(config.quarantine),
+            index=index.digest,
+        )
         self.stats.bad = self._quarantine.reasons
         self._next = (0, 0)  # (epoch, step) of the batch that is yielded next
         self._planned = (0, 0)  # of the batch that is submitted next
         self._in_flight: deque[tuple[int, int]] = deque()
         self._decoder: Decoder | None = None
-        self._sequence: tuple[int, np.ndarray] | None = None  # (epoch, its clips)
+        self._read_ahead: ReadAhead | None = None
+        self._floats = Floats(self.device)
         self._started: float | None = None
 
     def __enter__(self) -> ClipLoader:
@@ -102,9 +140,10 @@ class ClipLoader:
 
     def close(self) -> None:
         """Stop decoding and give back processes and memory. The place is kept: iterating again goes on."""
-        if self._decoder is not None:
-            self._decoder.close()
-        self._decoder = None
+        for part in (self._decoder, self._read_ahead):
+            if part is not None:
+                part.close()
+        self._decoder = self._read_ahead = None
         self._in_flight.clear()
         self._planned = self._next
 
@@ -124,7 +163,7 @@ class ClipLoader:
         if state.get("index") != self.index.digest:
             raise ConfigError(
                 f"the checkpoint was made on another index: {state.get('index')}, this one is {self.index.digest} "
-                f"({self.index.store.url()}); resume with the dataset it was made on, or start a new run"
+                f"({self.index}); resume with the dataset, selection and weights it was made on, or start a new run"
             )
         changed = [f"{k}: {state.get(k)!r} → {v!r}" for k, v in facts.items() if state.get(k) != v]
         if changed:
@@ -142,6 +181,7 @@ class ClipLoader:
             self._started = entered
         if self._decoder is None:
             self._decoder = self._make_decoder()
+            self._read_ahead = self._make_read_ahead()
         while len(self._in_flight) < self.config.prefetch:
             self._submit()
         decoded = self._decoder.collect()
@@ -162,28 +202,30 @@ class ClipLoader:
         """Plan the next batch and give it to the decoder."""
         assert self._decoder is not None
         epoch, step = self._planned
-        if self._sequence is None or self._sequence[0] != epoch:
-            self._sequence = (
-                epoch,
-                order.epoch_sequence(self.index.shard_of_clip, seed=self.config.seed, epoch=epoch),
-            )
-        clips = order.rank_batch(
-            self._sequence[1],
-            step=step,
-            batch_videos=self.config.batch_videos,
-            lanes=self.config.lanes,
-            rank=self.rank,
-            world=self.world,
+        positions = order.rank_positions(
+            step=step, batch_videos=self.config.batch_videos, rank=self.rank, world=self.world
         )
-        self._decoder.submit([self._task(int(clip), epoch) for clip in clips])
+        played = self._epoch(epoch)
+        clips, passes = played.clips_at(positions), played.passes_at(positions)
+        if self._read_ahead is not None:
+            self._read_ahead.advance(epoch, step)
+        self._decoder.submit([self._task(int(c), int(p)) for c, p in zip(clips, passes, strict=True)])
         self._in_flight.append((epoch, step))
         self._planned = (epoch, step + 1) if step + 1 < self.steps_per_epoch else (epoch + 1, 0)
 
+    def _make_epoch(self, epoch: int) -> order.Epoch:
+        index, config = self.index, self.config
+        return order.Epoch(index.shard_start, index.parts, seed=config.seed, epoch=epoch, lanes=config.lanes)
+
     def _task(self, planned: int, epoch: int, attempt: int = 0) -> ClipTask:
-        """The work for one place of the order: the planned clip, or the first replacement not known to be bad."""
+        """The work for one place of the order: the planned clip, or the first replacement not known to be bad.
+
+        `epoch` is the pass through the clip's dataset (see order.py).
+        """
         index, clip = self.index, planned
         if attempt:
-            clip = replacement(planned, attempt, n_clips=len(index), seed=self.config.seed, epoch=epoch)
+            rows = _rows_beside(index, planned)
+            clip = replacement(planned, attempt, rows=rows, seed=self.config.seed, epoch=epoch)
         if clip in self._quarantine.clips:
             self._quarantine.check_attempt(attempt + 1)
             return self._task(planned, epoch, attempt + 1)
@@ -206,9 +248,11 @@ class ClipLoader:
         return ClipTask(
             clip=clip,
             key=index.key(clip),
+            dataset=index.dataset(clip),
             shard=index.shard(clip),
             offset=int(index.offset[clip]),
             size=int(index.size[clip]),
+            check=int(index.check[clip]),
             frames=frames,
             fps=fps,
             codec=index.codec_names[index.codec_of_clip[clip]],
@@ -227,13 +271,14 @@ class ClipLoader:
         config = self.config
         draws = [d for task in decoded.tasks for d in task.draws]
         clip_B = np.repeat(np.array([task.clip for task in decoded.tasks], dtype=np.int64), config.repeats)
-        ids_keep_BK = np.stack([ids_keep(config.mask, d.mask_seed, config.grid_THW) for d in draws])
-        frames = decoded.frames
+        seeds = [d.mask_seed for d in draws]
+        began = time.perf_counter()
+        clips_BCTHW = self._floats(decoded.clips_BCTHW)
+        self.stats.copy_s += time.perf_counter() - began
         return ClipBatch(
-            clips_BCTHW=normalise(
-                torch.from_numpy(frames) if isinstance(frames, np.ndarray) else frames, self.device
-            ),
-            ids_keep_BK=torch.from_numpy(ids_keep_BK).to(self.device),
+            clips_BCTHW=clips_BCTHW,
+            ids_keep_BK=batch_ids_keep(config.mask, seeds, config.grid_THW, self.device),
+            ids_decode_BQ=batch_ids_decode(config.decoder_mask, seeds, config.grid_THW, self.device),
             clip_B=clip_B,
             repeat_B=np.tile(np.arange(config.repeats, dtype=np.int64), len(decoded.tasks)),
             label_B=torch.from_numpy(self.index.label_id[clip_B].astype(np.int64)).to(self.device),
@@ -242,9 +287,39 @@ class ClipLoader:
             step=step,
         )
 
+    def _source(self) -> SourceSettings:
+        config = self.config
+        cache = None
+        if config.cache is not None:
+            cache = CacheSettings(config.cache, int(config.cache_gb * 1e9))
+        return SourceSettings(tuple(store.url() for store in self.index.stores), cache)
+
+    def _make_read_ahead(self) -> ReadAhead | None:
+        cache = self._source().cache
+        if cache is None or all(store.is_local for store in self.index.stores):
+            return None
+
+        def stays(epoch: int) -> list[Stay]:
+            return shard_stays(
+                self._epoch(epoch).shards_at,
+                steps=self.steps_per_epoch,
+                batch_videos=self.config.batch_videos,
+                rank=self.rank,
+                world=self.world,
+            )
+
+        return ReadAhead(
+            ShardCache(cache),
+            self.index,
+            stays,
+            steps=self.steps_per_epoch,
+            budget_bytes=cache.max_bytes // self.ranks_on_node,
+            in_flight=self.config.prefetch + 1,
+        )
+
     def _make_decoder(self) -> Decoder:
         config, sample = self.config, self.config.sample
-        shape = (config.batch_videos, config.repeats, sample.frames, sample.size, sample.size, 3)
+        shape = (config.batch_videos, config.repeats, 3, sample.frames, sample.size, sample.size)
         workers = usable_cores() if config.workers is None else config.workers
         if self.backend != "av":
             from reelmae.pipeline.loading.decode_dali import (
@@ -252,18 +327,20 @@ class ClipLoader:
             )  # DALI loads in a second: only where used
 
             return DaliDecoder(
-                self.index.store,
+                self._source(),
                 shape,
                 device=self.device if self.backend == "dali-gpu" else None,
                 threads=max(1, workers),
+                pipelines=config.pipelines,
                 on_bad=self._on_bad,
             )
         if workers == 0:
-            return InlineDecoder(self.index.store, shape, on_bad=self._on_bad)
+            return InlineDecoder(self._source(), shape, policy=config.decode, on_bad=self._on_bad)
         # one slot more than is in flight: the next batch is submitted when the last is released
         return AvPool(
-            self.index.store.url(),
+            self._source(),
             shape,
+            policy=config.decode,
             workers=workers,
             slots=config.prefetch + 1,
             timeout_s=config.clip_timeout_s,
@@ -278,6 +355,15 @@ class ClipLoader:
         stats.frames_used += videos * self.config.repeats * self.config.sample.frames
         stats.frames_decoded += decoded.cost.frames_decoded
         stats.bytes_read += decoded.cost.bytes_read
+        stats.fetch_s += decoded.cost.fetch_s
         stats.decode_s += decoded.cost.decode_s
+        stats.resize_s += decoded.cost.resize_s
         if isinstance(self._decoder, AvPool):
             stats.worker_restarts = self._decoder.restarts
+
+
+def _rows_beside(index: ClipIndex, clip: int) -> range:
+    """The rows of the index that are shuffled together with this one: its dataset, where several are mixed by weights."""
+    shard = index.shard_number(clip)
+    part = next(p for p in index.parts if shard < p.stop)
+    return range(int(index.shard_start[part.start]), int(index.shard_start[part.stop]))

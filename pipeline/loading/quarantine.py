@@ -1,10 +1,15 @@
 """Bad clips: counted, named, replaced by a rule that needs no memory, and a limit at which the run stops.
 
-A bad clip's place is taken by the clip that a draw keyed by (seed, epoch, bad clip, attempt) names; if that is
+A bad clip's place is taken by the clip of its dataset that a draw keyed by (seed, epoch, bad clip, attempt) names; if that is
 bad too, by the next attempt's. So the same run always ends with the same clips, whatever had been found bad before.
 """
 
 from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
 
 from reelmae.pipeline.errors import BadClipError, TooManyBadClipsError
 from reelmae.pipeline.loading.philox import STREAM_REPLACE, below, raw_bits
@@ -15,31 +20,72 @@ MIN_TRIED = (
 MAX_ATTEMPTS = 100
 
 
-def replacement(planned: int, attempt: int, *, n_clips: int, seed: int, epoch: int) -> int:
-    """The clip of attempt 1, 2, … for the place of clip `planned`; pure."""
-    return below(raw_bits(1, seed=seed, stream=STREAM_REPLACE, words=(epoch, planned, attempt))[0], n_clips)
+def replacement(planned: int, attempt: int, *, rows: range, seed: int, epoch: int) -> int:
+    """The clip of attempt 1, 2, … for the place of clip `planned`, one of `rows`; pure."""
+    bits = raw_bits(1, seed=seed, stream=STREAM_REPLACE, words=(epoch, planned, attempt))[0]
+    return rows[below(bits, len(rows))]
 
 
 class Quarantine:
-    """The bad clips of one run: `reasons` maps key to why, `clips` holds their rows in the index."""
+    """The bad clips of one run: `reasons` maps key to why, `clips` holds their rows in the index.
 
-    def __init__(self, n_clips: int, max_bad_fraction: float) -> None:
+    With a `file` (JSON lines, each with the index's digest, row, key and reason) they are written there when they are
+    found, and those of this index that are there already are known from the start: a run that goes on plays what it
+    would have played. Several ranks may share the file. A line that a killed process left half-written is passed over.
+    """
+
+    def __init__(
+        self, n_clips: int, max_bad_fraction: float, *, file: Path | None = None, index: str = ""
+    ) -> None:
         self._n_clips = n_clips
         self._max_bad_fraction = max_bad_fraction
+        self._file = file
+        self._index = index
+        self._lock = threading.Lock()  # clips are found bad in a decoder's threads
         self.reasons: dict[str, str] = {}
         self.clips: set[int] = set()
-        self.tried = 0
+        self.tried = 0  # by this process, and of these:
+        self._found = 0
+        if file is not None and file.exists():
+            content = file.read_text(encoding="utf-8")
+            for line in content.splitlines():
+                self._know(line)
+            if content and not content.endswith("\n"):
+                with file.open("a", encoding="utf-8") as torn:
+                    torn.write("\n")
+
+    def _know(self, line: str) -> None:
+        try:
+            known = json.loads(line)
+        except ValueError:
+            return
+        if known["index"] == self._index:
+            self.clips.add(known["clip"])
+            self.reasons[known["key"]] = known["reason"]
 
     def add(self, clip: int, bad: BadClipError) -> None:
         """Count a bad clip. TooManyBadClipsError where that is over the limit."""
-        self.clips.add(clip)
-        self.reasons[bad.key] = bad.reason
-        tried = max(min(self.tried, self._n_clips), MIN_TRIED)
-        if len(self.clips) > self._max_bad_fraction * tried:
-            raise TooManyBadClipsError(
-                f"{len(self.clips)} bad clips of {self.tried} tried, more than max_bad_fraction={self._max_bad_fraction} of "
-                f"{tried}; the last: {bad}; run reelmae verify --deep on the dataset"
-            ) from bad
+        with self._lock:
+            if clip not in self.clips:
+                self._write({"index": self._index, "clip": clip, "key": bad.key, "reason": bad.reason})
+            self.clips.add(clip)
+            self.reasons[bad.key] = bad.reason
+            self._found += 1
+            tried = max(min(self.tried, self._n_clips), MIN_TRIED)
+            if self._found > self._max_bad_fraction * tried:
+                raise TooManyBadClipsError(
+                    f"{self._found} bad clips of {self.tried} tried, more than max_bad_fraction={self._max_bad_fraction} "
+                    f"of {tried}; the last: {bad}; run reelmae verify --deep on the dataset"
+                ) from bad
+
+    def _write(self, found: dict[str, Any]) -> None:
+        if self._file is None:
+            return
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        with self._file.open(
+            "ab", buffering=0
+        ) as file:  # one write in append mode: lines of several ranks do not mix
+            file.write(json.dumps(found).encode() + b"\n")
 
     def check_attempt(self, attempt: int) -> None:
         """Raise where replacing has become hopeless."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 from reelmae.pipeline.errors import BadClipError
@@ -16,9 +16,11 @@ class ClipTask:
 
     clip: int  # row of the index
     key: str
+    dataset: int  # which of the index's datasets holds it
     shard: str
     offset: int
     size: int
+    check: int  # the first 8 bytes of its sha256
     frames: int
     fps: float
     codec: str
@@ -30,29 +32,30 @@ class ClipTask:
 
 @dataclass
 class Cost:
-    """What decoding took; sums over clips."""
+    """What decoding took, as sums over clips. Seconds are those of the thread or process that did it."""
 
     frames_decoded: int = 0
     bytes_read: int = 0
+    fetch_s: float = 0.0  # bytes from the store or the cache, and their hash
     decode_s: float = 0.0
+    resize_s: float = 0.0  # crop, resize and conversion to RGB
 
     def add(self, other: Cost) -> None:
         """Add in place."""
-        self.frames_decoded += other.frames_decoded
-        self.bytes_read += other.bytes_read
-        self.decode_s += other.decode_s
+        for field_ in fields(self):
+            setattr(self, field_.name, getattr(self, field_.name) + getattr(other, field_.name))
 
 
 @dataclass
 class Decoded:
-    """A decoded batch: `frames` is uint8 [V * R, T, H, W, 3], V videos by R repeats, RGB.
+    """A decoded batch: `clips_BCTHW` is uint8, B = V videos × R repeats, RGB.
 
-    `frames` (a numpy array or a torch tensor, on the host or the device) belongs to the decoder:
+    `clips_BCTHW` (a numpy array or a torch tensor, on the host or the device) belongs to the decoder:
     call `release` once it has been used.
     """
 
     tasks: list[ClipTask]
-    frames: Any
+    clips_BCTHW: Any
     release: Callable[[], None]
     cost: Cost = field(default_factory=Cost)
 

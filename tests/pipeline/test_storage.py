@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import errno
+import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from reelmae.pipeline import storage
+from reelmae.pipeline import s3_ranges, storage
 from reelmae.pipeline.errors import InputError, ShortFileError, StorageError, StorageFullError
 from reelmae.pipeline.storage import Store, require_folder, whole_file
 
@@ -32,6 +36,14 @@ def test_what_is_published_is_listed_and_read(store: Store, tmp_path: Path) -> N
     assert store.read_range("deep/er/b.txt", 5, 4) == b"er/b"
     store.download("a.txt", tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == b"a.txt"
+
+
+def test_a_files_size_is_told_as_it_is_now(store: Store) -> None:
+    for data in (b"one", b"three"):
+        store.publish_bytes(data, "x")
+        assert store.size("x") == len(data)
+    with pytest.raises(FileNotFoundError):
+        store.size("y")
 
 
 def test_publishing_again_replaces(store: Store) -> None:
@@ -197,6 +209,97 @@ def test_a_page_that_fails_for_a_moment_is_asked_for_again(
     assert len(calls) == 4 and calls[1] == calls[2] is not None
 
 
+def test_s3_ranges_are_read_by_obstore_whatever_the_name(
+    s3_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(s3_server.url("ranges"))
+    names = ["plain", "deep/er", "odd 'na+me' ü%2B #?.tar", "%zz", "a&b=c;d"]
+    for name in names:
+        store.publish_bytes(name.encode() + b"0123456789", name)
+    monkeypatch.setattr(store.fs, "cat_file", _raiser(AssertionError("read by s3fs")))
+    for name in names:
+        assert store.read_range(name, len(name.encode()), 4) == b"0123"
+
+
+def test_what_obstore_cannot_read_is_read_by_s3fs_and_soon_by_it_alone(
+    s3_server: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    from obstore.store import S3Store
+
+    store = Store(s3_server.url("refused"))
+    store.publish_bytes(b"0123456789", "x")
+    assert store.read_range("x", 0, 5) == b"01234"
+    ranges = store._s3_ranges
+    assert ranges is not None
+    well = ranges._store
+    nobody = S3Store(
+        "b",
+        endpoint="http://127.0.0.1:1",
+        client_options={"allow_http": True},
+        retry_config={"max_retries": 0},
+    )
+    with caplog.at_level(logging.WARNING):
+        for turn in range(s3_ranges.RANGES_GIVEN_UP):
+            ranges._store = nobody
+            assert store.read_range("x", 2, 5) == b"23456"
+            if turn == 0:
+                ranges._store = well  # a failure now and then is none
+                assert store.read_range("x", 2, 5) == b"23456"
+        assert not caplog.records
+        ranges._store = nobody
+        store.read_range("x", 2, 5)
+    assert [r.levelname for r in caplog.records] == ["WARNING"]
+    assert "AWS_DEFAULT_REGION" in caplog.text and "going on with s3fs" in caplog.text
+    ranges._store = well
+    store.fs.cat_file = _raiser(OSError(errno.EIO, "asked"))
+    with pytest.raises(StorageError, match="asked"):
+        store.read_range("x", 2, 5)
+    del store.fs.cat_file
+
+
+READS = """
+import sys
+from reelmae.pipeline.storage import Store
+store = Store(sys.argv[1])
+assert store._s3_ranges is not None
+store.fs.cat_file = None
+print(store.read_range("x", 2, 3).decode())
+"""
+
+
+@pytest.mark.parametrize("found_in", ["environment", "profile", "settings"])
+def test_ranges_use_the_credentials_and_endpoint_that_s3fs_finds(
+    s3_server: Any, tmp_path: Path, found_in: str
+) -> None:
+    store = Store(s3_server.url("credentials"))
+    store.publish_bytes(b"0123456789", "x")
+    key, secret = (os.environ[f"AWS_{name}"] for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"))
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "FSSPEC_"))}
+    env |= {"HOME": str(tmp_path), "AWS_EC2_METADATA_DISABLED": "true"}
+    if found_in == "environment":
+        env |= {
+            "AWS_ACCESS_KEY_ID": key,
+            "AWS_SECRET_ACCESS_KEY": secret,
+            "AWS_ENDPOINT_URL": s3_server.endpoint,
+        }
+    elif found_in == "settings":
+        env |= {"AWS_ACCESS_KEY_ID": "others", "AWS_SECRET_ACCESS_KEY": "others"}
+        env |= {
+            "FSSPEC_S3_KEY": key,
+            "FSSPEC_S3_SECRET": secret,
+            "FSSPEC_S3_ENDPOINT_URL": s3_server.endpoint,
+        }
+    else:
+        (tmp_path / ".aws").mkdir()
+        (tmp_path / ".aws/credentials").write_text(
+            f"[other]\naws_access_key_id={key}\naws_secret_access_key={secret}\n"
+        )
+        (tmp_path / ".aws/config").write_text(f"[profile other]\nendpoint_url={s3_server.endpoint}\n")
+        env["AWS_PROFILE"] = "other"
+    ran = subprocess.run([sys.executable, "-c", READS, store.url()], env=env, capture_output=True, text=True)
+    assert (ran.stdout, ran.returncode) == ("234\n", 0), ran.stderr
+
+
 def test_other_filesystems_are_listed_folder_by_folder() -> None:
     store = Store("memory://listing/raw")
     names = ["b/x", "a.txt", "b/c/y", "z"]
@@ -220,6 +323,8 @@ def test_wrong_credentials_are_told(s3_server: Any, monkeypatch: pytest.MonkeyPa
     )
     with pytest.raises(StorageError, match="credentials"):
         store.read_bytes("y")
+    with pytest.raises(StorageError, match="credentials"):
+        store.read_range("y", 0, 1)
     with pytest.raises(StorageError, match="credentials"):
         list(store.list())
 

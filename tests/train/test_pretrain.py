@@ -88,7 +88,9 @@ def test_another_config_on_the_same_out_is_refused_by_name(tiny: MakeConfig, oth
         ConfigError, match=r"run\.out=.* holds another run: optim\.blr=0\.25 \(was 0\.5\); give another"
     ):
         pretrain(tiny("run.steps=2", "optim.blr=0.25"))
-    with pytest.raises(ConfigError, match=r"data\.url=.* is another dataset than before"):
+    with pytest.raises(
+        ConfigError, match=r"data\.url=.* is another dataset, or another selection of it, than before"
+    ):
         pretrain(tiny("run.steps=2", f"data.url={other_dataset}"))
 
 

@@ -64,10 +64,39 @@ class BenchLoadConfig(pydantic.BaseModel):
     """Sampled frames a second."""
     workers: int | None = pydantic.Field(default=None, ge=0)
     """Decoding processes or threads; the number of cores unless given."""
+    decode: Literal["auto", "windows", "span"] = "auto"
+    """How the windows of repeated samples are decoded, of the av backend: each by itself, as one, or as is cheaper."""
+    cache: str | None = None
+    """Local folder for the shards of a remote dataset; without one each clip is a ranged read."""
     batches: int = pydantic.Field(default=20, ge=1)
     """Batches measured."""
     warmup: int = pydantic.Field(default=3, ge=1)
     """Batches before the clock starts."""
+
+
+class BenchLoadersConfig(pydantic.BaseModel):
+    """What is played, by every loader alike."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+    data: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DATA")] = pydantic.Field(
+        min_length=1
+    )
+    """Folders of shards; those after the first hold the same clips, stored in another way."""
+    repeats: int = pydantic.Field(default=4, ge=1, le=64)
+    """Samples of each clip."""
+    rounds: int = pydantic.Field(default=3, ge=1)
+    """How often each loader plays, in turn."""
+    videos: int = pydantic.Field(default=64, ge=1)
+    """Clips each plays in a round at most; whole epochs where so many hold one."""
+    batch_videos: int = pydantic.Field(default=8, ge=1)
+    """Videos in a batch at most; the largest number that divides the clips where epochs are played whole."""
+    frames: int = pydantic.Field(default=16, ge=2, multiple_of=2)
+    """Frames of a sample."""
+    size: int = pydantic.Field(default=224, ge=16, multiple_of=16)
+    """Side of a sample in pixels."""
+    fps: float = pydantic.Field(default=7.5, gt=0)
+    """Sampled frames a second."""
 
 
 class BenchShardConfig(pydantic.BaseModel):
@@ -100,6 +129,17 @@ class BenchPlanConfig(pydantic.BaseModel):
     """Number of sources."""
     kind: Literal["manifest", "listing"] = "manifest"
     """manifest: a CSV file with a label for each source. listing: folders of 1000 files."""
+
+
+class BenchIndexConfig(pydantic.BaseModel):
+    """What is opened."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+    clips: int = pydantic.Field(default=10_000_000, ge=1)
+    """Clips of the generated index."""
+    rounds: int = pydantic.Field(default=3, ge=1)
+    """Fresh processes that open it, one after the other."""
 
 
 class BenchPresetsConfig(pydantic.BaseModel):

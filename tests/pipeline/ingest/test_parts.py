@@ -17,6 +17,7 @@ from reelmae.pipeline.ingest.config import ShardConfig
 from reelmae.pipeline.ingest.estimate import estimate
 from reelmae.pipeline.ingest.job import shard
 from reelmae.pipeline.loading.index import ClipIndex
+from reelmae.pipeline.loading.select import Selection
 from reelmae.tools.verify import verify
 
 Make = Callable[..., Path]
@@ -171,7 +172,7 @@ def test_repeats_are_marked_at_the_end_and_the_loader_leaves_them_out(
     assert pairs == {frozenset(("0.mp4", "the same.mp4")), frozenset(("1.mp4", "as well.mp4"))}
     index = ClipIndex.open(str(dst))
     assert (len(index), index.left_out) == (4, 2)
-    assert len(ClipIndex.open(str(dst), duplicates=True)) == 6
+    assert len(ClipIndex.open(str(dst), Selection(duplicates=True))) == 6
     exact = shard(str(src), str(tmp_path / "exact"), SMALL.model_copy(update={"duplicates": "exact"}))
     assert exact.duplicates == 1
     assert shard(str(src), str(tmp_path / "off"), SMALL).duplicates == 0

@@ -7,15 +7,24 @@ Two kinds of clip:
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
 
+from reelmae.pipeline import schema
 from reelmae.pipeline.loading import order
 from reelmae.pipeline.loading.index import ClipIndex
 
@@ -59,6 +68,16 @@ class ClipSpec:
     numbered: bool = False
     label: str | None = None
     seed: int = 0
+    video: str | None = None  # a file whose pictures are taken
+    spoiled: bool = False  # whole by its tables and its hash, but no decoder makes pictures of it
+
+
+def real_frames(spec: ClipSpec) -> list[np.ndarray]:
+    """The first pictures of a real video, scaled to the clip's size."""
+    assert spec.video is not None
+    with av.open(spec.video) as container:
+        frames = islice(container.decode(video=0), spec.frames)
+        return [f.to_ndarray(format="rgb24", width=spec.width, height=spec.height) for f in frames]
 
 
 def natural_frames(spec: ClipSpec) -> list[np.ndarray]:
@@ -110,13 +129,19 @@ def encode(spec: ClipSpec) -> bytes:
         context = stream.codec_context
         context.thread_count = 1
         context.colorspace, context.color_range = BT601, LIMITED
-        for picture in (numbered_frames if spec.numbered else natural_frames)(spec):
+        kind = real_frames if spec.video else numbered_frames if spec.numbered else natural_frames
+        for picture in kind(spec):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             container.mux(
                 stream.encode(frame.reformat(format="yuv420p", dst_colorspace=BT601, dst_color_range=LIMITED))
             )
         container.mux(stream.encode())
-    return buffer.getvalue()
+    data = bytearray(buffer.getvalue())
+    if spec.spoiled:
+        start = data.index(b"mdat") + 4
+        stop = start + int.from_bytes(data[start - 8 : start - 4]) - 8
+        data[start:stop] = b"\xa5" * (stop - start)
+    return bytes(data)
 
 
 def write_dataset(
@@ -132,6 +157,16 @@ def write_dataset(
         for i, spec in enumerate(specs)
     ]  # fmt: skip
     return write(folder, clips, clips_per_shard)
+
+
+@pytest.fixture
+def gpu() -> torch.device:
+    """A CUDA device; skips where there is none, fails there with REELMAE_REQUIRE_GPU=1."""
+    if not torch.cuda.is_available():
+        if os.environ.get("REELMAE_REQUIRE_GPU") == "1":
+            pytest.fail("REELMAE_REQUIRE_GPU=1, and torch sees no CUDA device")
+        pytest.skip("needs an NVIDIA GPU with NVDEC; torch sees no CUDA device")
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 @pytest.fixture(scope="session")
@@ -164,26 +199,72 @@ def natural_index(ready_dataset: Callable[..., str], tmp_path_factory: pytest.Te
     return ClipIndex.open(write_dataset(ready_dataset, tmp_path_factory.mktemp("natural"), specs, 6))
 
 
+@pytest.fixture
+def index_of_rows(tmp_path: Path) -> Callable[..., str]:
+    """index_of_rows([dict(shard=…, source=…, frames=…, …), …], columns={name: kind}, labels={…}, rows_of_group=…) → URL
+
+    A dataset that has an index and no shards. What a row does not give is made up: `source` N, ordinal 0, shards of 4.
+    """
+    count = iter(range(1000))
+
+    def write(
+        rows: Sequence[dict[str, Any]], columns: dict[str, str] | None = None, labels: dict[str, int] | None = None,
+        rows_of_group: int = 5,
+    ) -> str:  # fmt: skip
+        folder = tmp_path / f"rows{next(count)}"
+        folder.mkdir()
+        whole = [_index_row(i, row) for i, row in enumerate(rows)]
+        table = pa.Table.from_pylist(whole, schema=schema.with_columns(schema.CLIPS, columns or {}))
+        pq.write_table(table, folder / schema.INDEX, row_group_size=rows_of_group)
+        (folder / schema.LABELS).write_text(json.dumps(labels or {}))
+        (folder / schema.DATASET_JSON).write_text(json.dumps({"format": schema.FORMAT, "clips": len(rows)}))
+        return str(folder)
+
+    return write
+
+
+def _index_row(i: int, row: dict[str, Any]) -> dict[str, Any]:
+    made_up = {f.name: "" if pa.types.is_string(f.type) else 0 for f in schema.CLIPS if not f.nullable}
+    made_up |= {
+        "shard": schema.shard_name(i // 4, 0),
+        "source": f"source{i}",
+        "codec": "h264",
+        "label_id": -1,
+    }
+    made_up |= {
+        "offset": 512 + 4096 * (i % 4),
+        "size": 1000 + i,
+        "frames": 60,
+        "fps": 30.0,
+        "width": 96,
+        "height": 64,
+    }
+    made_up["key"] = schema.clip_key(row.get("source", made_up["source"]), row.get("ordinal", 0))
+    made_up["sha256"] = hashlib.sha256(f"{made_up['key']} {i}".encode()).hexdigest()
+    return made_up | {name: value for name, value in row.items() if name != "ordinal"}
+
+
 @pytest.fixture(scope="session")
-def epoch_lanes() -> Callable[..., list[np.ndarray]]:
-    """epoch_lanes(shard_of_clip, seed=…, epoch=…, lanes=64) → the clips of each lane, in the order they are played."""
+def epoch_of() -> Callable[..., order.Epoch]:
+    """epoch_of(shard_of_clip, seed=…, epoch=…, lanes=64) → the Epoch of one dataset."""
 
-    def lanes_of(shard_of_clip: np.ndarray, *, seed: int, epoch: int, lanes: int = 64) -> list[np.ndarray]:
-        sequence = order.epoch_sequence(shard_of_clip, seed=seed, epoch=epoch)
-        return np.split(sequence, order.lane_starts(len(sequence), lanes)[1:-1])
+    def make(shard_of_clip: np.ndarray, *, seed: int = 0, epoch: int = 0, lanes: int = 64) -> order.Epoch:
+        sizes = np.bincount(shard_of_clip)
+        start = np.concatenate([[0], np.cumsum(sizes)])
+        return order.Epoch(start, (order.Part(0, len(sizes)),), seed=seed, epoch=epoch, lanes=lanes)
 
-    return lanes_of
+    return make
 
 
 @pytest.fixture(scope="session")
 def global_batches() -> Callable[..., np.ndarray]:
-    """global_batches(shard_of_clip, seed=…, epoch=…, global_batch=…, lanes=64) → int64 [S, G], all of an epoch."""
+    """global_batches(index, seed=…, epoch=…, global_batch=…, lanes=64) → int64 [S, G], all of an epoch."""
 
     def batches_of(
-        shard_of_clip: np.ndarray, *, seed: int, epoch: int, global_batch: int, lanes: int = 64
+        index: ClipIndex, *, seed: int, epoch: int, global_batch: int, lanes: int = 64
     ) -> np.ndarray:
-        sequence = order.epoch_sequence(shard_of_clip, seed=seed, epoch=epoch)
-        steps = len(sequence) // global_batch
-        return order.clips_at(sequence, np.arange(steps * global_batch), lanes).reshape(steps, global_batch)
+        played = order.Epoch(index.shard_start, index.parts, seed=seed, epoch=epoch, lanes=lanes)
+        steps = len(played) // global_batch
+        return played.clips_at(np.arange(steps * global_batch)).reshape(steps, global_batch)
 
     return batches_of

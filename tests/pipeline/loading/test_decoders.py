@@ -1,8 +1,8 @@
 """The backends against each other and against clips that carry their own frame numbers."""
 
-import os
 from collections.abc import Callable
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +14,10 @@ from reelmae.pipeline.loading.draws import SamplePolicy, frame_indices
 from reelmae.pipeline.loading.index import ClipIndex
 from reelmae.pipeline.loading.loader import ClipLoader, LoaderConfig
 
-# Mean absolute difference in levels of 255: av resizes Y, U and V, DALI RGB.
-TOLERANCE = 0.7
-WORST_PIXEL = 8
+# Mean absolute difference in levels of 255: av resizes Y, U and V, DALI RGB, and each rounds in its own places.
+TOLERANCE = 0.25
+WORST_PIXEL = 4
+REAL_TOLERANCE = 0.4
 WHOLE = SamplePolicy(frames=8, size=48, scale=(1, 1), ratio=(1, 1), flip=False, stride=4)
 BACKENDS = [("av", "h264"), ("av", "vp9"), ("dali-cpu", "vp9")]
 
@@ -66,7 +67,69 @@ def test_av_and_dali_give_the_same_clip_from_the_same_draws(
         difference = levels(a) - levels(b)
         assert np.abs(difference).mean(axis=(1, 2, 3, 4)).max() < TOLERANCE
         assert np.abs(difference).max() < WORST_PIXEL
-        assert np.abs(difference.mean()) < 0.1  # no bias
+        assert np.abs(difference.mean()) < 0.05  # no bias
+
+
+def test_av_and_dali_give_the_same_clips_of_real_video(
+    corpus: Path, make_dataset: Callable, spec: type
+) -> None:
+    names = ["hitting_baseball/hitting_baseball.mp4", "using_segway/WUzgd7C1pWA.mp4", "yoga/yoga.mp4"]
+    files = [str(corpus / "kinetics_style" / name) for name in names]
+    index = make_dataset([spec(frames=40, height=256, width=336, codec="vp9", video=f) for f in files] * 2)
+    sample = SamplePolicy(frames=8, size=224, stride=4)
+    av, _ = take(index, 3, backend="av", repeats=2, sample=sample)
+    dali, _ = take(index, 3, backend="dali-cpu", repeats=2, sample=sample)
+    for a, b in zip(av, dali, strict=True):
+        difference = levels(a) - levels(b)
+        assert levels(a).std() > 20  # there is something to see
+        assert np.abs(difference).mean(axis=(1, 2, 3, 4)).max() < REAL_TOLERANCE
+        assert np.abs(difference.mean()) < 0.1
+
+
+@pytest.mark.parametrize("policy", ["windows", "span"])
+def test_decode_policies_give_equal_pixels_and_auto_decodes_least(
+    make_dataset: Callable, spec: type, policy: str
+) -> None:
+    index = make_dataset([spec(frames=n, seed=n) for n in (300, 290, 60, 20)])
+    sample = SamplePolicy(frames=8, size=48, stride=4)
+    auto, a = take(index, 2, backend="av", repeats=3, sample=sample)
+    other, b = take(index, 2, backend="av", repeats=3, sample=sample, decode=policy)
+    assert all(torch.equal(x.clips_BCTHW, y.clips_BCTHW) for x, y in zip(auto, other, strict=True))
+    assert a.stats.frames_decoded < b.stats.frames_decoded
+
+
+def test_shards_of_the_sampled_rate_are_decoded_frame_for_frame(make_dataset: Callable, spec: type) -> None:
+    """One recipe, 8 frames at 7.5 a second, plays shards of both rates: the same seconds, a quarter of the frames."""
+    sample = SamplePolicy(frames=8, size=48, fps=7.5)
+    full = make_dataset([spec(frames=160, fps=30)] * 4)
+    sampled = make_dataset([spec(frames=40, fps=7.5)] * 4)
+    a, of_full = take(full, 2, backend="av", sample=sample)
+    b, of_sampled = take(sampled, 2, backend="av", sample=sample)
+    assert {d.stride for batch in a for d in batch.draws} == {4}
+    assert {d.stride for batch in b for d in batch.draws} == {1}
+    assert of_sampled.stats.frames_decoded <= 4 * (8 + 15)
+    assert of_full.stats.frames_decoded > 4 * 28
+
+
+def test_several_pipelines_of_dali_give_what_one_gives_in_order(make_dataset: Callable, spec: type) -> None:
+    index = make_dataset([spec(frames=40, codec="vp9", seed=s % 3) for s in range(8)])
+    sample = SamplePolicy(frames=4, size=48, stride=4)
+    one, _ = take(index, 8, backend="dali-cpu", sample=sample, prefetch=3)
+    three, _ = take(index, 8, backend="dali-cpu", sample=sample, prefetch=3, pipelines=3)
+    for a, b in zip(one, three, strict=True):
+        assert (a.clip_B == b.clip_B).all()
+        assert torch.equal(a.clips_BCTHW, b.clips_BCTHW)
+
+
+@pytest.mark.parametrize(("backend", "codec"), BACKENDS)
+def test_a_clip_that_does_not_decode_though_its_bytes_are_its_own_costs_one_clip(
+    make_dataset: Callable, spec: type, backend: str, codec: str
+) -> None:
+    good = [spec(frames=30, codec=codec, seed=s) for s in range(7)]
+    index = make_dataset([*good, spec(frames=30, codec=codec, spoiled=True)])
+    batches, loader = take(index, 4, backend=backend, repeats=2, sample=SamplePolicy(frames=4, size=48))
+    assert 7 not in {int(clip) for batch in batches for clip in batch.clip_B}
+    assert list(loader.stats.bad) == [index.key(7)]
 
 
 def test_pixels_are_the_clips_own(make_dataset: Callable, spec: type) -> None:
@@ -82,7 +145,9 @@ def test_pixels_are_the_clips_own(make_dataset: Callable, spec: type) -> None:
     with av.open(io.BytesIO(data)) as container:
         plain = np.stack([f.to_ndarray(format="rgb24") for f in container.decode(video=0)]).astype(float)
     expected = plain[frame_indices(batch.draws[0], 8, 20)]
-    assert np.abs(levels(batch)[0] - expected).mean() < 1.5  # swscale's quick conversion is a level too dark
+    assert (
+        np.abs(levels(batch)[0] - expected).mean() < 1.5
+    )  # to_ndarray's quick conversion is a level too dark
 
 
 def test_a_flipped_sample_is_the_mirror_of_the_plain_one(make_dataset: Callable, spec: type) -> None:
@@ -131,17 +196,15 @@ def test_auto_on_a_cpu_is_av_and_says_why(natural_index: ClipIndex) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("codec", ["h264", "vp9"])
-def test_dali_gpu_gives_the_same_clips_as_av(make_dataset: Callable, spec: type, codec: str) -> None:
-    if not torch.cuda.is_available():
-        if os.environ.get("REELMAE_REQUIRE_GPU") == "1":
-            pytest.fail("REELMAE_REQUIRE_GPU=1, and torch sees no CUDA device")
-        pytest.skip("needs an NVIDIA GPU with NVDEC; torch sees no CUDA device")
+def test_dali_gpu_gives_the_same_clips_as_av(
+    make_dataset: Callable, spec: type, codec: str, gpu: torch.device
+) -> None:
     index = make_dataset(
         [spec(frames=n, height=160, width=208, codec=codec, seed=n) for n in (70, 40, 20, 5)]
     )
     sample = SamplePolicy(frames=8, size=112, scale=(0.3, 1), stride=4)
     av, _ = take(index, 4, backend="av", repeats=2, sample=sample)
-    dali, _ = take(index, 4, backend="dali-gpu", device="cuda", repeats=2, sample=sample)
+    dali, _ = take(index, 4, backend="dali-gpu", device=str(gpu), repeats=2, sample=sample)
     for a, b in zip(av, dali, strict=True):
         assert a.draws == b.draws
         assert b.clips_BCTHW.is_cuda

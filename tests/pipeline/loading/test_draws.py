@@ -32,6 +32,13 @@ def test_window_and_box_lie_within_the_clip() -> None:
         assert 0 <= d.left < d.left + d.width <= 340
 
 
+def test_boxes_lie_on_even_pixels_also_of_pictures_with_odd_sides() -> None:
+    for d in (*draws(), *draws(height=255, width=341), *draws(height=15, width=141)):
+        assert not any(n % 2 for n in (d.top, d.left, d.height, d.width))
+        assert min(d.height, d.width) > 0
+    assert {d.top for d in draws(replace(POLICY, scale=(0.6, 0.6)))} >= set(range(0, 20, 2))
+
+
 def test_starts_reach_both_ends_and_the_middle_evenly() -> None:
     starts = np.array([d.start for d in draws(n=4000)])
     assert (starts.min(), starts.max()) == (0, 239)
@@ -59,7 +66,7 @@ def test_turning_the_flip_off_leaves_all_else_as_it_was() -> None:
 
 def test_a_crop_that_never_fits_falls_back_to_the_centre() -> None:
     [d] = draws(replace(POLICY, scale=(1.0, 1.0)), n=1, height=64, width=640)
-    assert (d.top, d.left, d.height, d.width) == (0, (640 - 85) // 2, 64, 85)
+    assert (d.top, d.left, d.height, d.width) == (0, (640 - 84) // 2, 64, 84)  # 85 wide, made even
 
 
 @pytest.mark.parametrize(

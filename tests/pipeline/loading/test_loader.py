@@ -17,7 +17,14 @@ from reelmae.pipeline.errors import ConfigError, TooManyBadClipsError
 from reelmae.pipeline.loading.av_pool import AvPool
 from reelmae.pipeline.loading.batch import ClipBatch
 from reelmae.pipeline.loading.index import ClipIndex
-from reelmae.pipeline.loading.loader import ClipLoader, LoaderConfig, MaskPolicy, SamplePolicy
+from reelmae.pipeline.loading.loader import (
+    ClipLoader,
+    DecoderMaskPolicy,
+    LoaderConfig,
+    MaskPolicy,
+    SamplePolicy,
+)
+from reelmae.pipeline.loading.masks import ids_decode
 
 SAMPLE = SamplePolicy(frames=4, size=32, stride=4)
 
@@ -68,12 +75,36 @@ def test_a_batch_has_the_stated_shapes_order_and_labels(natural_index: ClipIndex
     assert loader.steps_per_epoch == 5
 
 
+def test_a_decoder_mask_comes_with_the_batch(natural_index: ClipIndex) -> None:
+    [plain], _ = play(natural_index, 1, workers=0, repeats=2)
+    [masked], _ = play(natural_index, 1, workers=0, repeats=2, decoder_mask=DecoderMaskPolicy("cells", 0.75))
+    assert plain.ids_decode_BQ is None
+    assert masked.ids_decode_BQ is not None
+    assert masked.ids_decode_BQ.shape == (8, 8)  # a quarter of 2·4·4
+    policy, grid = DecoderMaskPolicy("cells", 0.75), (2, 4, 4)
+    assert masked.ids_decode_BQ.tolist() == [
+        ids_decode(policy, d.mask_seed, grid).tolist() for d in masked.draws
+    ]
+    assert torch.equal(plain.ids_keep_BK, masked.ids_keep_BK)
+
+
+def test_a_batch_that_is_kept_is_not_written_over(natural_index: ClipIndex) -> None:
+    """Memory is used again, but only once nobody holds anything of it."""
+    with ClipLoader(natural_index, config(workers=0)) as loader:
+        batches = iter(loader)
+        kept = next(batches).clips_BCTHW[1:2, :, 0]
+        before = kept.clone()
+        places = {next(batches).clips_BCTHW.data_ptr() for _ in range(6)}
+        assert torch.equal(kept, before)
+        assert len(places) <= 2
+
+
 def test_an_epoch_plays_the_order_and_the_next_epoch_another(
     natural_index: ClipIndex, global_batches: Callable
 ) -> None:
     batches, _ = play(natural_index, 12, workers=0)
     for epoch in range(2):
-        expected = global_batches(natural_index.shard_of_clip, seed=7, epoch=epoch, global_batch=4)
+        expected = global_batches(natural_index, seed=7, epoch=epoch, global_batch=4)
         played = [b.clip_B.tolist() for b in batches if b.epoch == epoch]
         assert played == expected.tolist()
     assert (batches[10].epoch, batches[10].step) == (2, 0)
@@ -107,6 +138,54 @@ def test_resume_with_another_world_plays_the_same_global_batches(natural_index: 
         assert draws == dict(zip(expected.clip_B.tolist(), expected.draws, strict=True))
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_worlds_and_restarts_at_random_steps_play_one_sequence(natural_index: ClipIndex, seed: int) -> None:
+    """A run of 9 global batches of 8, cut at random; each piece with a world, workers and prefetch of its own."""
+
+    def played(batches: list[list[ClipBatch]]) -> list[list[tuple]]:
+        """Per step, the samples in the order of the global batch, from those of each rank."""
+        steps = []
+        for ranks in zip(*batches, strict=True):
+            samples = [
+                list(
+                    zip(b.clip_B.tolist(), b.repeat_B.tolist(), b.draws, b.ids_keep_BK.tolist(), strict=True)
+                )
+                for b in ranks
+            ]
+            videos = [[s[i : i + 2] for i in range(0, len(s), 2)] for s in samples]  # two repeats
+            steps.append([video for row in zip(*videos, strict=True) for video in row])
+        return steps
+
+    whole = played([play(natural_index, 9, workers=0, batch_videos=8, repeats=2)[0]])
+    random = np.random.default_rng(seed)
+    got: list[list[tuple]] = []
+    state = None
+    while len(got) < 9:
+        world, n = int(random.choice([1, 2, 4, 8])), min(9 - len(got), int(random.integers(1, 5)))
+        settings = {
+            "workers": int(random.integers(0, 2)) if world < 4 else 0,
+            "prefetch": int(random.integers(1, 4)),
+        }
+        ranks = [
+            play(
+                natural_index,
+                n,
+                rank=r,
+                world=world,
+                batch_videos=8 // world,
+                repeats=2,
+                state=state,
+                **settings,
+            )
+            for r in range(world)
+        ]
+        got += played([batches for batches, _ in ranks])
+        states = [json.dumps(loader.state_dict(), sort_keys=True) for _, loader in ranks]
+        assert len(set(states)) == 1
+        state = json.loads(states[0])
+    assert got == whole
+
+
 def test_a_closed_loader_goes_on_where_it_was(natural_index: ClipIndex) -> None:
     whole, _ = play(natural_index, 4, workers=0)
     loader = ClipLoader(natural_index, config(workers=0))
@@ -126,7 +205,14 @@ def test_a_changed_index_is_refused_naming_both_digests(natural_index: ClipIndex
 
 
 @pytest.mark.parametrize(
-    "change", [{"seed": 8}, {"batch_videos": 2}, {"repeats": 2}, {"mask": MaskPolicy("tube")}]
+    "change",
+    [
+        {"seed": 8},
+        {"batch_videos": 2},
+        {"repeats": 2},
+        {"mask": MaskPolicy("tube")},
+        {"decoder_mask": DecoderMaskPolicy("cells")},
+    ],
 )
 def test_a_changed_sequence_is_refused_naming_what_changed(natural_index: ClipIndex, change: dict) -> None:
     _, loader = play(natural_index, 1, workers=0)
@@ -182,7 +268,7 @@ def test_a_corrupt_clip_costs_one_clip(
     assert 5 not in played
     assert sorted(set(range(12)) - {5}) == sorted(set(played.tolist()))  # 11 good ones and one of them again
     assert list(loader.stats.bad) == [damaged_index.key(5)]
-    planned = global_batches(damaged_index.shard_of_clip, seed=7, epoch=0, global_batch=4).reshape(-1)
+    planned = global_batches(damaged_index, seed=7, epoch=0, global_batch=4).reshape(-1)
     assert (planned != played).sum() == 1
 
 
@@ -193,6 +279,28 @@ def test_the_replacement_is_the_same_whether_or_not_the_clip_was_known_to_be_bad
     _, first = play(damaged_index, 3, workers=0)
     rest, _ = play(damaged_index, 6, workers=0, state=first.state_dict())
     assert all(same(a, b) for a, b in zip(whole[3:], rest, strict=True))
+
+
+def test_a_run_that_goes_on_knows_the_bad_clips_of_before(damaged_index: ClipIndex, tmp_path: Path) -> None:
+    file = str(tmp_path / "bad.jsonl")
+    whole, _ = play(damaged_index, 9, workers=0)
+    _, first = play(damaged_index, 3, workers=0, quarantine=file)
+    rest, second = play(damaged_index, 6, workers=0, quarantine=file, state=first.state_dict())
+    assert all(same(a, b) for a, b in zip(whole[3:], rest, strict=True))
+    assert list(second.stats.bad) == [damaged_index.key(5)]
+    assert len(Path(file).read_text().splitlines()) == 1
+
+
+def test_a_flipped_bit_that_any_decoder_would_take_is_noticed(make_dataset: Callable, spec: type) -> None:
+    """Each clip is held against the hash that was taken when it was made."""
+    index = make_dataset([spec(frames=40, seed=s) for s in range(4)])
+    shard = index.store.local_path(index.shard(2))
+    data = bytearray(shard.read_bytes())
+    data[int(index.offset[2] + index.size[2]) - 3] ^= 1
+    shard.write_bytes(data)
+    _, loader = play(index, 1, workers=0)
+    assert list(loader.stats.bad) == [index.key(2)]
+    assert "not those of the index" in loader.stats.bad[index.key(2)]
 
 
 def test_damage_in_the_middle_of_a_stream_is_noticed(make_dataset: Callable, spec: type) -> None:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from reelmae.pipeline.errors import ConfigError
-from reelmae.pipeline.loading.masks import MaskPolicy, ids_keep, n_keep
+from reelmae.pipeline.loading.masks import DecoderMaskPolicy, MaskPolicy, ids_decode, ids_keep, n_keep
 
 GRID = (8, 14, 14)
 KINDS = ["random", "tube", "frame", "block"]
@@ -71,3 +71,56 @@ def test_a_ratio_out_of_range_is_refused(ratio: float) -> None:
 def test_a_ratio_that_leaves_nothing_is_refused() -> None:
     with pytest.raises(ConfigError, match="leaves no token of the grid 1×2×2"):
         n_keep("random", 0.9, (1, 2, 2))
+
+
+# ---- what the decoder predicts
+
+
+def predicted(seed: int, ratio: float = 0.5) -> np.ndarray:
+    """bool [T, H, W]"""
+    mask = np.zeros(8 * 14 * 14, bool)
+    mask[ids_decode(DecoderMaskPolicy("cells", ratio), seed, GRID)] = True
+    return mask.reshape(GRID)
+
+
+@pytest.mark.parametrize(("ratio", "count"), [(0.25, 1176), (0.5, 784), (0.75, 392)])
+def test_running_cells_leave_out_the_stated_share_of_every_cell(ratio: float, count: int) -> None:
+    for seed in range(8):
+        mask = predicted(seed, ratio)
+        assert mask.sum() == count
+        cells = mask.reshape(8, 7, 2, 7, 2).sum(axis=(2, 4))
+        assert (cells == count // (8 * 49)).all()
+
+
+def test_running_cells_are_those_of_the_docstring() -> None:
+    left_out = ~predicted(0)[:4, :2, :2]
+    assert left_out.reshape(4, 4).astype(int).tolist() == [
+        [1, 1, 0, 0],
+        [1, 0, 0, 1],
+        [0, 0, 1, 1],
+        [0, 1, 1, 0],
+    ]
+
+
+def test_within_four_times_every_place_is_predicted_equally_often() -> None:
+    assert (predicted(3, 0.75)[:4].sum(axis=0) == 1).all()
+
+
+def test_four_seeds_in_a_row_give_the_four_phases() -> None:
+    assert len({predicted(seed).tobytes() for seed in range(4)}) == 4
+    assert (predicted(0) == predicted(4)).all()
+
+
+def test_without_a_decoder_mask_all_tokens_are_predicted() -> None:
+    assert (ids_decode(DecoderMaskPolicy(), 0, GRID) == np.arange(1568)).all()
+
+
+def test_an_odd_grid_has_no_cells() -> None:
+    with pytest.raises(ConfigError, match="8×7×7 cannot be cut into cells"):
+        ids_decode(DecoderMaskPolicy("cells"), 0, (8, 7, 7))
+
+
+@pytest.mark.parametrize("wrong", [{"ratio": 0.3}, {"kind": "rings"}])
+def test_a_decoder_mask_that_cannot_be_is_refused_by_name(wrong: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=rf"decoder_mask\.{next(iter(wrong))}"):
+        DecoderMaskPolicy(**wrong)  # type: ignore[arg-type]

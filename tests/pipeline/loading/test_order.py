@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -13,84 +14,123 @@ def shards(*sizes: int) -> np.ndarray:
 
 MANY = shards(*(5 + i % 7 for i in range(120)))
 FEW = shards(40, 3, 57)
+EVERY = [MANY, FEW, shards(5), shards(1)]
 
 
-@pytest.mark.parametrize("shard_of_clip", [MANY, FEW, shards(5), shards(1)])
-def test_every_clip_is_in_exactly_one_lane(shard_of_clip: np.ndarray, epoch_lanes: Callable) -> None:
-    lanes = epoch_lanes(shard_of_clip, seed=3, epoch=5, lanes=16)
-    assert sorted(np.concatenate(lanes)) == list(range(len(shard_of_clip)))
+def lanes_of(epoch: order.Epoch, lanes: int) -> list[np.ndarray]:
+    return [epoch.clips_at(np.arange(lane, len(epoch), lanes)) for lane in range(lanes)]
 
 
-@pytest.mark.parametrize("shard_of_clip", [MANY, FEW, shards(5)])
-def test_lanes_are_balanced_to_within_one_clip(shard_of_clip: np.ndarray, epoch_lanes: Callable) -> None:
-    sizes = [len(lane) for lane in epoch_lanes(shard_of_clip, seed=0, epoch=0, lanes=16)]
-    assert max(sizes) - min(sizes) <= 1
+def rank_batches(epoch: order.Epoch, global_batch: int, rank: int, world: int) -> np.ndarray:
+    """int64 [steps, G / W]"""
+    ranks = [
+        order.rank_positions(step=step, batch_videos=global_batch // world, rank=rank, world=world)
+        for step in range(len(epoch) // global_batch)
+    ]
+    return np.stack([epoch.clips_at(positions) for positions in ranks])
 
 
-@pytest.mark.parametrize("global_batch", [8, 24, 64, 72])
-@pytest.mark.parametrize("shard_of_clip", [MANY, FEW])
-def test_an_epoch_holds_each_clip_once_and_drops_only_the_last_batch(
-    shard_of_clip: np.ndarray, global_batch: int, global_batches: Callable
-) -> None:
-    batches = global_batches(shard_of_clip, seed=1, epoch=0, global_batch=global_batch, lanes=16)
-    assert batches.shape == (len(shard_of_clip) // global_batch, global_batch)
-    assert len(np.unique(batches)) == batches.size
+@pytest.mark.parametrize("shard_of_clip", EVERY)
+def test_every_clip_has_one_position(shard_of_clip: np.ndarray, epoch_of: Callable) -> None:
+    epoch = epoch_of(shard_of_clip, seed=3, epoch=5, lanes=16)
+    assert len(epoch) == len(shard_of_clip)
+    assert sorted(epoch.clips_at(np.arange(len(epoch)))) == list(range(len(shard_of_clip)))
 
 
 @pytest.mark.parametrize("world", [1, 2, 4, 8])
 @pytest.mark.parametrize("shard_of_clip", [MANY, FEW])
-def test_ranks_together_play_the_same_global_batches_for_every_world(
-    shard_of_clip: np.ndarray, world: int, global_batches: Callable
+def test_an_epoch_plays_each_clip_once_and_drops_only_the_last_batch(
+    shard_of_clip: np.ndarray, world: int, epoch_of: Callable
 ) -> None:
-    expected = global_batches(shard_of_clip, seed=1, epoch=2, global_batch=24, lanes=16)
-    sequence = order.epoch_sequence(shard_of_clip, seed=1, epoch=2)
-    for step, batch in enumerate(expected):
-        parts = [
-            order.rank_batch(sequence, step=step, batch_videos=24 // world, lanes=16, rank=r, world=world)
-            for r in range(world)
-        ]
-        assert np.stack(parts, axis=1).reshape(-1).tolist() == batch.tolist()
+    epoch = epoch_of(shard_of_clip, seed=1, epoch=4, lanes=16)
+    played = np.concatenate([rank_batches(epoch, 24, rank, world).reshape(-1) for rank in range(world)])
+    assert len(np.unique(played)) == len(played) == len(shard_of_clip) // 24 * 24
 
 
 @pytest.mark.parametrize("world", [2, 4, 8])
-def test_a_rank_plays_its_own_lanes_and_no_others(world: int, epoch_lanes: Callable) -> None:
-    lanes = epoch_lanes(MANY, seed=1, epoch=2, lanes=16)
-    sequence = order.epoch_sequence(MANY, seed=1, epoch=2)
+@pytest.mark.parametrize("shard_of_clip", [MANY, FEW])
+def test_ranks_together_play_the_same_global_batches_for_every_world(
+    shard_of_clip: np.ndarray, world: int, epoch_of: Callable
+) -> None:
+    alone = rank_batches(epoch_of(shard_of_clip, seed=1, epoch=2, lanes=16), 24, 0, 1)
+    parts = [
+        rank_batches(epoch_of(shard_of_clip, seed=1, epoch=2, lanes=16), 24, r, world) for r in range(world)
+    ]
+    assert np.stack(parts, axis=2).reshape(alone.shape).tolist() == alone.tolist()
+
+
+@pytest.mark.parametrize("world", [2, 4, 8])
+def test_a_rank_plays_its_own_lanes_and_no_others(world: int, epoch_of: Callable) -> None:
+    epoch = epoch_of(MANY, seed=1, epoch=2, lanes=16)
+    lanes = lanes_of(epoch, 16)
     for rank in range(world):
         own = set(np.concatenate(lanes[rank::world]).tolist())
-        for step in range(len(MANY) // 24):
-            played = order.rank_batch(
-                sequence, step=step, batch_videos=24 // world, lanes=16, rank=rank, world=world
-            )
-            assert set(played.tolist()) <= own
+        assert set(rank_batches(epoch, 24, rank, world).reshape(-1).tolist()) <= own
 
 
-def test_shards_are_split_no_more_than_the_lane_borders_force(epoch_lanes: Callable) -> None:
-    lanes = epoch_lanes(MANY, seed=1, epoch=0, lanes=16)
-    assert sum(len(np.unique(MANY[lane])) for lane in lanes) <= 120 + 16 - 1
+@pytest.mark.parametrize("shard_of_clip", EVERY)
+def test_lanes_are_balanced_to_within_one_clip(shard_of_clip: np.ndarray) -> None:
+    sizes = np.diff(order.lane_starts(len(shard_of_clip), 16))
+    assert sizes.sum() == len(shard_of_clip)
+    assert max(sizes) - min(sizes) <= 1
 
 
-def test_order_depends_on_seed_and_epoch_and_nothing_else() -> None:
-    first = order.epoch_sequence(MANY, seed=1, epoch=0)
-    assert (first == order.epoch_sequence(MANY.copy(), seed=1, epoch=0)).all()
-    assert (first != order.epoch_sequence(MANY, seed=1, epoch=1)).any()
-    assert (first != order.epoch_sequence(MANY, seed=2, epoch=0)).any()
+@pytest.mark.parametrize("shard_of_clip", [MANY, FEW, shards(500)])
+def test_shards_are_split_no_more_than_the_lane_borders_force(
+    shard_of_clip: np.ndarray, epoch_of: Callable
+) -> None:
+    lanes = lanes_of(epoch_of(shard_of_clip, seed=1, lanes=16), 16)
+    assert sum(len(np.unique(shard_of_clip[lane])) for lane in lanes) <= len(np.unique(shard_of_clip)) + 15
 
 
-def test_clips_of_a_shard_are_shuffled_too() -> None:
-    inside = [order.epoch_sequence(shards(50), seed=0, epoch=e).tolist() for e in range(3)]
+def test_a_lane_plays_a_shard_in_one_go(epoch_of: Callable) -> None:
+    for lane in lanes_of(epoch_of(MANY, lanes=16), 16):
+        changes = sum(a != b for a, b in pairwise(MANY[lane].tolist()))
+        assert changes == len(np.unique(MANY[lane])) - 1
+
+
+@pytest.mark.parametrize("shard_of_clip", EVERY)
+def test_the_shards_are_those_of_the_clips(shard_of_clip: np.ndarray, epoch_of: Callable) -> None:
+    epoch = epoch_of(shard_of_clip, seed=2, epoch=1, lanes=16)
+    positions = np.arange(len(epoch))[::-1]
+    assert epoch.shards_at(positions).tolist() == shard_of_clip[epoch.clips_at(positions)].tolist()
+
+
+def test_clips_are_the_same_whatever_was_asked_for_before(epoch_of: Callable) -> None:
+    whole = epoch_of(MANY, seed=1, lanes=16).clips_at(np.arange(len(MANY)))
+    other = epoch_of(MANY, seed=1, lanes=16)
+    for position in np.random.default_rng(0).permutation(len(MANY))[:200]:
+        assert other.clips_at(np.array([position])) == whole[position]
+
+
+def test_order_depends_on_seed_and_epoch_and_nothing_else(epoch_of: Callable) -> None:
+    def sequence(**of: int) -> list[int]:
+        return epoch_of(MANY, **of).clips_at(np.arange(len(MANY))).tolist()
+
+    assert sequence(seed=1, epoch=0) == sequence(seed=1, epoch=0)
+    assert sequence(seed=1, epoch=0) != sequence(seed=1, epoch=1)
+    assert sequence(seed=1, epoch=0) != sequence(seed=2, epoch=0)
+    assert epoch_of(MANY, epoch=3).passes_at(np.arange(5)).tolist() == [3] * 5
+
+
+def test_shards_and_clips_within_them_are_shuffled_anew_each_epoch(epoch_of: Callable) -> None:
+    epochs = [epoch_of(MANY, epoch=e, lanes=1).clips_at(np.arange(len(MANY))) for e in range(3)]
+    in_order_of_use = [list(dict.fromkeys(MANY[clips].tolist())) for clips in epochs]
+    assert all(s != sorted(s) for s in in_order_of_use)
+    assert in_order_of_use[0] != in_order_of_use[1] != in_order_of_use[2]
+    inside = [clips[MANY[clips] == 6].tolist() for clips in epochs]  # 11 clips
     assert all(s != sorted(s) for s in inside)
     assert inside[0] != inside[1] != inside[2]
 
 
+def test_two_shards_of_a_size_are_shuffled_differently(epoch_of: Callable) -> None:
+    clips = epoch_of(shards(50, 50), lanes=1).clips_at(np.arange(100))
+    assert clips[clips < 50].tolist() != (clips[clips >= 50] - 50).tolist()
+
+
 def test_the_worked_example_of_the_docstring() -> None:
-    sequence = np.arange(7)  # a … g
-    assert order.clips_at(sequence, np.arange(7), lanes=2).tolist() == [0, 4, 1, 5, 2, 6, 3]
-
-
-def test_an_order_of_a_million_clips_is_quick_enough_to_be_made_each_epoch() -> None:
-    sequence = order.epoch_sequence(np.repeat(np.arange(4000, dtype=np.int32), 250), seed=0, epoch=0)
-    assert len(np.unique(sequence)) == 1_000_000
+    starts, positions = order.lane_starts(7, 2), np.arange(7)
+    assert (starts[positions % 2] + positions // 2).tolist() == [0, 4, 1, 5, 2, 6, 3]  # a e b f c g d
 
 
 def test_fewer_clips_than_a_global_batch_names_both_numbers() -> None:

@@ -1,0 +1,191 @@
+"""`reelmae bench loaders DATA …`: reelmae's loader against two that a user would write (see baselines), in one run.
+
+All play in turn, batch by batch, on one thread in this process, over the same clips with the same draws: a round is
+a whole epoch or several, the next round has other draws. What is compared is samples per processor second, which a
+busy machine changes less than samples per second. Datasets after the first must hold the same clips, stored in another
+way: then a loader on one can be set against a loader on another. A figure is the median of the rounds, a ratio the
+ratio of two medians.
+
+A dataset of more than `--videos` clips is not played whole: then each loader plays as many clips, not the same ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections.abc import Generator
+from typing import Any
+
+import torch
+
+from reelmae.pipeline.errors import InputError, ReelmaeError
+from reelmae.pipeline.loading.draws import SamplePolicy
+from reelmae.pipeline.loading.index import ClipIndex
+from reelmae.pipeline.loading.loader import ClipLoader
+from reelmae.tools.bench import baselines
+from reelmae.tools.bench.baselines import Batch, Wanted
+from reelmae.tools.bench.config import BenchLoadersConfig
+from reelmae.tools.bench.load import loader_config
+from reelmae.tools.machine import machine, versions
+
+OURS = "reelmae"
+Pair = tuple[str, str]  # dataset, loader
+Round = dict[Pair, "_Player"]
+
+
+def bench_loaders(config: BenchLoadersConfig) -> dict[str, Any]:
+    """Measure; InputError where the datasets do not hold the same clips."""
+    indexes = {data: ClipIndex.open(data) for data in config.data}
+    _check_same(indexes)
+    torchcodec, reason = baselines.has_torchcodec()
+    names = [OURS, *(n for n in baselines.LOADERS if torchcodec or n != "webdataset_torchcodec")]
+    batch, batches = _sizes(len(indexes[config.data[0]]), config)
+    pairs = [(data, name) for data in indexes for name in names]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        _round(indexes, pairs, _wanted(config, batch, seed=config.rounds), 1)  # not counted
+        rounds = [
+            _round(indexes, pairs, _wanted(config, batch, seed), batches) for seed in range(config.rounds)
+        ]
+    finally:
+        torch.set_num_threads(threads)
+    if config.videos >= len(indexes[config.data[0]]):
+        _check_played(rounds)
+    rows = [_row(data, name, [played[data, name] for played in rounds]) for data, name in pairs]
+    return {
+        "rows": rows,
+        "ratios": _ratios(rows, "webdataset_torchcodec" if torchcodec else "webdataset_pyav"),
+        "torchcodec": reason,
+        "batch_videos": batch,
+        "config": config.model_dump(mode="json"),
+        "machine": machine(),
+        "versions": versions() | baselines.versions(),
+    }
+
+
+def _wanted(config: BenchLoadersConfig, batch: int, seed: int) -> Wanted:
+    sample = SamplePolicy(frames=config.frames, size=config.size, fps=config.fps)
+    return Wanted(repeats=config.repeats, sample=sample, batch_videos=batch, seed=seed)
+
+
+def _sizes(clips: int, config: BenchLoadersConfig) -> tuple[int, int]:
+    """Videos of a batch and batches of a round. Where epochs are played whole, no batch is incomplete."""
+    if clips > config.videos:
+        batch = min(config.batch_videos, config.videos)
+        return batch, config.videos // batch
+    batch = max(n for n in range(1, config.batch_videos + 1) if clips % n == 0)
+    return batch, config.videos // clips * clips // batch
+
+
+def _check_same(indexes: dict[str, ClipIndex]) -> None:
+    first, *others = indexes
+    keys = _keys(indexes[first])
+    for other in others:
+        if different := keys ^ _keys(indexes[other]):
+            raise InputError(
+                f"{other}: does not hold the same clips as {first} ({min(different)} and {len(different) - 1} more are in "
+                "one only); shard both from the same sources with the same cuts, or measure each on its own"
+            )
+
+
+def _keys(index: ClipIndex) -> set[str]:
+    return {index.key(clip) for clip in range(len(index))}
+
+
+def _check_played(rounds: list[Round]) -> None:
+    """What is compared must be the same work."""
+    for played in rounds:
+        if len({tuple(sorted(player.keys)) for player in played.values()}) > 1:
+            raise ReelmaeError("the loaders did not play the same clips: one is damaged; run reelmae verify")
+
+
+def _ours(index: ClipIndex, wanted: Wanted) -> Generator[Batch]:
+    """reelmae's loader in this process, counted as the baselines count."""
+    config = loader_config(
+        backend="av",
+        device="cpu",
+        workers=0,
+        batch_videos=wanted.batch_videos,
+        repeats=wanted.repeats,
+        sample=wanted.sample,
+        seed=wanted.seed,
+    )
+    with ClipLoader(index, config) as loader:
+        decoded = 0
+        for batch in loader:
+            frames, decoded = loader.stats.frames_decoded - decoded, loader.stats.frames_decoded
+            yield Batch(
+                [index.key(int(c)) for c in batch.clip_B[:: wanted.repeats]], batch.clips_BCTHW, frames
+            )
+
+
+class _Player:
+    """A loader, and what it has done."""
+
+    def __init__(self, source: Generator[Batch]) -> None:
+        self.source = source
+        self.keys: list[str] = []
+        self.clips = 0
+        self.frames_used = 0
+        self.frames_decoded: int | None = 0  # None: the loader does not tell
+        self.cpu_seconds = self.seconds = 0.0
+
+    def play(self) -> None:
+        """One batch."""
+        cpu, began = time.process_time(), time.perf_counter()
+        batch = next(self.source)
+        self.cpu_seconds += time.process_time() - cpu
+        self.seconds += time.perf_counter() - began
+        self.keys += batch.keys
+        self.clips += len(batch.clips_BCTHW)
+        self.frames_used += len(batch.clips_BCTHW) * batch.clips_BCTHW.shape[2]
+        if self.frames_decoded is not None:
+            told = batch.frames_decoded
+            self.frames_decoded = None if told is None else self.frames_decoded + told
+
+
+def _round(indexes: dict[str, ClipIndex], pairs: list[Pair], wanted: Wanted, batches: int) -> Round:
+    """Fresh loaders, batch by batch in turn: what disturbs the machine for a while disturbs all of them."""
+    with contextlib.ExitStack() as stack:
+        players = {}
+        for data, name in pairs:
+            make = _ours if name == OURS else baselines.LOADERS[name]
+            players[data, name] = _Player(make(indexes[data], wanted))
+            stack.callback(players[data, name].source.close)
+        for _ in range(batches):
+            for player in players.values():
+                player.play()
+    return players
+
+
+def _row(data: str, name: str, played: list[_Player]) -> dict[str, Any]:
+    per_cpu_s = [p.clips / p.cpu_seconds for p in played]
+    decoded = [p.frames_decoded for p in played if p.frames_decoded is not None]
+    return {
+        "data": data,
+        "loader": name,
+        "clips_per_cpu_s": statistics.median(per_cpu_s),
+        "clips_per_s": statistics.median(p.clips / p.seconds for p in played),
+        "decoded_per_used": sum(decoded) / sum(p.frames_used for p in played) if decoded else None,
+        "clips_in_a_round": played[0].clips,
+        "clips_per_cpu_s_of_rounds": per_cpu_s,
+    }
+
+
+def _ratios(rows: list[dict[str, Any]], seeking: str) -> list[dict[str, Any]]:
+    """For each dataset: ours there against (a) and (b) there, and against (a) and (b) on the first dataset."""
+    rate = {(row["data"], row["loader"]): row["clips_per_cpu_s"] for row in rows}
+    first = rows[0]["data"]
+    return [
+        {
+            "data": data,
+            "to_mae_st": rate[data, OURS] / rate[data, "mae_st"],
+            f"to_{seeking}": rate[data, OURS] / rate[data, seeking],
+            "to_mae_st_on_first": rate[data, OURS] / rate[first, "mae_st"],
+            f"to_{seeking}_on_first": rate[data, OURS] / rate[first, seeking],
+        }
+        for data, name in rate
+        if name == OURS
+    ]

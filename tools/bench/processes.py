@@ -1,0 +1,60 @@
+"""What this process and its children cost: processor seconds and memory, from Linux's /proc.
+
+Decoding happens in children that live as long as the loader does, so `resource`'s sums over ended children know
+nothing of them. A process that is gone between two looks gives nothing to either.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def family() -> list[int]:
+    """This process and all that descend from it and are alive."""
+    children: dict[int, list[int]] = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and (words := _stat(int(folder.name))):
+            children.setdefault(int(words[1]), []).append(int(folder.name))
+    pids = [os.getpid()]
+    for pid in pids:  # grows while it is walked
+        pids += children.get(pid, [])
+    return pids
+
+
+def cpu_seconds() -> dict[int, float]:
+    """Of each process of the family, by its id: user and system seconds of all its threads, ended ones too."""
+    found = {pid: _stat(pid) for pid in family()}
+    return {pid: (int(words[11]) + int(words[12])) / _TICKS for pid, words in found.items() if words}
+
+
+def cpu_between(before: dict[int, float], after: dict[int, float]) -> float:
+    """Seconds from one `cpu_seconds()` to the next; a process that was started in between counts from its start."""
+    return sum(seconds - before.get(pid, 0.0) for pid, seconds in after.items())
+
+
+def memory_bytes(field: str) -> int:
+    """Sum of a field of /proc/PID/status over the family: VmRSS is now, VmHWM each process' own peak.
+
+    Pages that several processes have touched, like the decoded frames, count in each of them.
+    """
+    total = 0
+    for pid in family():
+        try:
+            status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if f"{field}:" in status:  # a zombie has no memory
+            total += int(status.split(f"{field}:")[1].split()[0]) * 1024
+    return total
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat after the name, which may hold spaces: state, parent, …; none where it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return text.rpartition(")")[2].split()
