@@ -15,7 +15,7 @@ import torch
 from reelmae.pipeline.loading.draws import Draw
 
 MEAN, STD = 0.45, 0.225  # of pixels in 0 … 1, the same for each channel
-_SCALE, _SHIFT = 1 / (255 * STD), -MEAN / STD
+_SCALE, _SHIFT = 1 / (255 * STD), torch.tensor(-MEAN / STD)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +58,11 @@ class ClipBatch:
         )
 
 
+def _normalise(floats: torch.Tensor) -> torch.Tensor:
+    """In place, in one pass."""
+    return torch.add(_SHIFT, floats, alpha=_SCALE, out=floats)
+
+
 class Floats:
     """Bytes to normalised floats, on a device. On the CPU in memory that is used again once a batch is gone: fresh
     memory costs more there than the arithmetic, since the kernel clears each page when it is first touched.
@@ -72,11 +77,10 @@ class Floats:
         pixels = torch.from_numpy(clips_BCTHW) if isinstance(clips_BCTHW, np.ndarray) else clips_BCTHW
         if self._device.type == "cpu":
             floats = self._memory(pixels.shape)
-            for byte_row, float_row in zip(pixels.flatten(0, 2), floats.flatten(0, 2), strict=True):
-                float_row.copy_(byte_row).mul_(_SCALE).add_(_SHIFT)  # a picture at a time stays in the cache
+            for byte_plane, plane in zip(pixels.flatten(0, 2), floats.flatten(0, 2), strict=True):
+                _normalise(plane.copy_(byte_plane))  # a plane of a picture at a time stays in the cache
             return floats
-        on_device = pixels.to(self._device)  # bytes travel, not floats
-        return on_device.to(torch.float32).mul_(_SCALE).add_(_SHIFT)
+        return _normalise(pixels.to(self._device).to(torch.float32))  # bytes travel, not floats
 
     def _memory(self, shape: torch.Size) -> torch.Tensor:
         """Floats that nobody holds: given back when the last tensor over them is gone."""

@@ -8,6 +8,7 @@ Properties that hold:
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,6 +117,7 @@ class _Reader:
         # pages that nothing is written to take no memory
         self.rows = {name: np.empty(facts.num_rows, kind) for name, kind in (NUMBERS | _PARSED).items()}
         self.codecs: dict[str, int] = {}
+        self._naming = threading.Lock()
 
     def read(self, piece: _Piece) -> None:
         """Fill in the piece's rows and what is known of them."""
@@ -174,9 +176,10 @@ class _Reader:
             rows["codec"] if pa.types.is_dictionary(rows["codec"].type) else rows["codec"].dictionary_encode()
         )
         # numbered as they come, which threads may do in any order: put in order at the end
-        number = np.array(
-            [self.codecs.setdefault(name, len(self.codecs)) for name in codec.dictionary.to_pylist()]
-        )
+        with self._naming:
+            number = np.array(
+                [self.codecs.setdefault(name, len(self.codecs)) for name in codec.dictionary.to_pylist()]
+            )
         numbers = {name: rows[name].to_numpy(zero_copy_only=False) for name in NUMBERS}
         codes = number[codec.indices.to_numpy()].astype(np.int8) if len(number) else np.empty(0, np.int8)
         return numbers | {"source_id": source_id, "ordinal": ordinal, "check": check, "codec_of_clip": codes}

@@ -64,11 +64,6 @@ class LoaderConfig(pydantic.BaseModel):
                 )
         n_keep(self.mask.kind, self.mask.ratio, self.grid_THW)
         ids_decode(self.decoder_mask, 0, self.grid_THW)
-        if self.decode != "auto" and self.backend.startswith("dali"):
-            raise ConfigError(
-                f"decode={self.decode!r} with backend={self.backend!r}: DALI decides by itself what it jumps over; "
-                "leave decode at auto, or use backend=av"
-            )
         return self
 
     @property

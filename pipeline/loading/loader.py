@@ -110,6 +110,11 @@ class ClipLoader:
         self.backend, self.backend_reason = backends.resolve_backend(
             config.backend, index.codec_names, self.device
         )
+        if config.decode != "auto" and self.backend != "av":
+            raise ConfigError(
+                f"decode={config.decode!r} with backend {self.backend}: DALI decides by itself what it jumps over; "
+                "leave decode at auto, or use backend=av"
+            )
         self.stats = LoaderStats()
         self._quarantine = Quarantine(
             len(index),
@@ -254,8 +259,6 @@ class ClipLoader:
             size=int(index.size[clip]),
             check=int(index.check[clip]),
             frames=frames,
-            fps=fps,
-            codec=index.codec_names[index.codec_of_clip[clip]],
             draws=draws,
             planned=planned,
             epoch=epoch,

@@ -22,8 +22,6 @@ class ClipTask:
     size: int
     check: int  # the first 8 bytes of its sha256
     frames: int
-    fps: float
-    codec: str
     draws: tuple[Draw, ...]
     planned: int  # the clip that the order put here; differs from `clip` where that one was bad
     epoch: int

@@ -66,6 +66,8 @@ class BenchLoadConfig(pydantic.BaseModel):
     """Decoding processes or threads; the number of cores unless given."""
     decode: Literal["auto", "windows", "span"] = "auto"
     """How the windows of repeated samples are decoded, of the av backend: each by itself, as one, or as is cheaper."""
+    pipelines: int = pydantic.Field(default=1, ge=1, le=8)
+    """Pipelines of DALI side by side."""
     cache: str | None = None
     """Local folder for the shards of a remote dataset; without one each clip is a ranged read."""
     batches: int = pydantic.Field(default=20, ge=1)

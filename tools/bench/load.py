@@ -39,6 +39,7 @@ def bench_load(config: BenchLoadConfig) -> dict[str, Any]:
         sample=SamplePolicy(frames=config.frames, size=config.size, fps=config.fps),
         workers=config.workers,
         decode=config.decode,
+        pipelines=config.pipelines,
         cache=config.cache,
     )
     with ClipLoader(index, asked) as loader:
@@ -64,7 +65,8 @@ def bench_load(config: BenchLoadConfig) -> dict[str, Any]:
         "clips_per_s": done["clips"] / seconds,
         # None: too short to tell, that clock ticks in 10 ms
         "clips_per_cpu_s": done["clips"] / spent if spent else None,
-        "decoded_per_used": done["frames_decoded"] / done["frames_used"],
+        # None: DALI does not tell
+        "decoded_per_used": done["frames_decoded"] / done["frames_used"] if done["frames_decoded"] else None,
         "mb_per_s": done["bytes_read"] / seconds / 1e6,
         "wait_share": done["wait_s"] / seconds,
         "stages": _stages(done),

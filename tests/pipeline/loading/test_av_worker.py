@@ -38,7 +38,7 @@ def task(index: ClipIndex, clip: int) -> ClipTask:
     digest = hashlib.sha256(index.store.read_range(shard, offset, size)).digest()
     return ClipTask(
         clip=clip, key=index.key(clip), dataset=0, shard=shard, offset=offset, size=size,
-        check=int.from_bytes(digest[:8], "big"), frames=frames, fps=fps, codec="h264", draws=(sampled,),
+        check=int.from_bytes(digest[:8], "big"), frames=frames, draws=(sampled,),
         planned=clip, epoch=0, attempt=0,
     )  # fmt: skip
 

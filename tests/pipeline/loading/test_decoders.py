@@ -183,6 +183,12 @@ def test_dali_cpu_refuses_h264_with_a_remedy(natural_index: ClipIndex) -> None:
         take(natural_index, 1, backend="dali-cpu")
 
 
+def test_dali_refuses_a_decode_policy_that_it_cannot_follow(make_dataset: Callable, spec: type) -> None:
+    index = make_dataset([spec(frames=20, codec="vp9")] * 4)
+    with pytest.raises(ConfigError, match=r"decode='span' with backend dali-cpu.*backend=av"):
+        take(index, 1, backend="dali-cpu", decode="span", sample=WHOLE)
+
+
 def test_dali_gpu_on_a_cpu_is_refused_with_a_remedy(natural_index: ClipIndex) -> None:
     with pytest.raises(ConfigError, match=r"dali-gpu.*needs an NVIDIA GPU.*backend=av"):
         take(natural_index, 1, backend="dali-gpu")

@@ -29,7 +29,7 @@ def tasks(dataset: int = 0, clips: list[bytes] = CLIPS) -> list[ClipTask]:
         made.append(
             ClipTask(
                 clip=i, key=f"key_{i:04d}", dataset=dataset, shard=SHARD, offset=offset, size=len(clip),
-                check=int(hashlib.sha256(clip).hexdigest()[:16], 16), frames=16, fps=30.0, codec="h264", draws=(),
+                check=int(hashlib.sha256(clip).hexdigest()[:16], 16), frames=16, draws=(),
                 planned=i, epoch=0, attempt=0,
             )
         )  # fmt: skip

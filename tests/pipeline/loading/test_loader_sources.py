@@ -67,7 +67,7 @@ def test_a_bucket_plays_what_the_folder_plays_with_and_without_a_cache(
 
 
 def shards_in(folder: Path) -> int:
-    return len([p for p in folder.rglob("*.tar") if p.is_file()])
+    return len([p for p in folder.rglob("*.shard") if p.is_file()])
 
 
 def test_a_cache_that_holds_all_shards_outlives_the_bucket_and_the_loader(
