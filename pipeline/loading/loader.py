@@ -185,8 +185,8 @@ class ClipLoader:
         if self._started is None:
             self._started = entered
         if self._decoder is None:
+            self._read_ahead = self._make_read_ahead()  # may refuse the cache: before any process is started
             self._decoder = self._make_decoder()
-            self._read_ahead = self._make_read_ahead()
         while len(self._in_flight) < self.config.prefetch:
             self._submit()
         decoded = self._decoder.collect()

@@ -1,7 +1,8 @@
 """`reelmae bench loaders DATA …`: reelmae's loader against two that a user would write (see baselines), in one run.
 
 All play in turn, batch by batch, on one thread in this process, over the same clips with the same draws: a round is
-a whole epoch or several, the next round has other draws. What is compared is samples per processor second, which a
+a whole epoch or several, the next round has other draws. A first round is not counted: imports, caches, and memory that
+is touched for the first time are no loader's own speed. What is compared is samples per processor second, which a
 busy machine changes less than samples per second. Datasets after the first must hold the same clips, stored in another
 way: then a loader on one can be set against a loader on another. A figure is the median of the rounds, a ratio the
 ratio of two medians.
@@ -15,6 +16,7 @@ import contextlib
 import statistics
 import time
 from collections.abc import Generator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,7 +33,7 @@ from reelmae.tools.machine import machine, versions
 
 OURS = "reelmae"
 Pair = tuple[str, str]  # dataset, loader
-Round = dict[Pair, "_Player"]
+Round = dict[Pair, "_Count"]
 
 
 def bench_loaders(config: BenchLoadersConfig) -> dict[str, Any]:
@@ -45,10 +47,9 @@ def bench_loaders(config: BenchLoadersConfig) -> dict[str, Any]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        _round(indexes, pairs, _wanted(config, batch, seed=config.rounds), 1)  # not counted
-        rounds = [
-            _round(indexes, pairs, _wanted(config, batch, seed), batches) for seed in range(config.rounds)
-        ]
+        with contextlib.ExitStack() as stack:
+            players = _players(indexes, pairs, _wanted(config, batch), stack)
+            _, *rounds = [_round(players, batches) for _ in range(1 + config.rounds)]
     finally:
         torch.set_num_threads(threads)
     if config.videos >= len(indexes[config.data[0]]):
@@ -65,9 +66,9 @@ def bench_loaders(config: BenchLoadersConfig) -> dict[str, Any]:
     }
 
 
-def _wanted(config: BenchLoadersConfig, batch: int, seed: int) -> Wanted:
+def _wanted(config: BenchLoadersConfig, batch: int) -> Wanted:
     sample = SamplePolicy(frames=config.frames, size=config.size, fps=config.fps)
-    return Wanted(repeats=config.repeats, sample=sample, batch_videos=batch, seed=seed)
+    return Wanted(repeats=config.repeats, sample=sample, batch_videos=batch)
 
 
 def _sizes(clips: int, config: BenchLoadersConfig) -> tuple[int, int]:
@@ -121,46 +122,54 @@ def _ours(index: ClipIndex, wanted: Wanted) -> Generator[Batch]:
             )
 
 
-class _Player:
-    """A loader, and what it has done."""
+@dataclass
+class _Count:
+    """What a loader has done in a round."""
 
-    def __init__(self, source: Generator[Batch]) -> None:
-        self.source = source
-        self.keys: list[str] = []
-        self.clips = 0
-        self.frames_used = 0
-        self.frames_decoded: int | None = 0  # None: the loader does not tell
-        self.cpu_seconds = self.seconds = 0.0
-
-    def play(self) -> None:
-        """One batch."""
-        cpu, began = time.process_time(), time.perf_counter()
-        batch = next(self.source)
-        self.cpu_seconds += time.process_time() - cpu
-        self.seconds += time.perf_counter() - began
-        self.keys += batch.keys
-        self.clips += len(batch.clips_BCTHW)
-        self.frames_used += len(batch.clips_BCTHW) * batch.clips_BCTHW.shape[2]
-        if self.frames_decoded is not None:
-            told = batch.frames_decoded
-            self.frames_decoded = None if told is None else self.frames_decoded + told
+    keys: list[str] = field(default_factory=list)
+    clips: int = 0
+    frames_used: int = 0
+    frames_decoded: int | None = 0  # None: the loader does not tell
+    cpu_seconds: float = 0.0
+    seconds: float = 0.0
 
 
-def _round(indexes: dict[str, ClipIndex], pairs: list[Pair], wanted: Wanted, batches: int) -> Round:
-    """Fresh loaders, batch by batch in turn: what disturbs the machine for a while disturbs all of them."""
-    with contextlib.ExitStack() as stack:
-        players = {}
-        for data, name in pairs:
-            make = _ours if name == OURS else baselines.LOADERS[name]
-            players[data, name] = _Player(make(indexes[data], wanted))
-            stack.callback(players[data, name].source.close)
-        for _ in range(batches):
-            for player in players.values():
-                player.play()
+def _players(
+    indexes: dict[str, ClipIndex], pairs: list[Pair], wanted: Wanted, stack: contextlib.ExitStack
+) -> dict[Pair, Generator[Batch]]:
+    """A loader for each pair; `stack` closes them."""
+    players = {}
+    for data, name in pairs:
+        make = _ours if name == OURS else baselines.LOADERS[name]
+        players[data, name] = make(indexes[data], wanted)
+        stack.callback(players[data, name].close)
     return players
 
 
-def _row(data: str, name: str, played: list[_Player]) -> dict[str, Any]:
+def _round(players: dict[Pair, Generator[Batch]], batches: int) -> Round:
+    """Batch by batch in turn: what disturbs the machine for a while disturbs all of them."""
+    played = {pair: _Count() for pair in players}
+    for _ in range(batches):
+        for pair, player in players.items():
+            _play(player, played[pair])
+    return played
+
+
+def _play(player: Generator[Batch], count: _Count) -> None:
+    """One batch."""
+    cpu, began = time.process_time(), time.perf_counter()
+    batch = next(player)
+    count.cpu_seconds += time.process_time() - cpu
+    count.seconds += time.perf_counter() - began
+    count.keys += batch.keys
+    count.clips += len(batch.clips_BCTHW)
+    count.frames_used += len(batch.clips_BCTHW) * batch.clips_BCTHW.shape[2]
+    if count.frames_decoded is not None:
+        told = batch.frames_decoded
+        count.frames_decoded = None if told is None else count.frames_decoded + told
+
+
+def _row(data: str, name: str, played: list[_Count]) -> dict[str, Any]:
     per_cpu_s = [p.clips / p.cpu_seconds for p in played]
     decoded = [p.frames_decoded for p in played if p.frames_decoded is not None]
     return {
