@@ -293,13 +293,13 @@ class ClipLoader:
     def _source(self) -> SourceSettings:
         config = self.config
         cache = None
-        if config.cache is not None:
+        if config.cache is not None and not all(store.is_local for store in self.index.stores):
             cache = CacheSettings(config.cache, int(config.cache_gb * 1e9))
         return SourceSettings(tuple(store.url() for store in self.index.stores), cache)
 
     def _make_read_ahead(self) -> ReadAhead | None:
         cache = self._source().cache
-        if cache is None or all(store.is_local for store in self.index.stores):
+        if cache is None:
             return None
 
         def stays(epoch: int) -> list[Stay]:

@@ -77,7 +77,10 @@ class ShardCache:
         self.folder = Path(settings.folder).absolute()
         self.max_bytes = settings.max_bytes
         with self._told():
-            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except FileNotFoundError as e:  # what /proc says
+                raise self._refused(e) from e
             with self._locked():
                 self._remove_abandoned(self._files())
 
@@ -242,6 +245,9 @@ class ShardCache:
                     f"{self.folder}: no space left for the shard cache, which may hold {self.max_bytes} bytes; "
                     "free some, let it hold less, or choose another folder"
                 ) from e
-            raise StorageError(
-                f"{self.folder}: cannot be used as shard cache ({e}); check the rights, or choose another folder"
-            ) from e
+            raise self._refused(e) from e
+
+    def _refused(self, e: OSError) -> StorageError:
+        return StorageError(
+            f"{self.folder}: cannot be used as shard cache ({e}); check the rights, or choose another folder"
+        )

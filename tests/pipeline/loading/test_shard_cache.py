@@ -429,6 +429,8 @@ def test_a_folder_that_cannot_be_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(StorageError, match=r"file/cache: cannot be used as shard cache.*another folder"):
         ShardCache(CacheSettings(str(tmp_path / "file" / "cache"), SIZE))
+    with pytest.raises(StorageError, match=r"/proc/cache: cannot be used as shard cache"):
+        ShardCache(CacheSettings("/proc/cache", SIZE))
 
 
 def test_a_file_that_goes_while_it_is_read_is_read_whole(store: CountingStore, make_cache: Any) -> None:
