@@ -71,7 +71,7 @@ def finish(store: Store, plan: Plan) -> None:
             )
         store.publish(index, schema.INDEX)
         store.publish(rejects, schema.REJECTS_FILE)
-    store.sweep("shards", "commits", "plan")
+    store.sweep("", "shards", "commits", "plan")
     store.publish_bytes(as_json(dataset_facts(plan, sums)), schema.DATASET_JSON)
 
 

@@ -27,15 +27,13 @@ class ClipBatch:
 
     clips_BCTHW: torch.Tensor  # float32 on the device, (x / 255 - 0.45) / 0.225
     ids_keep_BK: torch.Tensor  # int64 on the device, ascending: the tokens the encoder sees
-    ids_decode_BQ: (
-        torch.Tensor | None
-    )  # int64 on the device, ascending: the tokens to be predicted; None = all
     clip_B: np.ndarray  # int64, rows of the ClipIndex
     repeat_B: np.ndarray  # int64, 0 … R - 1
     label_B: torch.Tensor  # int64 on the device, -1 = unlabelled
     draws: list[Draw]
     epoch: int
     step: int  # global batch within the epoch, from 0
+    ids_decode_BQ: torch.Tensor | None = None  # int64 on the device: the tokens to be predicted; None: all
 
     def __post_init__(self) -> None:
         sizes = {

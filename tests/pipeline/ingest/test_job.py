@@ -137,6 +137,7 @@ def test_leftovers_of_a_crash_count_for_nothing(sharded: Path, tiny_bucket: Path
     tar = next(dst.glob("shards/000002-*.tar"))
     tar.write_bytes(tar.read_bytes()[:700])
     (dst / "shards/.000002-00.tar.123.456.part").write_bytes(b"half")
+    (dst / ".index.parquet.123.456.part").write_bytes(b"half")
     assert shard(str(tiny_bucket), str(dst), SMALL).already_done_tasks == 5
     assert _files(dst) == _files(sharded)
 
