@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import av
 import numpy as np
@@ -39,6 +39,10 @@ ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
             "preset": "veryfast",
             "x264-params": f"bframes=0:keyint={GOP}:min-keyint={GOP}:scenecut=0",
         },
+    ),
+    "h264 with B-frames": (
+        "libx264",
+        {"crf": "18", "x264-params": f"bframes=3:keyint={GOP}:min-keyint={GOP}:scenecut=0:open-gop=0"},
     ),
     "vp9": (
         "libvpx-vp9",
@@ -69,7 +73,8 @@ class ClipSpec:
     label: str | None = None
     seed: int = 0
     video: str | None = None  # a file whose pictures are taken
-    spoiled: bool = False  # whole by its tables and its hash, but no decoder makes pictures of it
+    # whole by its tables and its hash, but its pictures are overwritten: all of them, or a stretch in the middle
+    spoiled: Literal["", "all", "some"] = ""
 
 
 def real_frames(spec: ClipSpec) -> list[np.ndarray]:
@@ -140,6 +145,8 @@ def encode(spec: ClipSpec) -> bytes:
     if spec.spoiled:
         start = data.index(b"mdat") + 4
         stop = start + int.from_bytes(data[start - 8 : start - 4]) - 8
+        if spec.spoiled == "some":
+            start, stop = (start + stop) // 2, (start + stop) // 2 + 300
         data[start:stop] = b"\xa5" * (stop - start)
     return bytes(data)
 
@@ -152,7 +159,7 @@ def write_dataset(
     clips = [
         {
             "source": f"source{i}", "video": encoded[spec], "frames": spec.frames, "fps": spec.fps, "height": spec.height,
-            "width": spec.width, "codec": spec.codec, "label": spec.label,
+            "width": spec.width, "codec": spec.codec.split()[0], "label": spec.label,
         }
         for i, spec in enumerate(specs)
     ]  # fmt: skip

@@ -126,10 +126,40 @@ def test_a_clip_that_does_not_decode_though_its_bytes_are_its_own_costs_one_clip
     make_dataset: Callable, spec: type, backend: str, codec: str
 ) -> None:
     good = [spec(frames=30, codec=codec, seed=s) for s in range(7)]
-    index = make_dataset([*good, spec(frames=30, codec=codec, spoiled=True)])
+    index = make_dataset([*good, spec(frames=30, codec=codec, spoiled="all")])
     batches, loader = take(index, 4, backend=backend, repeats=2, sample=SamplePolicy(frames=4, size=48))
     assert 7 not in {int(clip) for batch in batches for clip in batch.clip_B}
     assert list(loader.stats.bad) == [index.key(7)]
+
+
+def test_damage_that_is_part_of_a_clip_is_noticed_and_not_concealed(
+    make_dataset: Callable, spec: type
+) -> None:
+    """FFmpeg would paint over it: such a clip is bad, though its bytes are those of the index."""
+    good = [spec(frames=40, seed=s, width=192, height=192) for s in range(3)]
+    index = make_dataset([*good, spec(frames=40, seed=3, width=192, height=192, spoiled="some")])
+    _, loader = take(index, 2, backend="av", repeats=4, sample=SamplePolicy(frames=8, size=48, stride=4))
+    assert list(loader.stats.bad) == [index.key(3)]
+    assert "does not decode" in loader.stats.bad[index.key(3)]
+
+
+@pytest.mark.parametrize("policy", ["auto", "windows"])
+def test_frames_of_a_clip_with_b_frames_are_those_drawn(
+    make_dataset: Callable, spec: type, read_numbers: Callable, policy: str
+) -> None:
+    """None that we make has them; in such a clip pictures do not come in the order in which they are shown."""
+    index = make_dataset(
+        [
+            spec(frames=n, height=96, width=96, numbered=True, codec="h264 with B-frames")
+            for n in (100, 70, 30, 64)
+        ]
+    )
+    batches, loader = take(index, 4, backend="av", repeats=3, sample=WHOLE, decode=policy)
+    assert not loader.stats.bad
+    lengths = [100, 70, 30, 64]
+    for batch in batches:
+        for clip, picture, d in zip(batch.clip_B, levels(batch), batch.draws, strict=True):
+            assert read_numbers(picture) == frame_indices(d, 8, lengths[clip]).tolist()
 
 
 def test_pixels_are_the_clips_own(make_dataset: Callable, spec: type) -> None:

@@ -288,7 +288,8 @@ def test_a_run_that_goes_on_knows_the_bad_clips_of_before(damaged_index: ClipInd
     rest, second = play(damaged_index, 6, workers=0, quarantine=file, state=first.state_dict())
     assert all(same(a, b) for a, b in zip(whole[3:], rest, strict=True))
     assert list(second.stats.bad) == [damaged_index.key(5)]
-    assert len(Path(file).read_text().splitlines()) == 1
+    [line] = Path(file).read_text().splitlines()
+    assert json.loads(line)["index"] == damaged_index.digest
 
 
 def test_a_flipped_bit_that_any_decoder_would_take_is_noticed(make_dataset: Callable, spec: type) -> None:

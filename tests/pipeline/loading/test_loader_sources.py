@@ -146,7 +146,7 @@ def test_datasets_mixed_by_weights_are_played_in_these_shares_and_resume(
 def test_a_bad_clip_of_a_mix_is_replaced_by_one_of_its_own_dataset(
     make_dataset: Callable, spec: type
 ) -> None:
-    few = make_dataset([*(spec(frames=20, seed=s) for s in range(7)), spec(frames=20, spoiled=True)])
+    few = make_dataset([*(spec(frames=20, seed=s) for s in range(7)), spec(frames=20, spoiled="all")])
     many = make_dataset([spec(frames=20, seed=s % 4) for s in range(24)])
     both = mix([(many, 0.5), (few, 0.5)])
     batches, loader = play(both, 8, batch_videos=4)
