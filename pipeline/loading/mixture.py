@@ -36,7 +36,7 @@ def mix(datasets: Sequence[tuple[ClipIndex, float | None]]) -> ClipIndex:
     ends = np.cumsum([len(index.shard_names) for index in indices]).tolist()
     parts: tuple[Part, ...] = (Part(0, ends[-1]),)
     if weights:
-        parts = tuple(Part(a, b, w) for a, b, w in zip([0, *ends], ends, weights, strict=False))
+        parts = tuple(Part(a, b, w) for a, b, w in zip([0, *ends[:-1]], ends, weights, strict=True))
     labels = _united(index.labels for index in indices)
     codecs = sorted({name for index in indices for name in index.codec_names})
     stores = tuple(store for index in indices for store in index.stores)
@@ -49,11 +49,11 @@ def mix(datasets: Sequence[tuple[ClipIndex, float | None]]) -> ClipIndex:
         digest=hashlib.sha256(json.dumps(facts).encode()).hexdigest(),
         shard_names=[name for index in indices for name in index.shard_names],
         shard_start=_joined(
-            [*(i.shard_start[:-1] + n for i, n in zip(indices, clips, strict=False)), clips[-1:]]
+            [*(i.shard_start[:-1] + n for i, n in zip(indices, clips[:-1], strict=True)), clips[-1:]]
         ),
         shard_bytes=_joined([index.shard_bytes for index in indices]),
         dataset_of_shard=_joined(
-            [index.dataset_of_shard + np.int32(n) for index, n in zip(indices, firsts, strict=False)]
+            [index.dataset_of_shard + np.int32(n) for index, n in zip(indices, firsts[:-1], strict=True)]
         ),
         codec_names=codecs,
         codec_of_clip=_joined(

@@ -68,7 +68,10 @@ class Where:
         """bool [N]: of which rows it is true."""
         try:
             found = self._root(rows)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as e:  # numbers that do not fit, odd types
+        except (
+            pa.ArrowInvalid,
+            pa.ArrowNotImplementedError,
+        ) as e:  # numbers that do not fit, odd types: told, never skipped
             raise self._error(" ".join(str(e).split())) from e
         if isinstance(found, pa.Scalar):
             return np.full(len(rows), found.as_py())
@@ -119,7 +122,7 @@ class Where:
             sides = [node.left, *node.comparators]
             pairs = [
                 self._compare(a, op, b, depth + 1)
-                for a, op, b in zip(sides, node.ops, sides[1:], strict=False)
+                for a, op, b in zip(sides[:-1], node.ops, sides[1:], strict=True)
             ]
             return lambda rows: reduce(pc.and_, (pair(rows) for pair in pairs))
         term = self._term(node, depth)

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def ours(index: ClipIndex) -> dict[tuple[int, str], np.ndarray]:
     )
     found = {}
     with ClipLoader(index, config) as loader:
-        for _, batch in zip(range(2 * len(index)), loader, strict=False):
+        for batch in islice(loader, 2 * len(index)):
             found[batch.epoch, index.key(int(batch.clip_B[0]))] = batch.clips_BCTHW.numpy()
     return found
 
