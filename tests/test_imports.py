@@ -47,7 +47,12 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "pipeline/loading/masks.py": ("pipeline.errors", "pipeline.loading.philox"),
     "model": ("model",),
     "model/patches.py": (),
-    "model/positions.py": (),
+    "model/config.py": (),
+    "model/linear.py": (),
+    "model/patches.py": (),
+    "model/motion.py": ("model.config",),
+    "model/hog.py": ("model.config", "model.patches"),
+    "model/positions.py": ("model.config",),
     "train": ("pipeline.errors", "pipeline.storage", "pipeline.loading", "model", "train"),
     "tools": ("pipeline", "model", "train", "tools"),
 }

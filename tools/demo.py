@@ -187,7 +187,7 @@ class _Demo:
         return timed | {"told": f"dense {ms['dense']:.0f} ms, sparse {ms['sparse']:.0f} ms"}
 
     def bench_config(self) -> BenchStepConfig:
-        return BenchStepConfig(model=self.config.timed_model, data=self.shards)
+        return BenchStepConfig(model=self.config.timed_model, data=self.shards, decoder_mask=0.0)
 
     def report(self) -> Result:
         path = write_report(self.out)
@@ -209,7 +209,7 @@ class _Demo:
                 f"reelmae verify {self.shards} --deep",
                 f"reelmae pretrain demo data.url={self.shards} run.out={self.train} run.steps={self.config.steps}",
                 f"reelmae reconstruct {self.train} {self.shards} --out {self.out / RECONSTRUCTION}",
-                f"reelmae bench step --model {timed.model} --data {self.shards}",
+                f"reelmae bench step --model {timed.model} --data {self.shards} --decoder-mask 0",
                 f"reelmae report {self.out}",
             ],
         }

@@ -65,6 +65,10 @@ def reconstruct(
     path = find_checkpoint(Path(checkpoint))
     index = ClipIndex.open(data)
     model, config = load_model(path)
+    if model.config.target != "pixels":
+        raise InputError(
+            f"{path}: predicts target={model.config.target!r}, no pixels; give a model that predicts pixels"
+        )
     batch = _draw(index, config, min(clips, len(index)), seed)
     panels = make_panels(model, batch, _frame_seconds(index, batch))
     out = Path(out)
@@ -118,12 +122,12 @@ def caption(model: MaskedAutoencoder, batch: ClipBatch, panels: Panels) -> str:
         f"{kept} of {c.n_tokens} patches ({patch}) are seen, {1 - kept / c.n_tokens:.0%} are removed. Reconstructed: "
         f"removed patches are the model's prediction, kept ones are shown as they went in."
     )
-    if c.norm_target:
+    if c.target_norm != "none":
         text += (
             " Each predicted patch is given the mean and deviation of the true one, which are not predicted."
         )
     text += f" Loss on these windows: {panels.loss:.3f}"
-    return text + (" (predicting each patch's mean: 1.0)." if c.norm_target else ".")
+    return text + (" (predicting each patch's mean: 1.0)." if c.target_norm != "none" else ".")
 
 
 def _draw(index: ClipIndex, config: PretrainConfig, clips: int, seed: int) -> ClipBatch:
@@ -149,14 +153,16 @@ def _frame_seconds(index: ClipIndex, batch: ClipBatch) -> float:
 def make_panels(model: MaskedAutoencoder, batch: ClipBatch, frame_seconds: float) -> Panels:
     """Run the model and compose the three films at the frames it predicts."""
     clips_BCTHW = batch.clips_BCTHW
-    output = model(clips_BCTHW, batch.ids_keep_BK)
+    ids_keep_BK = batch.ids_keep_BK
+    loss = model(clips_BCTHW, ids_keep_BK).losses["space"]
     c = model.config
     shown = c.target_frame_index()
     true_BCTHW = clips_BCTHW[:, :, shown]
-    painted_BCTHW = model.to_clip(output.pred_BLP, clips_BCTHW)
-    values = c.target_t_patch * c.patch**2 * 3
+    painted_BCTHW = model.to_clip(model.predict(clips_BCTHW, ids_keep_BK), clips_BCTHW)
+    values = c.pixel_values
+    removed_BL = torch.ones(len(clips_BCTHW), c.n_tokens).scatter(1, ids_keep_BK, 0.0)
     removed_BCTHW = unpatchify(
-        output.mask_BL[..., None].expand(-1, -1, values), c.grid_THW, c.target_t_patch, c.patch
+        removed_BL[..., None].expand(-1, -1, values), c.grid_THW, c.target_t_patch, c.patch
     )
     grey = torch.tensor((GREY - MEAN) / STD)
     films = (
@@ -167,7 +173,7 @@ def make_panels(model: MaskedAutoencoder, batch: ClipBatch, frame_seconds: float
     ends = [*shown[1:], c.frames]
     durations = [round(1000 * frame_seconds * (b - a)) for a, b in zip(shown, ends, strict=True)]
     original, masked, reconstructed = (_pixels(film) for film in films)
-    return Panels((original, masked, reconstructed), durations, float(output.loss))
+    return Panels((original, masked, reconstructed), durations, float(loss))
 
 
 def _pixels(clips_BCTHW: Tensor) -> U8:

@@ -150,7 +150,7 @@ def _training(facts: Facts) -> str:
         return ""
     config = facts.config or {}
     model, loader = config.get("model", {}), config.get("loader", {})
-    normalised = model.get("norm_target") is not False
+    normalised = model.get("target_norm") != "none"
     speed, wait = _pace(facts)
     sizes = [f"ViT-{model['preset']}"] if model.get("preset") else []
     sizes += [

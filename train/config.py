@@ -13,22 +13,32 @@ import difflib
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from reelmae.model.mae import MAEConfig, mae_config
+from reelmae.model.config import (
+    OBJECTIVES,
+    DecoderCls,
+    MAEConfig,
+    MotionConfig,
+    PositionInit,
+    Positions,
+    TargetNorm,
+)
 from reelmae.pipeline.errors import ConfigError
 from reelmae.pipeline.loading.backends import resolve_device
 from reelmae.pipeline.loading.config import LoaderConfig
 from reelmae.pipeline.loading.draws import SamplePolicy
-from reelmae.pipeline.loading.masks import MaskPolicy
+from reelmae.pipeline.loading.masks import DecoderMaskPolicy, MaskPolicy
 from reelmae.pipeline.loading.passes import DecodePolicy
 from reelmae.train.data import DataSection
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "float32", "bf16"]
+DecayRule = Literal["mae_st", "mae_st_bias_wd", "mae_st_finetune", "slowfast", "videomae"]
 QUARANTINE = "bad_clips.jsonl"
 RECIPES = Path(__file__).parent / "recipes"
 # keys whose change leaves what a step computes the same, or is the point of going on
@@ -49,6 +59,7 @@ FREE_ON_RESUME = {
     "run.device",
     "run.threads",
     "run.compile",
+    "run.checkpointing",
     "run.log_every",
     "run.checkpoint_every",
 }
@@ -81,6 +92,13 @@ class MaskSection(_Section):
     ratio: float = Field(0.9, gt=0, lt=1)
 
 
+class DecoderMaskSection(_Section):
+    """Which tokens are not predicted (VideoMAE V2): none, or a share of each cell of 2×2 places that runs over time."""
+
+    kind: Literal["none", "cells"] = "none"
+    ratio: float = 0.5
+
+
 class LoaderSection(_Section):
     """How batches are made; a batch has `batch_videos` × `repeats` clips."""
 
@@ -89,6 +107,7 @@ class LoaderSection(_Section):
     repeats: int = Field(4, ge=1)
     sample: SampleSection = SampleSection(fps=7.5)
     mask: MaskSection = MaskSection()
+    decoder_mask: DecoderMaskSection = DecoderMaskSection()
     lanes: int = Field(64, ge=1)
     decode: DecodePolicy = "auto"
     workers: int | None = Field(None, ge=0)
@@ -99,9 +118,20 @@ class LoaderSection(_Section):
     max_bad_fraction: float = Field(0.01, ge=0, le=1)
 
 
-class ModelSection(_Section):
-    """A preset, T | S | B | L | H, and what differs from it; the fields are those of MAEConfig."""
+class MotionSection(_Section):
+    """What differs from MotionConfig's defaults."""
 
+    decoders: Literal["separate", "shared"] | None = None
+    gap: int | None = None
+    sign: Literal["signed", "absolute"] | None = None
+    norm: Literal["patch", "none"] | None = None
+    weight: float | None = None
+
+
+class ModelSection(_Section):
+    """An objective and a size, T | S | B | L | H, and what differs from them; the fields are those of MAEConfig."""
+
+    objective: Literal["mae", "slowfast", "videomae", "motion"] = "mae"
     preset: str = "B"
     frames: int | None = None
     size: int | None = None
@@ -110,22 +140,40 @@ class ModelSection(_Section):
     dim: int | None = None
     depth: int | None = None
     heads: int | None = None
+    mlp_ratio: float | None = None
+    cls_token: bool | None = None
+    pos: Positions | None = None
+    qkv_bias: Literal["qkv", "qv"] | None = None
+    pos_init: PositionInit | None = None
+    encoder: Literal["sparse", "dense"] | None = None
     decoder_dim: int | None = None
     decoder_depth: int | None = None
     decoder_heads: int | None = None
-    mlp_ratio: float | None = None
+    decoder_pos: Positions | None = None
+    decoder_cls: DecoderCls | None = None
+    embed_bias: bool | None = None
+    target: Literal["pixels", "hog"] | None = None
+    target_norm: TargetNorm | None = None
+    target_frames: Literal["linspace", "stride"] | None = None
     pred_t_dim: int | None = None
-    encoder: Literal["sparse", "dense"] | None = None
-    norm_target: bool | None = None
-    pos_init: Literal["normal", "sincos"] | None = None
+    unit_pixels: bool | None = None
+    motion: MotionSection | None = None
 
     def mae(self) -> MAEConfig:
         """The model's config; ConfigError where the sizes do not fit."""
-        changes = {k: v for k, v in self.model_dump(exclude={"preset"}).items() if v is not None}
+        changes = _given(self, "objective", "preset", "motion")
+        if self.motion is not None and self.objective != "motion":
+            raise ConfigError(f"model.motion: is of model.objective=motion, not of {self.objective}")
         try:
-            return mae_config(self.preset, **changes)
+            if self.motion is not None:
+                changes["motion"] = MotionConfig(**_given(self.motion))
+            return OBJECTIVES[self.objective](self.preset, **changes)
         except ValueError as e:
             raise ConfigError(f"model.{e}") from e
+
+
+def _given(section: _Section, *without: str) -> dict[str, Any]:
+    return {k: v for k, v in dict(section).items() if v is not None and k not in without}
 
 
 class OptimSection(_Section):
@@ -134,6 +182,7 @@ class OptimSection(_Section):
     blr: float = Field(1.6e-3, gt=0)  # rate for 256 videos a step
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = Field(0.05, ge=0)
+    decay: DecayRule = "mae_st"  # which parameters are spared from it (train/optim.py)
     warmup: float = Field(0.15, ge=0, lt=1)  # share of all steps
     min_lr: float = Field(0.0, ge=0)
     clip_grad: float = Field(0.02, ge=0)  # largest norm of the gradient; 0 = no clipping
@@ -143,12 +192,21 @@ class RunSection(_Section):
     """Where the run writes, how long it goes on, and on what; exactly one of `steps` and `epochs`."""
 
     out: str
+    init: str | None = (
+        None  # weights to begin from: a checkpoint, of reelmae or another's layout (model/weights)
+    )
+    init_allow: tuple[
+        str, ...
+    ] = ()  # patterns of what of them may be left, and of what of the model may stay as it is
     steps: int | None = Field(None, ge=1)
     epochs: float | None = Field(None, gt=0)
     seed: int = Field(0, ge=0)
     device: Device = "auto"
     precision: Precision = "auto"  # auto: bf16 on CUDA, float32 on CPU
     compile: bool = False
+    checkpointing: bool = (
+        False  # activations are computed again in backward: less memory, about a third more time
+    )
     threads: int | None = Field(None, ge=1)  # of torch on CPU; None = torch's own choice
     log_every: int = Field(10, ge=1)
     checkpoint_every: int = Field(500, ge=1)
@@ -189,12 +247,13 @@ class PretrainConfig(_Section):
     def loader_config(self) -> LoaderConfig:
         """The loader's config: this section with what follows from model and run."""
         mae = self.model.mae()
-        values = {k: v for k, v in dict(self.loader).items() if k not in ("sample", "mask") and v is not None}
+        values = _given(self.loader, "sample", "mask", "decoder_mask")
         try:
             return LoaderConfig(
                 **values,
                 sample=SamplePolicy(frames=mae.frames, size=mae.size, **dict(self.loader.sample)),
                 mask=MaskPolicy(**dict(self.loader.mask)),
+                decoder_mask=DecoderMaskPolicy(**dict(self.loader.decoder_mask)),
                 patch=(mae.t_patch, mae.patch, mae.patch),
                 seed=self.run.seed,
                 quarantine=str(Path(self.run.out) / QUARANTINE),
@@ -266,10 +325,14 @@ def _check_key(key: str, where: str) -> None:
 
 def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _keys(field.annotation, f"{prefix}{name}.")
-        else:
+        kinds = [field.annotation]
+        if get_origin(field.annotation) in (Union, UnionType):  # a section that may be missing
+            kinds += get_args(field.annotation)
+        section = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
+        if section is None:
             yield prefix + name
+        else:
+            yield from _keys(section, f"{prefix}{name}.")
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -282,9 +345,14 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 def _value(key: str, text: str) -> Any:
     """A TOML value, or the text itself where a key is text or the text is no TOML."""
-    if key in ("data.url", "data.where", "data.keys", "loader.cache", "run.out") and not text.startswith(
-        ('"', "'")
-    ):
+    if key in (
+        "data.url",
+        "data.where",
+        "data.keys",
+        "loader.cache",
+        "run.out",
+        "run.init",
+    ) and not text.startswith(('"', "'")):
         return text  # a folder named 2024 is no number
     try:
         return tomllib.loads(f"value = {text}")["value"]

@@ -29,7 +29,8 @@ import torch
 from torch import Tensor
 
 from reelmae.model.mae import MaskedAutoencoder
-from reelmae.pipeline.errors import ConfigError, DivergedError
+from reelmae.model.weights import WeightsError, load_into, read_checkpoint
+from reelmae.pipeline.errors import ConfigError, DivergedError, InputError
 from reelmae.pipeline.loading.batch import ClipBatch
 from reelmae.pipeline.loading.index import ClipIndex
 from reelmae.pipeline.loading.loader import ClipLoader
@@ -67,9 +68,10 @@ class _Totals:
 
 @dataclass
 class _Window:
-    """Steps since the last row; losses stay on the device until they are read together."""
+    """Steps since the last row; losses, the whole and its parts, stay on the device until they are read together."""
 
     losses: list[Tensor] = field(default_factory=list)
+    parts: dict[str, list[Tensor]] = field(default_factory=dict)
     norms: list[Tensor] = field(default_factory=list)
     clips: list[np.ndarray] = field(default_factory=list)
     seconds: float = 0.0
@@ -107,6 +109,9 @@ class _Trainer:
         self.steps = config.run.steps or math.ceil((config.run.epochs or 0) * loader.steps_per_epoch)
         torch.manual_seed(config.run.seed)
         self.model = MaskedAutoencoder(config.model.mae()).to(self.device)
+        if config.run.init is not None:
+            _begin_from(self.model, config.run.init, config.run.init_allow)
+        self.model.set_checkpointing(config.run.checkpointing)
         self.optimizer = adamw(self.model, config.optim)
         self.parameters = list(self.model.parameters())
         self.step = 0
@@ -166,13 +171,16 @@ class _Trainer:
         set_learning_rate(self.optimizer, rate)
         dtype = self.config.run.autocast_dtype()
         with torch.autocast(self.device.type, dtype=dtype) if dtype else nullcontext():
-            loss = self.model(batch.clips_BCTHW, batch.ids_keep_BK).loss
-        loss.backward()
+            output = self.model(batch.clips_BCTHW, batch.ids_keep_BK, batch.ids_decode_BQ)
+        output.loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, optim.clip_grad or math.inf)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        self.window.losses.append(loss.detach())
+        self.window.losses.append(output.loss.detach())
+        if len(output.losses) > 1:
+            for name, part in output.losses.items():
+                self.window.parts.setdefault(name, []).append(part.detach())
         self.window.norms.append(norm.detach())
         self.window.clips.append(batch.clip_B)
         self.window.wait_s += waited
@@ -183,6 +191,7 @@ class _Trainer:
         window, started = self.window, time.perf_counter()
         losses = torch.stack(window.losses).tolist()
         norms = torch.stack(window.norms).tolist()
+        parts = {f"loss_{name}": torch.stack(some).mean().item() for name, some in window.parts.items()}
         window.seconds += time.perf_counter() - started  # on a GPU the steps are finished here
         self.window = _Window()
         first = self.step - len(losses) + 1
@@ -201,6 +210,7 @@ class _Trainer:
             "step": self.step,
             "epoch": self.step / self.loader.steps_per_epoch,
             "loss": loss,
+            **parts,
             "lr": self.optimizer.param_groups[0]["lr"],
             "grad_norm": math.fsum(norms) / len(norms),
             "clips_per_s": clips / window.seconds,
@@ -271,6 +281,16 @@ class _Trainer:
             checkpoint=str(checkpoint.checkpoints(self.out)[-1]),
             bad_clips=totals.bad_clips,
         )
+
+
+def _begin_from(model: MaskedAutoencoder, path: str, allow: tuple[str, ...]) -> None:
+    """Weights of a file in place of the initial ones; InputError names what does not fit."""
+    try:
+        foreign = read_checkpoint(path)
+        grid = foreign.config.grid_THW if foreign.config else None
+        load_into(model, foreign.state, foreign.layout, allow=allow, grid=grid)
+    except WeightsError as e:
+        raise InputError(f"run.init={path}: {e} (run.init_allow=[…])") from e
 
 
 @contextmanager

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from reelmae.model.mae import MAEConfig, MaskedAutoencoder, mae_config, masked_loss
+from reelmae.model.config import MAEConfig, mae_config
+from reelmae.model.mae import MaskedAutoencoder, masked_loss, removed
 from reelmae.model.patches import gather_patches, patchify
 
 SMALL: dict[str, Any] = {
@@ -27,10 +28,15 @@ def make(**changes: Any) -> tuple[MaskedAutoencoder, Tensor, Tensor]:
     return model, clips, ids
 
 
-def removed_only_noise(model: MaskedAutoencoder, clips: Tensor, mask: Tensor) -> Tensor:
+def removed_only_noise(model: MaskedAutoencoder, clips: Tensor, ids: Tensor) -> Tensor:
     """The clip with the content of every removed patch replaced by noise."""
     c = model.config
-    holes = mask.reshape(-1, *c.grid_THW).repeat_interleave(c.t_patch, 1)
+    holes = (
+        torch.ones(len(clips), c.n_tokens)
+        .scatter(1, ids, 0.0)
+        .reshape(-1, *c.grid_THW)
+        .repeat_interleave(c.t_patch, 1)
+    )
     holes = holes.repeat_interleave(c.patch, 2).repeat_interleave(c.patch, 3)[:, None]
     return torch.where(holes.bool(), torch.randn_like(clips) * 9, clips)
 
@@ -38,12 +44,12 @@ def removed_only_noise(model: MaskedAutoencoder, clips: Tensor, mask: Tensor) ->
 @pytest.mark.parametrize("encoder", ["sparse", "dense"])
 def test_the_content_of_removed_patches_cannot_reach_the_prediction(encoder: str) -> None:
     model, clips, ids = make(encoder=encoder)
-    loss, pred, mask = model(clips, ids)
-    other = removed_only_noise(model, clips, mask)
-    other_loss, other_pred, _ = model(other, ids)
-    assert not torch.equal(clips, other)
-    assert torch.equal(pred, other_pred)
-    assert loss != other_loss
+    one = model(clips, ids)
+    noisy = removed_only_noise(model, clips, ids)
+    other = model(noisy, ids)
+    assert not torch.equal(clips, noisy)
+    assert torch.equal(one.preds["space"], other.preds["space"])
+    assert one.loss != other.loss
 
 
 @pytest.mark.parametrize("encoder", ["sparse", "dense"])
@@ -52,17 +58,17 @@ def test_the_content_of_kept_patches_reaches_the_prediction_of_all_tokens(encode
     other = clips.clone()
     t, h, w = ids[0, 0] // 4, ids[0, 0] // 2 % 2, ids[0, 0] % 2
     other[0, :, t * 2, h * 8, w * 8] += 5.0
-    changed = (model(clips, ids).pred_BLP != model(other, ids).pred_BLP).any(-1)
+    changed = (model.predict(clips, ids) != model.predict(other, ids)).any(-1)
     assert changed[0].all()
     assert not changed[1].any()
 
 
 @pytest.mark.parametrize("encoder", ["sparse", "dense"])
-@pytest.mark.parametrize(("norm_target", "pred_t_dim"), [(True, None), (False, None), (True, 8)])
-def test_loss_is_that_of_the_plain_formula(encoder: str, norm_target: bool, pred_t_dim: int | None) -> None:
-    model, clips, ids = make(encoder=encoder, norm_target=norm_target, pred_t_dim=pred_t_dim)
+@pytest.mark.parametrize(("target_norm", "pred_t_dim"), [("patch", None), ("none", None), ("patch", 8)])
+def test_loss_is_that_of_the_plain_formula(encoder: str, target_norm: str, pred_t_dim: int | None) -> None:
+    model, clips, ids = make(encoder=encoder, target_norm=target_norm, pred_t_dim=pred_t_dim)
     clips[0, :, :, :8] *= 1e-3  # nearly constant patches: there the eps matters
-    out = model(clips, ids)
+    out, pred_BLP = model(clips, ids), model.predict(clips, ids)
     frames = [0, 2, 4, 7] if pred_t_dim is None else list(range(8))
     per_token = len(frames) // 4
     losses = []
@@ -74,13 +80,13 @@ def test_loss_is_that_of_the_plain_formula(encoder: str, norm_target: bool, pred
                 for frame in frames[t * per_token : (t + 1) * per_token]
                 for p in range(8) for q in range(8) for c in range(3)
             ]  # fmt: skip
-            if norm_target:
+            if target_norm == "patch":
                 mean = sum(values) / len(values)
                 var = sum((v - mean) ** 2 for v in values) / (len(values) - 1)
                 values = [(v - mean) / (var + 1e-6) ** 0.5 for v in values]
-            pred = out.pred_BLP[b, token].tolist()
+            pred = pred_BLP[b, token].tolist()
             losses.append(sum((x - y) ** 2 for x, y in zip(pred, values, strict=True)) / len(values))
-    assert len(losses) == out.mask_BL.sum() == 2 * 11
+    assert len(losses) == out.ids_BQ.numel() == 2 * 11
     assert out.loss.item() == pytest.approx(sum(losses) / len(losses), rel=1e-5)
 
 
@@ -106,9 +112,10 @@ def test_the_order_of_kept_tokens_does_not_matter(encoder: str) -> None:
     model, clips, ids = make(encoder=encoder)
     shuffled = ids[:, torch.randperm(ids.shape[1])]
     one, other = model(clips, ids), model(clips, shuffled)
-    torch.testing.assert_close(one.pred_BLP, other.pred_BLP, rtol=0, atol=2e-5)
+    torch.testing.assert_close(one.preds["space"], other.preds["space"], rtol=0, atol=2e-5)
+    torch.testing.assert_close(model.predict(clips, ids), model.predict(clips, shuffled), rtol=0, atol=2e-5)
     torch.testing.assert_close(one.loss, other.loss)
-    assert torch.equal(one.mask_BL, other.mask_BL)
+    assert torch.equal(one.ids_BQ, other.ids_BQ)
 
 
 def test_dense_encoder_carries_all_tokens_and_sparse_the_kept_ones() -> None:
@@ -122,13 +129,25 @@ def test_dense_encoder_carries_all_tokens_and_sparse_the_kept_ones() -> None:
 
 
 def test_dense_and_sparse_share_the_definition_of_the_loss() -> None:
-    sparse, clips, ids = make()
-    dense, _, _ = make(encoder="dense")
-    for model in (sparse, dense):
+    for encoder in ("sparse", "dense"):
+        model, clips, ids = make(encoder=encoder)
         out = model(clips, ids)
-        torch.testing.assert_close(out.loss, masked_loss(out.pred_BLP, model.targets(clips), out.mask_BL))
-    assert torch.equal(sparse.targets(clips), dense.targets(clips))
-    assert torch.equal(sparse(clips, ids).mask_BL, dense(clips, ids).mask_BL)
+        target = model.targets.space(clips, out.ids_BQ)
+        torch.testing.assert_close(out.loss, masked_loss(out.preds["space"], target))
+        assert torch.equal(out.ids_BQ, removed(ids, 16))
+
+
+@pytest.mark.parametrize("encoder", ["sparse", "dense"])
+def test_predicted_tokens_are_predicted_as_among_all(encoder: str) -> None:
+    model, clips, ids = make(encoder=encoder)
+    out, everything = model(clips, ids), model.predict(clips, ids)
+    for b in range(2):
+        torch.testing.assert_close(out.preds["space"][b], everything[b, out.ids_BQ[b]], rtol=0, atol=2e-5)
+
+
+def test_removed_tokens_are_those_not_kept_ascending() -> None:
+    ids = torch.tensor([[5, 0, 3], [1, 2, 6]])
+    assert removed(ids, 7).tolist() == [[1, 2, 4, 6], [0, 3, 4, 5]]
 
 
 @pytest.mark.parametrize("encoder", ["sparse", "dense"])
@@ -139,17 +158,24 @@ def test_every_parameter_gets_a_gradient(encoder: str) -> None:
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
 
-@pytest.mark.parametrize("norm_target", [True, False])
-def test_the_true_target_as_prediction_gives_the_true_frames_back(norm_target: bool) -> None:
-    model, clips, _ = make(norm_target=norm_target)
-    frames = model.to_clip(model.targets(clips), clips)
+def every_token(clips: Tensor) -> Tensor:
+    return torch.arange(16).expand(len(clips), -1)
+
+
+@pytest.mark.parametrize("target_norm", ["patch", "channel", "none"])
+@pytest.mark.parametrize("unit_pixels", [True, False])
+def test_the_true_target_as_prediction_gives_the_true_frames_back(
+    target_norm: str, unit_pixels: bool
+) -> None:
+    mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    model, clips, _ = make(target_norm=target_norm, unit_pixels=unit_pixels, pixel_mean=mean, pixel_std=std)
+    frames = model.to_clip(model.targets.space(clips, every_token(clips)), clips)
     torch.testing.assert_close(frames, clips[:, :, [0, 2, 4, 7]], rtol=0, atol=1e-5)
 
 
 def test_predicting_each_patch_mean_costs_about_one_with_normalised_targets() -> None:
     model, clips, ids = make()
-    mask = model(clips, ids).mask_BL
-    loss = masked_loss(torch.zeros(2, 16, 192), model.targets(clips), mask)
+    loss = masked_loss(torch.zeros(2, 11, 192), model.targets.space(clips, removed(ids, 16)))
     assert loss.item() == pytest.approx(191 / 192, abs=1e-4)  # unbiased variance
 
 
@@ -158,7 +184,7 @@ def test_compiles_without_graph_breaks(encoder: str) -> None:
     model, clips, ids = make(encoder=encoder)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     one, other = model(clips, ids), compiled(clips, ids)
-    torch.testing.assert_close(one.pred_BLP, other.pred_BLP, rtol=0, atol=2e-5)
+    torch.testing.assert_close(one.preds["space"], other.preds["space"], rtol=0, atol=2e-5)
     other.loss.backward()
     assert model.encoder.patch_embed.weight.grad is not None
 
@@ -230,7 +256,7 @@ def test_wrong_shapes_are_named() -> None:
         model(clips[:, :, :6], ids)
     with pytest.raises(ValueError, match="keep at least 1 and remove at least 1"):
         model(clips, torch.arange(16).expand(2, -1))
-    with pytest.raises(ValueError, match=r"give \[2, K\]"):
+    with pytest.raises(ValueError, match=r"give \[2, tokens\]"):
         model(clips, ids[:1])
 
 

@@ -25,7 +25,7 @@ def test_positions_of_some_tokens_follow_the_order_of_the_ids() -> None:
 def test_sincos_positions_are_alike_among_neighbours_from_the_start() -> None:
     torch.manual_seed(0)
     t, h, w, dim = 8, 8, 8, 96
-    tokens = SeparablePositions((t, h, w), dim, "sincos").tokens()[0].reshape(t, h, w, dim)
+    tokens = SeparablePositions((t, h, w), dim, init="sincos").tokens()[0].reshape(t, h, w, dim)
     at = tokens[3, 3, 3]
     for one, two, far in [
         (tokens[4, 3, 3], tokens[5, 3, 3], tokens[7, 3, 3]),

@@ -1,118 +1,202 @@
-"""Numerical equality with the reference: every `mae_st_pretrain_*` file of REELMAE_FIXTURES."""
+"""Numerical equality with the reference codes: every .npz of REELMAE_FIXTURES.
+
+Each file says what model it is (`cfg/*`), holds that model's weights under the reference's own names (`sd/*`), an input, and
+what the reference made of it: predictions, latents, targets, losses, gradient norms, logits. The model is built from the
+former, the weights go through our importer, and all of the latter must come out.
+"""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from reelmae.model.mae import MAEConfig, MaskedAutoencoder, masked_loss
+from reelmae.model.classifier import Classifier, ClassifierConfig
+from reelmae.model.config import MAEConfig, ViTConfig, mae_config, slowfast_config, videomae_config
+from reelmae.model.mae import MaskedAutoencoder, masked_loss
+from reelmae.model.weights import detect, from_ours, load_into
 
 REPO = Path(__file__).parents[2]
 SHARED = Path(os.environ.get("REELMAE_SHARED", REPO.parent / "shared"))
 FIXTURES = Path(os.environ.get("REELMAE_FIXTURES", SHARED / "reference"))
-FILES = sorted(FIXTURES.glob("mae_st_pretrain_*.npz"))
-pytestmark = pytest.mark.skipif(not FILES, reason=f"no mae_st_pretrain_*.npz in {FIXTURES}")
+FILES = sorted(FIXTURES.glob("*.npz"))
+pytestmark = pytest.mark.skipif(not FILES, reason=f"no .npz in {FIXTURES}")
 
-RENAMED = [  # reference prefix → ours; longest first
-    ("decoder_pos_embed_class", "decoder.pos.cls"),
-    ("decoder_pos_embed_", "decoder.pos."),
-    ("decoder_blocks.", "decoder.blocks."),
-    ("decoder_", "decoder."),
-    ("mask_token", "decoder.mask_token"),
-    ("pos_embed_class", "encoder.pos.cls"),
-    ("pos_embed_", "encoder.pos."),
-    ("patch_embed.proj.", "encoder.patch_embed."),
-    ("", "encoder."),
-]
-
-
-def our_name(name: str) -> str:
-    prefix, ours = next(pair for pair in RENAMED if name.startswith(pair[0]))
-    return ours + name.removeprefix(prefix)
+IMAGENET: dict[str, Any] = {"pixel_mean": (0.485, 0.456, 0.406), "pixel_std": (0.229, 0.224, 0.225)}
+MAE_ST, MAE_ST_FINETUNED, SLOWFAST, VIDEOMAE, VIDEOMAE_FINETUNED = range(5)
+LAYOUTS = ("mae_st", "mae_st_classifier", "slowfast", "videomae", "videomae_classifier")
+PREDICTION, LOGITS, LOSS, GRADIENT, ZERO = (
+    2e-5,
+    5e-6,
+    2e-6,
+    1e-4,
+    1e-6,
+)  # what may differ; GRADIENT is relative
 
 
-def our_state(reference: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The reference's state under our names: q, k, v fused, the convolution as a matrix."""
-    state = {}
-    for name, value in reference.items():
-        if ".attn.q." in name:
-            parts = [reference[name.replace(".attn.q.", f".attn.{part}.")] for part in "qkv"]
-            state[our_name(name.replace(".attn.q.", ".attn.qkv."))] = torch.cat(parts)
-        elif ".attn.k." not in name and ".attn.v." not in name:
-            if name == "patch_embed.proj.weight":
-                value = value.permute(0, 2, 3, 4, 1).flatten(1)
-            state[our_name(name)] = value
-    return state
+def files(*kinds: int) -> Any:
+    """The files of these kinds, as parameters of the fixture that opens them."""
+    some = [path for path in FILES if int(np.load(path, allow_pickle=False)["cfg/kind"]) in kinds]
+    return pytest.mark.parametrize("reference", some, ids=lambda path: path.stem, indirect=True)
+
+
+every_model = files(*range(5))
+autoencoders = files(MAE_ST, SLOWFAST, VIDEOMAE)
+classifiers = files(MAE_ST_FINETUNED, VIDEOMAE_FINETUNED)
+fixed_positions = files(VIDEOMAE, VIDEOMAE_FINETUNED)
+
+
+def config_of(cfg: dict[str, Any]) -> ViTConfig:
+    """The config of the model that a file's `cfg/*` describe."""
+    sizes = {
+        "frames": cfg["num_frames"], "size": cfg["img_size"], "patch": cfg["patch_size"], "t_patch": cfg["t_patch_size"],
+        "dim": cfg["embed_dim"], "depth": cfg["depth"], "heads": cfg["num_heads"], "mlp_ratio": cfg["mlp_ratio"],
+    }  # fmt: skip
+    decoder = {"decoder_dim": cfg.get("decoder_embed_dim"), "decoder_depth": cfg.get("decoder_depth")}
+    kind = cfg["kind"]
+    pos = "separable" if cfg.get("sep_pos_embed", 1) else "joint"
+    cls = bool(cfg.get("cls_embed", 1))
+    if kind == MAE_ST:
+        return mae_config(
+            "B", **sizes, **decoder, decoder_heads=cfg["decoder_num_heads"], pred_t_dim=cfg["pred_t_dim"],
+            pos=pos, decoder_pos=pos, cls_token=cls, decoder_cls="own" if cls else "none",
+        )  # fmt: skip
+    if kind == SLOWFAST:
+        return slowfast_config("B", **sizes, **decoder, pos=pos)
+    if kind == VIDEOMAE:
+        return videomae_config("B", **sizes, **decoder, decoder_heads=cfg["decoder_num_heads"], **IMAGENET)
+    if kind == MAE_ST_FINETUNED:
+        return ClassifierConfig(**sizes, pos=pos, cls_token=cls, classes=cfg["num_classes"])
+    assert kind == VIDEOMAE_FINETUNED, kind
+    return ClassifierConfig(
+        **sizes, pos="sinusoid", cls_token=False, qkv_bias="qv", classes=cfg["num_classes"]
+    )
 
 
 class Fixture:
     def __init__(self, path: Path) -> None:
         self.data = dict(np.load(path, allow_pickle=False))
-        cfg = {
-            name.removeprefix("cfg/"): v.item() for name, v in self.data.items() if name.startswith("cfg/")
-        }
-        self.config = MAEConfig(
-            frames=cfg["num_frames"], size=cfg["img_size"], patch=cfg["patch_size"], t_patch=cfg["t_patch_size"],
-            dim=cfg["embed_dim"], depth=cfg["depth"], heads=cfg["num_heads"],
-            decoder_dim=cfg["decoder_embed_dim"], decoder_depth=cfg["decoder_depth"],
-            decoder_heads=cfg["decoder_num_heads"], mlp_ratio=cfg["mlp_ratio"], pred_t_dim=cfg["pred_t_dim"],
-        )  # fmt: skip
-        self.model = MaskedAutoencoder(self.config)
-        weights = {
+        self.cfg = {n.removeprefix("cfg/"): v.item() for n, v in self.data.items() if n.startswith("cfg/")}
+        self.theirs = {
             n.removeprefix("sd/"): torch.from_numpy(v) for n, v in self.data.items() if n.startswith("sd/")
         }
-        self.model.load_state_dict(our_state(weights))
+        self.layout = LAYOUTS[self.cfg["kind"]]
+        self.config = config_of(self.cfg)
+        self.model = (
+            MaskedAutoencoder(self.config) if isinstance(self.config, MAEConfig) else Classifier(self.config)  # type: ignore[arg-type]
+        ).eval()
+        self.report = load_into(self.model, self.theirs, self.layout)
         self.clips = torch.from_numpy(self.data["clip"])
-        self.ids_keep = torch.from_numpy(self.data["ids_keep"])
+
+    @property
+    def ids_keep(self) -> Tensor:
+        if "ids_keep" in self.data:
+            return torch.from_numpy(self.data["ids_keep"])
+        mask = torch.from_numpy(self.data["mask"])
+        return mask.argsort(dim=1, stable=True)[:, : int((mask[0] == 0).sum())]
+
+    def distance(self, name: str, ours: Tensor) -> float:
+        """The largest difference to what the file holds, which must have as many values."""
+        theirs = self.data[name]
+        assert ours.numel() == theirs.size, name
+        return float(np.abs(ours.detach().numpy().reshape(theirs.shape) - theirs).max())
 
 
-@pytest.fixture(params=FILES, ids=lambda path: path.stem)
+@pytest.fixture
 def reference(request: pytest.FixtureRequest) -> Fixture:
     return Fixture(request.param)
 
 
-def test_prediction_latent_and_loss_are_the_references(reference: Fixture) -> None:
-    data, model = reference.data, reference.model
-    with torch.no_grad():
-        out = model(reference.clips, reference.ids_keep)
-        latent = model.encode(reference.clips, reference.ids_keep)
-    assert np.array_equal(out.mask_BL.numpy(), data["mask"])
-    assert reference.config.target_frame_index() == data["target_frame_index"].tolist()
-    assert np.abs(out.pred_BLP.numpy() - data["pred"]).max() <= 2e-5
-    assert np.abs(latent.numpy() - data["latent"]).max() <= 2e-5
-    assert abs(out.loss.item() - data["loss_f64"]) <= 2e-6
-    raw_target = MaskedAutoencoder(MAEConfig(**{**vars(reference.config), "norm_target": False})).targets(
-        reference.clips
-    )
-    assert abs(masked_loss(out.pred_BLP, raw_target, out.mask_BL).item() - data["loss_raw_f64"]) <= 2e-6
-    if "target" in data:
-        assert np.abs(model.targets(reference.clips).numpy() - data["target"]).max() <= 2e-5
+@every_model
+def test_every_weight_of_the_reference_has_its_place(reference: Fixture) -> None:
+    assert detect(reference.theirs) == reference.layout
+    assert reference.report.left == reference.report.missing == []
+    assert reference.report.resized == {}
 
 
+@classifiers
+def test_logits_are_the_references(reference: Fixture) -> None:
+    model = reference.model
+    assert reference.distance("pooled", model.pooled(reference.clips)) <= LOGITS
+    logits = model(reference.clips)
+    assert reference.distance("logits", logits) <= LOGITS
+    assert reference.distance("logits_f64", logits) <= LOGITS
+
+
+@autoencoders
+def test_predictions_and_latents_are_the_references(reference: Fixture) -> None:
+    model, clips, ids_keep = reference.model, reference.clips, reference.ids_keep
+    out = model(clips, ids_keep)
+    kept_BL = torch.ones(len(clips), model.config.n_tokens).scatter(1, ids_keep, 0.0)
+    assert np.array_equal(kept_BL.numpy(), reference.data["mask"])
+    whole = reference.cfg["kind"] == MAE_ST  # predicts kept tokens, too
+    pred = model.predict(clips, ids_keep) if whole else out.preds["space"]
+    assert reference.distance("pred", pred) <= PREDICTION
+    latent = model.encoder(clips, ids_keep)
+    if whole:
+        latent = latent[:, model.encoder.n_prefix :]
+    assert reference.distance("latent", latent) <= PREDICTION
+
+
+@autoencoders
+def test_targets_and_losses_are_the_references(reference: Fixture) -> None:
+    model, clips = reference.model, reference.clips
+    out = model(clips, reference.ids_keep)
+    assert abs(out.loss.item() - reference.data["loss_f64"]) <= LOSS
+    if "target_frame_index" in reference.data:
+        assert model.config.target_frame_index() == reference.data["target_frame_index"].tolist()
+    plain = MaskedAutoencoder(MAEConfig(**{**vars(model.config), "target_norm": "none"}))
+    loss = masked_loss(out.preds["space"], plain.targets.space(clips, out.ids_BQ))
+    assert abs(loss.item() - reference.data["loss_raw_f64"]) <= LOSS
+    if "labels" in reference.data:
+        assert reference.distance("labels", model.targets.space(clips, out.ids_BQ)) <= PREDICTION
+    if "target" in reference.data:
+        everything = torch.arange(model.config.n_tokens).expand(len(clips), -1)
+        assert reference.distance("target", model.targets.space(clips, everything)) <= PREDICTION
+
+
+@autoencoders
 def test_gradient_norms_are_the_references(reference: Fixture) -> None:
     model = reference.model
     model(reference.clips, reference.ids_keep).loss.backward()
-    parameters = dict(model.named_parameters())
-    total = sum(p.grad.double().square().sum() for p in parameters.values() if p.grad is not None) ** 0.5
-    assert total.item() == pytest.approx(float(reference.data["gnorm_total"]), rel=1e-4)
-    seen = set()
-    for key, expected in reference.data.items():
-        name = key.removeprefix("gnorm/")
-        if name == key:
-            continue
-        part = next((i for i, q in enumerate("qkv") if f".attn.{q}." in name), None)
-        fused = our_name(name if part is None else name.replace(f".attn.{'qkv'[part]}.", ".attn.qkv."))
-        seen.add(fused)
-        grad = parameters[fused].grad
-        assert grad is not None
-        norm = (grad if part is None else grad.chunk(3)[part]).double().norm().item()
-        if name.endswith("attn.k.bias"):  # analytically zero: the softmax does not see it
-            assert norm <= 1e-6, name
+    grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    theirs = from_ours(grads, reference.layout, model.config)
+    for name in list(reference.theirs):
+        if ".attn.qkv." in name and name not in theirs:  # the file has them fused, we write them apart
+            theirs[name] = torch.cat([theirs.pop(name.replace(".qkv.", f".{part}.")) for part in "qkv"])
+    norms = {n.removeprefix("gnorm/"): float(v) for n, v in reference.data.items() if n.startswith("gnorm/")}
+    assert theirs.keys() == norms.keys()
+    for name, expected in norms.items():
+        norm = theirs[name].double().norm().item()
+        if name.endswith("attn.k.bias"):  # zero, but for rounding: the softmax does not see it
+            assert norm <= ZERO, name
         else:
-            assert norm == pytest.approx(float(expected), rel=1e-4), name
-    assert seen == set(parameters)
+            assert norm == pytest.approx(expected, rel=GRADIENT), name
+    total = sum(g.double().square().sum() for g in grads.values()) ** 0.5
+    assert float(total) == pytest.approx(float(reference.data["gnorm_total"]), rel=GRADIENT)
+
+
+@fixed_positions
+def test_positions_are_the_references(reference: Fixture) -> None:
+    given = [
+        name for name in ("pos_embed", "pos_embed_encoder", "pos_embed_decoder") if name in reference.data
+    ]
+    assert given
+    for name in given:
+        part = reference.model.decoder if name.endswith("decoder") else reference.model.encoder
+        assert reference.distance(name, part.pos.tokens()) <= 1e-7
+
+
+@every_model
+def test_weights_come_back_as_they_were(reference: Fixture) -> None:
+    back = from_ours(reference.model.state_dict(), reference.layout, reference.config)
+    for name, value in reference.theirs.items():
+        if ".attn.qkv." in name and name not in back:
+            back[name] = torch.cat([back.pop(name.replace(".qkv.", f".{part}.")) for part in "qkv"])
+        assert torch.equal(back[name], value), name
+    assert back.keys() == reference.theirs.keys()

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from reelmae.model.mae import MaskedAutoencoder, mae_config
+from reelmae.model.config import mae_config
+from reelmae.model.mae import MaskedAutoencoder
 from reelmae.pipeline.errors import ConfigError
 from reelmae.tools.bench.step import BenchStepConfig, bench_step
 
@@ -29,6 +30,34 @@ def test_one_run_times_both_encoders_and_says_on_what() -> None:
     assert found["model"] == "vit_t" and found["settings"]["dtype"] == "float32"
     assert {"cpu", "cores"} <= set(found["machine"]) and "torch" in found["versions"]
     assert "load_step_ms" not in found
+
+
+def test_forward_and_backward_are_a_part_of_the_step() -> None:
+    found = bench_step(BenchStepConfig(**SMALL, steps=3))
+    for part in (found, found["decoder_mask"]):
+        for encoder in ("dense", "sparse"):
+            pairs = zip(part["forward_backward_ms_all"][encoder], part["step_ms_all"][encoder], strict=True)
+            assert all(0 < inner < whole for inner, whole in pairs)
+        assert part["speedup"]["forward_backward"] == pytest.approx(
+            part["forward_backward_ms"]["dense"] / part["forward_backward_ms"]["sparse"]
+        )
+
+
+def test_decoder_masking_is_timed_beside_it_and_saves_flops() -> None:
+    found = bench_step(BenchStepConfig(**SMALL, steps=1, warmup=0))
+    masked = found["decoder_mask"]
+    assert masked["tokens"] == {"all": 32, "kept": 3, "predicted": 16} and masked["ratio"] == 0.5
+    for encoder in ("dense", "sparse"):
+        assert masked["flops"][encoder] < found["flops"][encoder]
+    assert masked["speedup"]["flops"] > found["speedup"]["flops"]
+    assert "decoder_mask" not in bench_step(BenchStepConfig(**SMALL, steps=1, warmup=0, decoder_mask=0.0))
+
+
+@pytest.mark.parametrize("objective", ["slowfast", "videomae", "motion"])
+def test_each_objective_can_be_timed(objective: Any) -> None:
+    found = bench_step(BenchStepConfig(**SMALL, objective=objective, steps=1, warmup=0))
+    assert found["flops"]["dense"] > found["flops"]["sparse"] > 0
+    assert found["tokens"]["kept"] == (4 if objective == "videomae" else 3)
 
 
 def test_flops_are_those_of_a_real_step() -> None:
@@ -51,6 +80,7 @@ def test_flops_are_those_of_a_real_step() -> None:
         ({"size": 65}, "size=65: choose a size that patch=16 divides"),
         ({"steps": 0}, "steps=0: give at least 1"),
         ({"mask_ratio": 1.0}, "mask_ratio=1.0: give a share between 0 and 1"),
+        ({"decoder_mask": 0.6}, "decoder_mask.ratio=0.6: 0.25, 0.5 or 0.75"),
     ],
 )
 def test_what_cannot_be_timed_is_named(changes: dict[str, Any], told: str) -> None:

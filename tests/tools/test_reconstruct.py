@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from reelmae.model.mae import MaskedAutoencoder, mae_config
+from reelmae.model.config import mae_config
+from reelmae.model.mae import MaskedAutoencoder
 from reelmae.pipeline.errors import ConfigError, InputError
 from reelmae.pipeline.loading.batch import MEAN, STD, ClipBatch
 from reelmae.pipeline.loading.draws import Draw
@@ -81,8 +82,9 @@ def test_kept_patches_are_shown_as_they_went_in_and_removed_ones_are_not() -> No
 
 def test_a_perfect_prediction_gives_back_the_clip() -> None:
     class Perfect(MaskedAutoencoder):
-        def forward(self, clips_BCTHW: torch.Tensor, ids_keep_BK: torch.Tensor):  # type: ignore[no-untyped-def]
-            return super().forward(clips_BCTHW, ids_keep_BK)._replace(pred_BLP=self.targets(clips_BCTHW))
+        def predict(self, clips_BCTHW: torch.Tensor, *_: object) -> torch.Tensor:
+            everything = torch.arange(self.config.n_tokens).expand(len(clips_BCTHW), -1)
+            return self.targets.space(clips_BCTHW, everything)
 
     model = small_model()
     model.__class__ = Perfect

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from reelmae.model.config import MotionConfig, motion_config, videomae_config
 from reelmae.pipeline.errors import ConfigError
+from reelmae.pipeline.loading.batch import MEAN, STD
 from reelmae.train.config import RECIPES, difference, from_json, load
 
 GIVEN = ["data.url=shards", "run.out=runs/a"]
@@ -26,6 +28,35 @@ def test_learning_rate_counts_videos_and_not_repeats() -> None:
         None, [*GIVEN, "run.steps=1", "optim.blr=1.6e-3", "loader.batch_videos=512", "loader.repeats=4"]
     )
     assert config.lr() == pytest.approx(3.2e-3)
+
+
+def test_an_objective_is_its_preset_with_what_differs() -> None:
+    videomae = load(None, [*GIVEN, "run.steps=1", "model.objective=videomae", "model.decoder_depth=2"])
+    assert videomae.model.mae() == videomae_config("B", decoder_depth=2)
+    motion = load(
+        None,
+        [
+            *GIVEN,
+            "run.steps=1",
+            "model.objective=motion",
+            "model.motion.gap=2",
+            "model.motion.decoders=shared",
+        ],
+    )
+    assert motion.model.mae() == motion_config("B", motion=MotionConfig(gap=2, decoders="shared"))
+    assert from_json(motion.model_dump_json()) == motion
+
+
+def test_motion_settings_without_motion_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"model.motion: is of model.objective=motion, not of mae"):
+        load(None, [*GIVEN, "run.steps=1", "model.motion.gap=2"])
+    with pytest.raises(ConfigError, match=r"model.motion.gap=16: give less than frames=16"):
+        load(None, [*GIVEN, "run.steps=1", "model.objective=motion", "model.motion.gap=16"])
+
+
+def test_targets_are_made_of_pixels_as_the_loader_normalises_them() -> None:
+    mae = videomae_config("B")
+    assert mae.pixel_mean == (MEAN,) * 3 and mae.pixel_std == (STD,) * 3
 
 
 def test_overrides_are_toml_and_text_needs_no_quotes() -> None:

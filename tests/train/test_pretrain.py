@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from reelmae.pipeline.errors import ConfigError, DivergedError
+from reelmae.pipeline.errors import ConfigError, DivergedError, InputError
 from reelmae.train import checkpoint
 from reelmae.train.config import PretrainConfig
 from reelmae.train.metrics import Row, read_rows
@@ -54,6 +54,45 @@ def test_loss_falls_and_the_run_leaves_its_files(tiny: MakeConfig) -> None:
     assert list((out / "tensorboard").iterdir())
     model, loaded = checkpoint.load_model(summary.checkpoint)
     assert loaded == config and not model.training
+
+
+@pytest.mark.parametrize("objective", ["mae", "slowfast", "videomae", "motion"])
+def test_every_objective_trains_and_its_losses_are_told_apart(tiny: MakeConfig, objective: str) -> None:
+    config = tiny(
+        f"model.objective={objective}", "loader.decoder_mask.kind=cells", "run.steps=4", "run.log_every=2",
+        "run.checkpointing=true", "model.decoder_heads=2",
+    )  # fmt: skip
+    summary = pretrain(config)
+    rows = read_rows(Path(config.run.out) / "metrics.jsonl")
+    parts = {key for key in rows[0] if key.startswith("loss_")}
+    assert parts == ({"loss_space", "loss_motion"} if objective == "motion" else set())
+    for row in rows:
+        if parts:
+            assert row["loss"] == pytest.approx(row["loss_space"] + row["loss_motion"])
+    model, _ = checkpoint.load_model(summary.checkpoint)
+    assert model.config == config.model.mae()
+
+
+def test_decoder_masking_leaves_tokens_out_of_the_loss(tiny: MakeConfig, tmp_path: Path) -> None:
+    runs = [f"run.out={tmp_path / name}" for name in ("all", "half")]
+    pretrain(tiny(runs[0], "run.steps=1"))
+    pretrain(tiny(runs[1], "run.steps=1", "loader.decoder_mask.kind=cells"))
+    assert losses(str(tmp_path / "all")) != losses(str(tmp_path / "half"))
+
+
+def test_a_run_begins_from_the_weights_of_a_file(tiny: MakeConfig, tmp_path: Path) -> None:
+    first = tiny(f"run.out={tmp_path / 'first'}", "run.steps=60", "optim.warmup=0.1")
+    trained = pretrain(first)
+    again = tiny(f"run.out={tmp_path / 'again'}", "run.steps=1", f"run.init={trained.checkpoint}")
+    assert pretrain(again).loss_first < 0.9 * trained.loss_first
+    other = tiny(
+        f"run.out={tmp_path / 'other'}",
+        "run.steps=1",
+        f"run.init={trained.checkpoint}",
+        "model.objective=motion",
+    )
+    with pytest.raises(InputError, match=r"motion_decoder\.embed\.weight.*run\.init_allow"):
+        pretrain(other)
 
 
 def test_killed_and_resumed_equals_never_killed(tiny: MakeConfig, tmp_path: Path) -> None:

@@ -21,8 +21,12 @@ class BenchStepConfig:
     """Height and width of a clip in pixels."""
     patch: int = 16
     """Height and width of a patch in pixels."""
+    objective: Literal["mae", "slowfast", "videomae", "motion"] = "mae"
+    """What the model learns by: MAE-ST, MAE-ST as published, VideoMAE or MotionMAE."""
     mask_ratio: float = 0.9
     """Share of the tokens that is removed."""
+    decoder_mask: float = 0.5
+    """Time it all again with this share of the tokens left out of the prediction (0.25, 0.5 or 0.75); 0: do not."""
     batch: int = 1
     """Clips in a step."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -31,6 +35,8 @@ class BenchStepConfig:
     """auto: bf16 on CUDA, float32 on CPU."""
     compile: bool = False
     """Run the model through torch.compile."""
+    checkpointing: bool = False
+    """Compute activations again in backward instead of holding them."""
     threads: int | None = None
     """Threads of torch on CPU; None is torch's own choice."""
     steps: int = 3

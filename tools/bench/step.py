@@ -1,12 +1,14 @@
 """`reelmae bench step`: a training step with the dense encoder against one with the sparse encoder.
 
 Properties that hold:
-- Both are timed in one process, step by step in turn, on the same clips and masks, after the same warm-up; what is
-  reported is the median. A step is forward, backward and optimiser.
-- With `data` the same steps are timed again behind the real loader, from one batch to the next: `load_step_ms`.
+- All are timed in one process, step by step in turn, on the same clips and masks, after the same warm-up; what is
+  reported is the median. A step is forward, backward and optimiser; forward and backward are told on their own too.
+- With decoder masking the same is timed again, dense and sparse, with a part of the tokens left out of the prediction:
+  `decoder_mask` holds the same fields as the whole.
+- With `data` the steps are timed again behind the real loader, from one batch to the next: `load_step_ms`.
 - FLOPs are counted by torch's counter over forward and backward on the meta device, so that nothing is left out.
 
-Legend: B batch, C channel, T frame, H height, W width, K kept token.
+Legend: B batch, C channel, T frame, H height, W width, K kept token, Q predicted token.
 """
 
 from __future__ import annotations
@@ -17,30 +19,42 @@ import statistics
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from reelmae.model.mae import MAEConfig, MaskedAutoencoder, mae_config
+from reelmae.model.config import OBJECTIVES, MAEConfig
+from reelmae.model.mae import MaskedAutoencoder
 from reelmae.pipeline.errors import ConfigError
 from reelmae.pipeline.loading.backends import resolve_device
 from reelmae.pipeline.loading.config import LoaderConfig
 from reelmae.pipeline.loading.draws import SamplePolicy
 from reelmae.pipeline.loading.index import ClipIndex
 from reelmae.pipeline.loading.loader import ClipLoader
-from reelmae.pipeline.loading.masks import MaskPolicy, n_keep
+from reelmae.pipeline.loading.masks import DecoderMaskPolicy, MaskKind, MaskPolicy, ids_decode, ids_keep
 from reelmae.tools.bench.config import BenchStepConfig
 from reelmae.tools.machine import machine, versions
 from reelmae.train.config import OptimSection, autocast_dtype
 from reelmae.train.optim import adamw
 
-ENCODERS: tuple[Literal["dense", "sparse"], ...] = ("dense", "sparse")
+Encoder = Literal["dense", "sparse"]
+ENCODERS: tuple[Encoder, ...] = ("dense", "sparse")
 STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")  # writing 5 sets the peak back to what is resident now
+
+
+@dataclass
+class _Times:
+    """Of one encoder: milliseconds of each timed step, and the highest memory in one above what was held before it."""
+
+    step_ms: list[float] = field(default_factory=list)
+    forward_backward_ms: list[float] = field(default_factory=list)
+    peak_mib: float | None = None
 
 
 def bench_step(config: BenchStepConfig) -> dict[str, Any]:
@@ -52,22 +66,20 @@ def bench_step(config: BenchStepConfig) -> dict[str, Any]:
     try:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        kept = n_keep("random", config.mask_ratio, mae.grid_THW)
-        flops = {e: _flops(replace(mae, encoder=e), config.batch, kept) for e in ENCODERS}
-        steppers = {e: _Stepper(replace(mae, encoder=e), device, dtype, config.compile) for e in ENCODERS}
-        times, peaks = _compute(config, steppers, mae, kept)
-        result: dict[str, Any] = {
-            "step_ms": {e: statistics.median(times[e]) for e in ENCODERS},
-            "step_ms_all": times,
-            "tokens": {"all": mae.n_tokens, "kept": kept},
-            "flops": flops,
-            "step_peak_mib": peaks,
-        }
-        ms = result["step_ms"]
-        result["speedup"] = {
-            "compute": ms["dense"] / ms["sparse"],
-            "flops": flops["dense"] / flops["sparse"],
-        }
+        keep, decode = _ids(config, mae)
+        steppers = {e: _Stepper(replace(mae, encoder=e), device, dtype, config) for e in ENCODERS}
+        inputs = _inputs(config, mae, device, keep, decode)
+        timed = _compute(config, steppers, inputs)
+        result = _told(
+            timed[False], {e: _flops(replace(mae, encoder=e), config.batch, keep, None) for e in ENCODERS}
+        )
+        result["tokens"] = {"all": mae.n_tokens, "kept": len(keep)}
+        if decode is not None:
+            flops = {e: _flops(replace(mae, encoder=e), config.batch, keep, decode) for e in ENCODERS}
+            result["decoder_mask"] = _told(timed[True], flops) | {
+                "ratio": config.decoder_mask,
+                "tokens": {"all": mae.n_tokens, "kept": len(keep), "predicted": len(decode)},
+            }
         if config.data is not None:
             loaded = _loaded(config, steppers, mae)
             result["load_step_ms"] = {e: loaded[e][0] for e in ENCODERS}
@@ -96,23 +108,31 @@ class _Stepper:
     """One model with its optimiser; `step` is a whole training step."""
 
     def __init__(
-        self, mae: MAEConfig, device: torch.device, dtype: torch.dtype | None, compiled: bool
+        self, mae: MAEConfig, device: torch.device, dtype: torch.dtype | None, config: BenchStepConfig
     ) -> None:
         torch.manual_seed(0)
         self.device, self.dtype = device, dtype
-        self.model: nn.Module = MaskedAutoencoder(mae).to(device)
+        self.model = MaskedAutoencoder(mae).to(device)
+        self.model.set_checkpointing(config.checkpointing)
         self.optimizer = adamw(self.model, OptimSection())
-        if compiled:
+        if config.compile:
             self.model.compile(fullgraph=True)
 
-    def step(self, clips_BCTHW: Tensor, ids_keep_BK: Tensor) -> None:
+    def step(self, *inputs: Tensor | None) -> tuple[float, float]:
+        """One step on (clips_BCTHW, ids_keep_BK, ids_decode_BQ or None); ms of forward and backward, and of all."""
+        started = time.perf_counter()
         with torch.autocast(self.device.type, dtype=self.dtype) if self.dtype else nullcontext():
-            loss = self.model(clips_BCTHW, ids_keep_BK).loss
+            loss = self.model(*inputs).loss
         loss.backward()
+        middle = self._now()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        return (middle - started) * 1e3, (self._now() - started) * 1e3
+
+    def _now(self) -> float:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+        return time.perf_counter()
 
 
 def _mae(config: BenchStepConfig) -> MAEConfig:
@@ -123,63 +143,111 @@ def _mae(config: BenchStepConfig) -> MAEConfig:
     if not 0 < config.mask_ratio < 1:
         raise ConfigError(f"mask_ratio={config.mask_ratio}: give a share between 0 and 1")
     try:
-        return mae_config(config.model, frames=config.frames, size=config.size, patch=config.patch)
+        make = OBJECTIVES[config.objective]
+        return make(config.model, frames=config.frames, size=config.size, patch=config.patch)
     except ValueError as e:
         raise ConfigError(str(e)) from e
 
 
-def _flops(mae: MAEConfig, batch: int, kept: int) -> int:
+def _mask_kind(config: BenchStepConfig) -> MaskKind:
+    return "tube" if config.objective == "videomae" else "random"
+
+
+def _ids(config: BenchStepConfig, mae: MAEConfig) -> tuple[np.ndarray, np.ndarray | None]:
+    """Numbers of the kept tokens of one clip, and of those predicted with decoder masking."""
+    keep = ids_keep(MaskPolicy(_mask_kind(config), config.mask_ratio), 0, mae.grid_THW)
+    if not config.decoder_mask:
+        return keep, None
+    return keep, ids_decode(DecoderMaskPolicy("cells", config.decoder_mask), 0, mae.grid_THW)
+
+
+def _inputs(
+    config: BenchStepConfig, mae: MAEConfig, device: torch.device, keep: np.ndarray, decode: np.ndarray | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Noise, and the same masks for each clip of the batch: clips_BCTHW, ids_keep_BK, ids_decode_BQ."""
+    generator = torch.Generator().manual_seed(0)
+    clips_BCTHW = torch.randn(config.batch, 3, mae.frames, mae.size, mae.size, generator=generator).to(device)
+    keep_BK = torch.from_numpy(keep).expand(config.batch, -1).contiguous().to(device)
+    decode_BQ = (
+        None if decode is None else torch.from_numpy(decode).expand(config.batch, -1).contiguous().to(device)
+    )
+    return clips_BCTHW, keep_BK, decode_BQ
+
+
+def _flops(mae: MAEConfig, batch: int, keep: np.ndarray, decode: np.ndarray | None) -> int:
     """FLOPs of forward and backward (two for each multiply-add); nothing is computed."""
     with torch.device("meta"):
         model = MaskedAutoencoder(mae)
         clips_BCTHW = torch.empty(batch, 3, mae.frames, mae.size, mae.size)
-        ids_keep_BK = torch.empty(batch, kept, dtype=torch.int64)
+        keep_BK = torch.empty(batch, len(keep), dtype=torch.int64)
+        decode_BQ = None if decode is None else torch.empty(batch, len(decode), dtype=torch.int64)
     with FlopCounterMode(display=False) as counter:
-        model(clips_BCTHW, ids_keep_BK).loss.backward()
+        model(clips_BCTHW, keep_BK, decode_BQ).loss.backward()
     return counter.get_total_flops()
 
 
 def _compute(
-    config: BenchStepConfig, steppers: dict[Literal["dense", "sparse"], _Stepper], mae: MAEConfig, kept: int
-) -> tuple[dict[str, list[float]], dict[str, float | None]]:
-    """Milliseconds of each timed step, and the highest memory in a step above what was held before it, in MiB."""
+    config: BenchStepConfig,
+    steppers: dict[Encoder, _Stepper],
+    inputs: tuple[Tensor, Tensor, Tensor | None],
+) -> dict[bool, dict[Encoder, _Times]]:
+    """Without and with decoder masking: what each encoder's steps took."""
+    clips_BCTHW, keep_BK, decode_BQ = inputs
     device = steppers["sparse"].device
-    generator = torch.Generator().manual_seed(0)
-    clips_BCTHW = torch.randn(config.batch, 3, mae.frames, mae.size, mae.size, generator=generator).to(device)
-    noise_BL = torch.rand(config.batch, mae.n_tokens, generator=generator)
-    ids_keep_BK = noise_BL.argsort(dim=1)[:, :kept].sort(dim=1).values.to(device)
-    times: dict[str, list[float]] = {e: [] for e in ENCODERS}
-    peaks: dict[str, float | None] = dict.fromkeys(ENCODERS)
+    timed = {masking: {e: _Times() for e in ENCODERS} for masking in (False, True)}
     for i in range(config.warmup + config.steps):
-        for e in ENCODERS:
-            gc.collect()
-            held = _held(device)
-            started = time.perf_counter()
-            steppers[e].step(clips_BCTHW, ids_keep_BK)
-            ms = (time.perf_counter() - started) * 1e3
-            if i >= config.warmup:
-                times[e].append(ms)
-                above = _peak_above(device, held)
-                peaks[e] = above if peaks[e] is None or above is None else max(peaks[e] or 0.0, above)
-            _say(f"{e} step {i + 1}/{config.warmup + config.steps}: {ms:.0f} ms")
-    return times, peaks
+        for masking in (False, True) if decode_BQ is not None else (False,):
+            for e in ENCODERS:
+                gc.collect()
+                held = _held(device)
+                forward_backward, whole = steppers[e].step(
+                    clips_BCTHW, keep_BK, decode_BQ if masking else None
+                )
+                if i >= config.warmup:
+                    times = timed[masking][e]
+                    times.step_ms.append(whole)
+                    times.forward_backward_ms.append(forward_backward)
+                    above = _peak_above(device, held)
+                    times.peak_mib = max(times.peak_mib or 0.0, above) if above is not None else None
+                what = f"{e}, decoder masked" if masking else e
+                _say(f"{what} step {i + 1}/{config.warmup + config.steps}: {whole:.0f} ms")
+    return timed
+
+
+def _told(timed: dict[Encoder, _Times], flops: dict[Encoder, int]) -> dict[str, Any]:
+    """Medians, all times, memory, FLOPs, and how many times less sparse takes than dense."""
+    step = {e: statistics.median(timed[e].step_ms) for e in ENCODERS}
+    forward_backward = {e: statistics.median(timed[e].forward_backward_ms) for e in ENCODERS}
+    return {
+        "step_ms": step,
+        "forward_backward_ms": forward_backward,
+        "step_ms_all": {e: timed[e].step_ms for e in ENCODERS},
+        "forward_backward_ms_all": {e: timed[e].forward_backward_ms for e in ENCODERS},
+        "flops": flops,
+        "step_peak_mib": {e: timed[e].peak_mib for e in ENCODERS},
+        "speedup": {
+            "compute": step["dense"] / step["sparse"],
+            "forward_backward": forward_backward["dense"] / forward_backward["sparse"],
+            "flops": flops["dense"] / flops["sparse"],
+        },
+    }
 
 
 def _loaded(
-    config: BenchStepConfig, steppers: dict[Literal["dense", "sparse"], _Stepper], mae: MAEConfig
-) -> dict[str, tuple[float, float]]:
+    config: BenchStepConfig, steppers: dict[Encoder, _Stepper], mae: MAEConfig
+) -> dict[Encoder, tuple[float, float]]:
     """Milliseconds a step with the loader in the loop, and the share of them spent waiting for it."""
     assert config.data is not None
     index = ClipIndex.open(config.data)
     loader_config = LoaderConfig(
         batch_videos=config.batch,
         sample=SamplePolicy(frames=mae.frames, size=mae.size),
-        mask=MaskPolicy(ratio=config.mask_ratio),
+        mask=MaskPolicy(_mask_kind(config), config.mask_ratio),
         patch=(mae.t_patch, mae.patch, mae.patch),
         workers=config.workers,
         device=str(steppers["sparse"].device),
     )
-    found: dict[str, tuple[float, float]] = {}
+    found: dict[Encoder, tuple[float, float]] = {}
     for e in ENCODERS:
         with ClipLoader(index, loader_config) as loader:
             batches = iter(loader)

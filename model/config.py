@@ -1,0 +1,291 @@
+"""What a masked video autoencoder is made of: sizes, positions, targets; with the published models as presets.
+
+    ViTConfig ── MAEConfig ── MaskedAutoencoder        mae_config       MAE-ST, the code of mae_st (arXiv 2205.09113)
+        │            └─ MotionConfig                   slowfast_config  MAE-ST, as its published weights were trained
+        └─ ClassifierConfig (model/classifier.py)      videomae_config  VideoMAE (arXiv 2203.12602)
+                                                       motion_config    MotionMAE (arXiv 2210.04154)
+
+Properties that hold: a config is frozen and complete, equal configs build equal models; a value that cannot be is a
+ValueError that names it and the remedy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+
+CHANNELS = 3
+HOG_CELL, HOG_BINS = 8, 9  # of the hog target: pixels of a cell's side, orientations
+
+Positions = Literal["separable", "joint", "sinusoid"]
+PositionInit = Literal["normal", "sincos"]
+TargetNorm = Literal["patch", "channel", "none"]
+DecoderCls = Literal["own", "carried", "none"]
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """A video ViT.
+
+    `frames`, `size`: the clip, size × size pixels. `t_patch`, `patch`: frames and pixels of a token's cube. `pos`: learned
+    tables for space and time that are added (`separable`), one learned table (`joint`), or fixed sines over the token's
+    number (`sinusoid`). `qkv_bias`: `qv` leaves keys without one. `pos_init`: how learned tables begin.
+    """
+
+    frames: int = 16
+    size: int = 224
+    patch: int = 16
+    t_patch: int = 2
+    dim: int = 768
+    depth: int = 12
+    heads: int = 12
+    mlp_ratio: float = 4.0
+    cls_token: bool = True
+    pos: Positions = "separable"
+    qkv_bias: Literal["qkv", "qv"] = "qkv"
+    pos_init: PositionInit = "normal"
+
+    def __post_init__(self) -> None:
+        for name in ("frames", "size", "patch", "t_patch", "dim", "depth", "heads"):
+            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}", "give at least 1")
+        require(self.mlp_ratio > 0, f"mlp_ratio={self.mlp_ratio}", "give more than 0")
+        self._divides("frames", "t_patch")
+        self._divides("size", "patch")
+        self._divides("dim", "heads")
+        self._one_of("pos", Positions)
+        self._one_of("qkv_bias", Literal["qkv", "qv"])
+        self._one_of("pos_init", PositionInit)
+
+    @property
+    def grid_THW(self) -> tuple[int, int, int]:
+        """Tokens along time, height and width."""
+        return self.frames // self.t_patch, self.size // self.patch, self.size // self.patch
+
+    @property
+    def n_tokens(self) -> int:
+        """L: tokens of a clip, kept and removed."""
+        t, h, w = self.grid_THW
+        return t * h * w
+
+    @property
+    def patch_values(self) -> int:
+        """Values of the cube of pixels that a token is made of."""
+        return self.t_patch * self.patch**2 * CHANNELS
+
+    def _divides(self, name: str, by: str) -> None:
+        value, divisor = getattr(self, name), getattr(self, by)
+        near = value - value % divisor or divisor
+        require(
+            value % divisor == 0,
+            f"{name}={value}",
+            f"choose a {name} that {by}={divisor} divides, such as {near}",
+        )
+
+    def _one_of(self, name: str, values: Any) -> None:
+        value, allowed = getattr(self, name), [repr(v) for v in get_args(values)]
+        require(
+            repr(value) in allowed,
+            f"{name}={value!r}",
+            f"give {', '.join(allowed[:-1])} or {allowed[-1]}",
+        )
+
+
+@dataclass(frozen=True)
+class MotionConfig:
+    """The second target of MotionMAE: how the pixels change.
+
+    `decoders`: one for space and one for time (`separate`), or one for both, up to their last layers (`shared`). The target
+    is the frame `gap` later minus the frame, `signed` or its `absolute` value, plain or normalised in each patch (`norm`).
+    `weight`: of its loss, where that of the pixels has 1. The paper says difference of adjacent frames, weight 1; it does not
+    say sign and normalisation: plain and signed is our reading.
+    """
+
+    decoders: Literal["separate", "shared"] = "separate"
+    gap: int = 1
+    sign: Literal["signed", "absolute"] = "signed"
+    norm: Literal["patch", "none"] = "none"
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(self.gap >= 1, f"motion.gap={self.gap}", "give at least 1")
+        require(self.weight > 0, f"motion.weight={self.weight}", "give more than 0")
+        for name, allowed in (
+            ("decoders", ("separate", "shared")),
+            ("sign", ("signed", "absolute")),
+            ("norm", ("patch", "none")),
+        ):
+            value = getattr(self, name)
+            require(value in allowed, f"motion.{name}={value!r}", f"give {allowed[0]!r} or {allowed[1]!r}")
+
+
+@dataclass(frozen=True)
+class MAEConfig(ViTConfig):
+    """A MaskedAutoencoder; as it stands it is MAE-ST's ViT-B.
+
+    `encoder`: `sparse` sees the kept tokens only; `dense` sees all, with a mask token in each removed one's place.
+    `decoder_cls`: the decoder's class token is its `own`, the encoder's `carried` over, or there is `none`.
+    `embed_bias`: of the layer between encoder and decoder.
+    `target`: `pixels`, or histograms of gradients (`hog`). `target_norm`: of pixels, within each `patch` (mean 0, variance 1),
+    within each `channel` of it, or `none`. `pred_t_dim`: target frames; None is one per tube. `target_frames`: which they are:
+    `linspace(0, T - 1, pred_t_dim)` rounded down, or from 0 in equal steps (`stride`).
+    `unit_pixels`: targets are pixels in 0 … 1 instead of normalised ones; `pixel_mean` and `pixel_std` are those that the
+    input was normalised by.
+    """
+
+    encoder: Literal["sparse", "dense"] = "sparse"
+    decoder_dim: int = 512
+    decoder_depth: int = 4
+    decoder_heads: int = 16
+    decoder_pos: Positions = "separable"
+    decoder_cls: DecoderCls = "own"
+    embed_bias: bool = True
+    target: Literal["pixels", "hog"] = "pixels"
+    target_norm: TargetNorm = "patch"
+    target_frames: Literal["linspace", "stride"] = "linspace"
+    pred_t_dim: int | None = None
+    unit_pixels: bool = False
+    pixel_mean: tuple[float, float, float] = (0.45, 0.45, 0.45)
+    pixel_std: tuple[float, float, float] = (0.225, 0.225, 0.225)
+    motion: MotionConfig | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("decoder_dim", "decoder_depth", "decoder_heads"):
+            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}", "give at least 1")
+        self._divides("decoder_dim", "decoder_heads")
+        for name, values in (
+            ("encoder", Literal["sparse", "dense"]),
+            ("decoder_pos", Positions),
+            ("decoder_cls", DecoderCls),
+            ("target", Literal["pixels", "hog"]),
+            ("target_norm", TargetNorm),
+            ("target_frames", Literal["linspace", "stride"]),
+        ):
+            self._one_of(name, values)
+        carried = self.decoder_cls == "carried" and not self.cls_token
+        require(not carried, "decoder_cls='carried'", "the encoder has no class token; give 'own' or 'none'")
+        require(all(s > 0 for s in self.pixel_std), f"pixel_std={self.pixel_std}", "give more than 0")
+        self._check_target()
+
+    def _check_target(self) -> None:
+        tubes, wanted = self.grid_THW[0], self.n_target_frames
+        require(
+            0 < wanted <= self.frames and wanted % tubes == 0,
+            f"pred_t_dim={wanted}",
+            f"give a multiple of frames / t_patch = {tubes}, at most frames = {self.frames}",
+        )
+        require(
+            self.target_frames != "stride" or self.frames % wanted == 0,
+            f"target_frames='stride' with pred_t_dim={wanted}",
+            f"give a pred_t_dim that divides frames={self.frames}, or target_frames='linspace'",
+        )
+        hog = self.target == "hog" and self.patch > HOG_CELL and self.patch % HOG_CELL
+        require(
+            not hog,
+            f"target='hog' with patch={self.patch}",
+            f"give a patch that is a multiple of {HOG_CELL}",
+        )
+        if self.motion is not None:
+            gap = self.motion.gap
+            require(gap < self.frames, f"motion.gap={gap}", f"give less than frames={self.frames}")
+
+    @property
+    def n_target_frames(self) -> int:
+        """How many frames of a clip are predicted."""
+        return self.grid_THW[0] if self.pred_t_dim is None else self.pred_t_dim
+
+    @property
+    def target_t_patch(self) -> int:
+        """Target frames in one token."""
+        return self.n_target_frames // self.grid_THW[0]
+
+    @property
+    def pixel_values(self) -> int:
+        """Values that a token predicts of pixels, or of their change."""
+        return self.target_t_patch * self.patch**2 * CHANNELS
+
+    @property
+    def target_values(self) -> int:
+        """P: values that a token predicts."""
+        if self.target == "pixels":
+            return self.pixel_values
+        return self.target_t_patch * (self.patch // min(self.patch, HOG_CELL)) ** 2 * HOG_BINS * CHANNELS
+
+    def target_frame_index(self) -> list[int]:
+        """Which frames are predicted: of 16, eight are 0, 2, …, 12, 15 by `linspace`, and 0, 2, …, 12, 14 by `stride`."""
+        n = self.n_target_frames
+        if self.target_frames == "stride":
+            return list(range(0, self.frames, self.frames // n))
+        # float32 on purpose: the rounding down must be that of the reference
+        return torch.linspace(0, self.frames - 1, n, device="cpu").long().tolist()
+
+
+def require(holds: bool, what: str, remedy: str) -> None:
+    """ValueError `what: remedy` unless it holds."""
+    if not holds:
+        raise ValueError(f"{what}: {remedy}")
+
+
+PRESETS: dict[str, dict[str, int]] = {
+    "T": {"dim": 192, "depth": 12, "heads": 3},
+    "S": {"dim": 384, "depth": 12, "heads": 6},
+    "B": {"dim": 768, "depth": 12, "heads": 12},
+    "L": {"dim": 1024, "depth": 24, "heads": 16},
+    "H": {"dim": 1280, "depth": 32, "heads": 16},
+}
+_VIDEOMAE_DECODER = {"T": (192, 3), "S": (192, 3), "B": (384, 6), "L": (512, 8), "H": (640, 8)}
+
+
+def preset_name(preset: str) -> str:
+    """`vit_b`, `ViT-B` and `B` → B; ValueError on another."""
+    name = preset.lower().removeprefix("vit_").removeprefix("vit-").upper()
+    require(
+        name in PRESETS, f"preset={preset!r}", f"give one of {', '.join(f'vit_{p.lower()}' for p in PRESETS)}"
+    )
+    return name
+
+
+def mae_config(preset: str, **changes: Any) -> MAEConfig:
+    """MAE-ST of a size, T | S | B | L | H (also written `vit_b`), with any field replaced."""
+    return MAEConfig(**{**PRESETS[preset_name(preset)], **changes})
+
+
+def slowfast_config(preset: str, **changes: Any) -> MAEConfig:
+    """MAE-ST as PySlowFast trained the published weights: what differs from `mae_config` is the decoder's joint positions,
+    its heads of width 64, the encoder's class token carried into it, and target frames 0, 2, …, 14."""
+    width = changes.get("decoder_dim", 512)
+    ours = {
+        "decoder_pos": "joint",
+        "decoder_cls": "carried",
+        "target_frames": "stride",
+        "decoder_heads": max(1, width // 64),
+    }
+    return mae_config(preset, **{**ours, **changes})
+
+
+def videomae_config(preset: str, **changes: Any) -> MAEConfig:
+    """VideoMAE of a size: no class token, fixed positions, keys without bias, all frames of a cube predicted, in 0 … 1 and
+    normalised within each channel. Its masks are tubes (the loader's `mask.kind`)."""
+    width, heads = _VIDEOMAE_DECODER[preset_name(preset)]
+    ours: dict[str, Any] = {
+        "cls_token": False, "pos": "sinusoid", "qkv_bias": "qv", "decoder_dim": width, "decoder_heads": heads,
+        "decoder_pos": "sinusoid", "decoder_cls": "none", "embed_bias": False, "target_norm": "channel",
+        "pred_t_dim": changes.get("frames", 16), "unit_pixels": True,
+    }  # fmt: skip
+    return mae_config(preset, **{**ours, **changes})
+
+
+def motion_config(preset: str, **changes: Any) -> MAEConfig:
+    """MotionMAE of a size: MAE-ST's ViT with one learned table of positions, and a second target, motion."""
+    return mae_config(preset, **{"pos": "joint", "decoder_pos": "joint", "motion": MotionConfig(), **changes})
+
+
+OBJECTIVES: dict[str, Callable[..., MAEConfig]] = {
+    "mae": mae_config,
+    "slowfast": slowfast_config,
+    "videomae": videomae_config,
+    "motion": motion_config,
+}

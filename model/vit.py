@@ -1,0 +1,154 @@
+"""The video ViT that is pretrained, fine-tuned, probed and exported: patches to latents.
+
+Legend: B batch, C channel, T frame, L token, K kept token, R removed token, D width.
+
+Properties that hold:
+- With ids only the kept patches are read, embedded and moved: a gather and one matrix product.
+- Dense, a learned mask token stands in each removed one's place, and all L go through the blocks.
+- Shapes are static and nothing is read back to the host: `torch.compile(fullgraph=True)` takes it whole.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from reelmae.model.config import ViTConfig
+from reelmae.model.linear import Linear, QVLinear
+from reelmae.model.patches import gather_patches, patchify
+from reelmae.model.positions import positions
+
+EPS = 1e-6  # of every LayerNorm
+
+
+class Blocks(nn.ModuleList):
+    """`depth` pre-norm blocks, one after the other: exact GELU, LayerNorm eps 1e-6, fused attention."""
+
+    def __init__(
+        self,
+        dim: int,
+        depth: int,
+        heads: int,
+        mlp_ratio: float,
+        *,
+        qkv_bias: str = "qkv",
+        drop_path: float = 0.0,
+    ) -> None:
+        norm = partial(nn.LayerNorm, eps=EPS)
+        rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
+        super().__init__(
+            Block(dim, heads, mlp_ratio, qkv_bias=True, norm_layer=norm, act_layer=nn.GELU, drop_path=rate)
+            for rate in rates
+        )
+        self.checkpointing = False
+        for block in self:
+            _use_our_linears(block)
+            if qkv_bias == "qv":
+                block.get_submodule("attn").qkv = QVLinear(dim)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        """[B, N, D] → [B, N, D]; with `checkpointing`, activations inside a block are computed again in backward."""
+        for block in self:
+            if self.checkpointing and self.training and torch.is_grad_enabled():
+                x_BND = checkpoint(block, x_BND, use_reentrant=False)
+            else:
+                x_BND = block(x_BND)
+        return x_BND
+
+
+def _use_our_linears(block: nn.Module) -> None:
+    for module in list(block.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.Linear:
+                bias = child.bias is not None
+                setattr(module, name, Linear(child.in_features, child.out_features, bias=bias))
+
+
+class Encoder(nn.Module):
+    """Patches to latents, with the class token, where there is one, in row 0.
+
+    `patch_embed` is a Linear over a patch's values in the order of `patchify` (frame in tube, row, column,
+    channel); a Conv3d kernel [D, C, t, p, p] becomes its weight by `permute(0, 2, 3, 4, 1).flatten(1)`.
+    `dense`: has a mask token. `norm`: ends with a LayerNorm. `drop_path`: the last block's rate, the first has 0.
+    """
+
+    def __init__(
+        self, config: ViTConfig, *, dense: bool = False, norm: bool = True, drop_path: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.patch_embed = Linear(config.patch_values, config.dim)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, config.dim)) if config.cls_token else None
+        self.pos = positions(
+            config.pos, config.grid_THW, config.dim, cls=config.cls_token, init=config.pos_init
+        )
+        self.mask_token = nn.Parameter(torch.empty(1, 1, config.dim)) if dense else None
+        self.blocks = Blocks(
+            config.dim,
+            config.depth,
+            config.heads,
+            config.mlp_ratio,
+            qkv_bias=config.qkv_bias,
+            drop_path=drop_path,
+        )
+        self.norm = nn.LayerNorm(config.dim, eps=EPS) if norm else nn.Identity()
+        initialise(self)
+
+    @property
+    def n_prefix(self) -> int:
+        """Rows before the tokens: 1 with a class token."""
+        return int(self.config.cls_token)
+
+    def forward(
+        self, clips_BCTHW: Tensor, ids_BK: Tensor | None = None, ids_rest_BR: Tensor | None = None
+    ) -> Tensor:
+        """Latents [B, n_prefix + K, D] in the order of the ids; of all L tokens, in their own order, without ids.
+
+        Dense with ids: [B, n_prefix + L, D], first the kept tokens, then the removed ones (`ids_rest_BR`).
+        """
+        return self.norm(self.blocks(self.embed(clips_BCTHW, ids_BK, ids_rest_BR)))
+
+    def embed(
+        self, clips_BCTHW: Tensor, ids_BK: Tensor | None = None, ids_rest_BR: Tensor | None = None
+    ) -> Tensor:
+        """Tokens with positions and class token, before the blocks."""
+        c = self.config
+        if ids_BK is None:
+            x_BND = self.patch_embed(patchify(clips_BCTHW, c.t_patch, c.patch)) + self.pos.tokens()
+        else:
+            patches_BKP = gather_patches(clips_BCTHW, ids_BK, c.t_patch, c.patch)
+            x_BND = self.patch_embed(patches_BKP)
+            if self.mask_token is not None:
+                assert ids_rest_BR is not None, "a dense encoder is told which tokens are removed"
+                removed = self.mask_token.to(x_BND.dtype).expand(len(x_BND), ids_rest_BR.shape[1], -1)
+                x_BND = torch.cat((x_BND, removed), dim=1)
+                ids_BK = torch.cat((ids_BK, ids_rest_BR), dim=1)
+            x_BND = x_BND + self.pos.at(ids_BK)
+        if self.cls_token is None:
+            return x_BND
+        assert self.pos.cls is not None
+        cls_B1D = (self.cls_token + self.pos.cls).to(x_BND.dtype).expand(len(x_BND), -1, -1)
+        return torch.cat((cls_B1D, x_BND), dim=1)
+
+
+@torch.no_grad()
+def initialise(module: nn.Module) -> None:
+    """As MAE-ST: xavier-uniform Linears (q, k and v each for itself), zero biases, small tokens."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.xavier_uniform_(part.weight)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+    for part in module.modules():
+        if isinstance(part, Block):
+            for third in part.attn.qkv.weight.chunk(3):
+                nn.init.xavier_uniform_(third)
+    for name, parameter in module.named_parameters(recurse=False):
+        if name == "cls_token":
+            nn.init.trunc_normal_(parameter, std=0.02)
+        elif name == "mask_token":
+            nn.init.normal_(parameter, std=0.02)

@@ -1,0 +1,315 @@
+"""Checkpoint files: others' and ours, read without ever running what they hold, and written.
+
+    torch zip  ─ weights_only=True, mapped ─┐                   ┌─ safetensors with the config: ours
+    safetensors ────────────────────────────┴─ Foreign ─ model ─┴─ torch zip in another's layout and under its key
+
+Properties that hold:
+- A pickle that asks for any class is refused: only tensors and plain types are made. The one exception is argparse's
+  Namespace, in which mae_st and VideoMAE keep their settings: an empty object stands for it, and it is not looked at.
+- What a file is, is told by its content, not by its name.
+- A file of ours holds its config; a model is built from it without being told anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickle
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from reelmae.model.classifier import Classifier, ClassifierConfig
+from reelmae.model.config import (
+    MAEConfig,
+    MotionConfig,
+    ViTConfig,
+    mae_config,
+    motion_config,
+    slowfast_config,
+    videomae_config,
+)
+from reelmae.model.mae import MaskedAutoencoder
+from reelmae.model.vit import Encoder
+from reelmae.model.weights.infer import infer_config
+from reelmae.model.weights.interpolate import GridTHW
+from reelmae.model.weights.layouts import State, WeightsError, detect, encoder_part, from_ours
+from reelmae.model.weights.place import load_into
+
+KEYS = (
+    "model_state",
+    "model",
+    "module",
+)  # under which PySlowFast; mae_st, VideoMAE, we; and DeepSpeed keep a model
+METADATA = "reelmae"  # in the metadata of our safetensors files: the config as JSON
+OBJECTIVES = {
+    "mae": mae_config,
+    "slowfast": slowfast_config,
+    "videomae": videomae_config,
+    "motion": motion_config,
+}
+KINDS: dict[str, type[ViTConfig]] = {"mae": MAEConfig, "classifier": ClassifierConfig, "encoder": ViTConfig}
+REMEDY = "save its state dict alone with torch.save(model.state_dict(), …) where you trust it"
+
+NAMESPACE = "argparse.Namespace"
+# what torch.load makes of files that are not its own
+NO_CHECKPOINT = (
+    pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, KeyError, AttributeError, IndexError, OSError
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A checkpoint as it lies on disk: tensors under their own names. `config` is there in files of ours."""
+
+    state: State
+    layout: str
+    source: str
+    config: ViTConfig | None = None
+
+
+class _Settings:
+    """Stands for argparse.Namespace."""
+
+
+# --- reading -----------------------------------------------------------------------------------------------------
+
+
+def read_checkpoint(path: str | Path) -> Foreign:
+    """Any checkpoint that `detect` knows, from torch.save or as safetensors; tensors are mapped, not copied.
+
+    WeightsError says what is wrong with another file: missing, a folder, cut short, no checkpoint, one that needs more than
+    plain types, empty, of no known layout.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise WeightsError(f"{path}: is a folder; give a checkpoint file in it")
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file; check the path")
+    if zipfile.is_zipfile(path):
+        return _from_torch(path)
+    if _looks_like_safetensors(path):
+        return load_safetensors(path)
+    raise WeightsError(
+        f"{path}: is neither a checkpoint of torch.save (1.6 or later) nor safetensors, or it was cut short; fetch it again"
+    )
+
+
+def load_safetensors(path: str | Path) -> Foreign:
+    """A safetensors file, ours or another's."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            text = (file.metadata() or {}).get(METADATA)
+    except (safetensors.SafetensorError, OSError) as e:
+        raise WeightsError(f"{path}: is no whole safetensors file ({_line(e)}); fetch it again") from e
+    config = None if text is None else _config(text, path)
+    return _foreign(state, path, config)
+
+
+def _looks_like_safetensors(path: Path) -> bool:
+    """Eight bytes of length, then a JSON object."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    return len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size
+
+
+def _from_torch(path: Path) -> Foreign:
+    try:
+        with torch.serialization.safe_globals([(_Settings, NAMESPACE)]):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except NO_CHECKPOINT as e:
+        wanted = _classes_in(path)
+        if wanted:
+            raise WeightsError(
+                f"{path}: is not opened, since it asks for more than tensors and plain types, and that may run any "
+                f"code: {', '.join(wanted)}; {REMEDY}"
+            ) from e
+        why = "its pickle cannot be read" if isinstance(e, pickle.UnpicklingError) else _line(e)
+        raise WeightsError(f"{path}: is no checkpoint of torch.save, or damaged ({why})") from e
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path}: holds a {type(content).__name__}, no state dict; {REMEDY}")
+    run = content.get("config") if "format" in content else None  # others have no format
+    config = _config(run, path, of_run=True) if isinstance(run, str) else None
+    nested = [key for key in KEYS if isinstance(content.get(key), dict)]
+    return _foreign(content[nested[0]] if nested else content, path, config)
+
+
+def _classes_in(path: Path) -> list[str]:
+    """What a checkpoint's pickle asks for beyond plain types, read without making any of it."""
+    try:
+        found = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except NO_CHECKPOINT:
+        return []
+    return sorted(set(found) - {NAMESPACE})
+
+
+def _foreign(state: Mapping[Any, Any], path: str | Path, config: ViTConfig | None) -> Foreign:
+    odd = [name for name, value in state.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
+    if odd:
+        raise WeightsError(
+            f"{path}: no tensor at {', '.join(map(str, odd[:3]))}; a state dict is "
+            f"looked for under {', '.join(KEYS)} or at the top"
+        )
+    try:
+        return Foreign(dict(state), detect(state), str(path), config)
+    except WeightsError as e:
+        raise WeightsError(f"{path}: {e}") from e
+
+
+def _line(error: BaseException) -> str:
+    """The first sentence of an error that may be a page."""
+    return (str(error) or type(error).__name__).splitlines()[0][:160]
+
+
+# --- configs -----------------------------------------------------------------------------------------------------
+
+
+def config_to_json(config: ViTConfig) -> str:
+    """A config as the text that our files hold."""
+    kind = next(kind for kind, cls in KINDS.items() if type(config) is cls)
+    return json.dumps({"kind": kind, "config": dataclasses.asdict(config)})
+
+
+def config_from_json(text: str) -> ViTConfig:
+    """The inverse; ValueError, TypeError or KeyError names what is not of a config."""
+    content = json.loads(text)
+    kind, fields = KINDS[content["kind"]], dict(content["config"])
+    for name in ("pixel_mean", "pixel_std"):
+        if name in fields:
+            fields[name] = tuple(fields[name])
+    if fields.get("motion") is not None:
+        fields["motion"] = MotionConfig(**fields["motion"])
+    return kind(**fields)
+
+
+def _run_config(text: str) -> MAEConfig:
+    """Of a pretraining run's configuration: an objective, a preset, and what differs."""
+    section = {name: value for name, value in json.loads(text)["model"].items() if value is not None}
+    objective, preset = section.pop("objective", "mae"), section.pop("preset")
+    if "motion" in section:
+        given = {name: value for name, value in section["motion"].items() if value is not None}
+        section["motion"] = MotionConfig(**given)
+    return OBJECTIVES[objective](preset, **section)
+
+
+def _config(text: str, path: str | Path, *, of_run: bool = False) -> ViTConfig:
+    try:
+        return _run_config(text) if of_run else config_from_json(text)
+    except (ValueError, TypeError, KeyError, AttributeError) as e:
+        raise WeightsError(f"{path}: its config is not of this version of reelmae ({_line(e)})") from e
+
+
+# --- models ------------------------------------------------------------------------------------------------------
+
+
+def build(config: ViTConfig, *, norm: bool = True) -> nn.Module:
+    """The model of a config, with initial weights. `norm`: whether an encoder alone ends with one."""
+    if isinstance(config, MAEConfig):
+        return MaskedAutoencoder(config)
+    if isinstance(config, ClassifierConfig):
+        return Classifier(config)
+    return Encoder(config, norm=norm)
+
+
+def load_model(
+    path: str | Path, *, allow: Sequence[str] = (), grid: GridTHW | None = None, **hints: Any
+) -> nn.Module:
+    """The model of any readable file, in eval mode: MaskedAutoencoder, Classifier, or Encoder where there is no more.
+
+    `hints`: fields of its config that no shape tells (see `infer_config`), or others than the file's: with `frames` or
+    `size` positions are resized. `allow`, `grid`: see `load_into`.
+    """
+    foreign = read_checkpoint(path)
+    config = config_of(foreign, **hints)
+    model = build(config, norm=ends_with_norm(foreign))
+    if grid is None and foreign.config is not None:
+        grid = foreign.config.grid_THW
+    try:
+        load_into(model, foreign.state, foreign.layout, allow=allow, grid=grid)
+    except WeightsError as e:
+        raise WeightsError(f"{path}: {e}") from e
+    return model.eval()
+
+
+def config_of(foreign: Foreign, **hints: Any) -> ViTConfig:
+    """What the file says of itself, or its shapes, with `hints` before both."""
+    try:
+        if foreign.config is None:
+            return infer_config(foreign.state, foreign.layout, **hints)
+        return _replaced(foreign.config, hints)
+    except WeightsError as e:
+        raise WeightsError(f"{foreign.source}: {e}") from e
+    except (ValueError, TypeError) as e:
+        raise WeightsError(f"{foreign.source}: {_line(e)}") from e
+
+
+def _replaced(config: ViTConfig, hints: dict[str, Any]) -> ViTConfig:
+    """With other fields; as many frames of each tube are predicted as before."""
+    if isinstance(config, MAEConfig) and config.pred_t_dim is not None and "frames" in hints:
+        tubes = hints["frames"] // hints.get("t_patch", config.t_patch)
+        hints = {"pred_t_dim": config.target_t_patch * tubes, **hints}
+    return dataclasses.replace(config, **hints)
+
+
+def ends_with_norm(foreign: Foreign) -> bool:
+    """Whether the encoder of a file ends with a LayerNorm; one that was fine-tuned does not."""
+    return any(name in foreign.state for name in ("norm.weight", "encoder.norm.weight"))
+
+
+# --- writing -----------------------------------------------------------------------------------------------------
+
+
+def save_safetensors(path: str | Path, model: nn.Module, *, encoder_only: bool = False) -> None:
+    """A model of ours under its own names and with its config, so that `load_model` needs no more."""
+    state, config = _part(model, encoder_only)
+    save_file(
+        _whole(state), path, metadata={METADATA: config_to_json(config)}
+    )  # one key: their order is random
+
+
+def save_as(
+    path: str | Path,
+    model: nn.Module,
+    layout: str,
+    *,
+    encoder_only: bool = False,
+    as_safetensors: bool = False,
+) -> None:
+    """A model of ours in another's layout: as torch.save writes it, under the key that its code reads (none for timm), or as
+    safetensors. WeightsError where the layout has no place for it (see `from_ours`)."""
+    state, config = _part(model, encoder_only)
+    theirs = _whole(from_ours(state, layout, config))
+    if as_safetensors:
+        save_file(theirs, path, metadata={"format": "pt"})
+    elif layout == "timm":
+        torch.save(theirs, path)
+    else:
+        torch.save({"model_state" if layout.startswith("slowfast") else "model": theirs}, path)
+
+
+def _part(model: nn.Module, encoder_only: bool) -> tuple[State, ViTConfig]:
+    config = model.config
+    assert isinstance(config, ViTConfig)
+    prefix = "encoder." if isinstance(model, Encoder) else ""
+    state = {prefix + name: value.detach() for name, value in model.state_dict().items()}
+    if not encoder_only and not prefix:
+        return state, config
+    fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(ViTConfig)}
+    return encoder_part(state), ViTConfig(**fields)
+
+
+def _whole(state: State) -> State:
+    """Tensors that own what they show: a view would be written with all that is behind it."""
+    whole: State = {}
+    for name, value in state.items():
+        view = value.untyped_storage().nbytes() != value.nbytes
+        whole[name] = value.clone(memory_format=torch.contiguous_format) if view else value.contiguous()
+    return whole

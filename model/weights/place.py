@@ -1,0 +1,158 @@
+"""A checkpoint's tensors into a model of ours, all of them or none.
+
+Legend: D width, L tokens, T' H' W' their grid.
+
+Properties that hold:
+- Every key of the file and every tensor of the model is accounted for: placed, resized, or allowed to be left by name.
+- Where anything is not, nothing of the model has changed, and the error names all of it.
+- Only tables of positions are resized, and only for another grid of tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+from reelmae.model.classifier import ClassifierConfig
+from reelmae.model.config import ViTConfig
+from reelmae.model.vit import Encoder
+from reelmae.model.weights.infer import source_grid
+from reelmae.model.weights.interpolate import GridTHW, resize_joint, resize_spatial, resize_temporal
+from reelmae.model.weights.layouts import State, WeightsError, fresh_norm, translate
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    """What became of a file. `placed`: tensors of the model that were given a value; `resized`: those among them of another
+    grid, with the shape in the file and in the model; `left`: keys of the file, and `missing`: tensors of the model, that
+    had no counterpart and were allowed not to."""
+
+    placed: list[str]
+    resized: dict[str, tuple[Shape, Shape]] = field(default_factory=dict)
+    left: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+
+def finetuning_allows(layout: str, config: ClassifierConfig) -> tuple[str, ...]:
+    """Patterns for `load_into` that let a pretrained file begin a classifier: the decoder is left, the head is new.
+
+    VideoMAE's classifiers begin with a new norm, too. What else has no place is still an error.
+    """
+    left = {
+        "mae_st": ("decoder_*", "mask_token"),
+        "slowfast": ("decoder_*", "mask_token", "pred_head.*"),
+        "videomae": ("decoder.*", "encoder_to_decoder.*", "mask_token"),
+        "reelmae": ("decoder.*", "motion_decoder.*", "encoder.mask_token"),
+        "timm": (),
+    }
+    if layout not in left:
+        raise WeightsError(f"layout={layout!r} is of a classifier already: load it as it is")
+    norm = ("encoder.norm.*", "norm.*") if fresh_norm(config) else ()
+    return (*left[layout], *norm, "head.*")
+
+
+def load_into(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    layout: str,
+    *,
+    allow: Sequence[str] = (),
+    grid: GridTHW | None = None,
+) -> ImportReport:
+    """Put a state dict of some layout into a MaskedAutoencoder, a Classifier or an Encoder.
+
+    `allow`: patterns (`decoder*`, `head.*`) of keys of the file, in its own names, that may be left, and of tensors of the
+    model that may keep what they have. `grid`: (T', H', W') of a file whose positions are one joint table, if it is another
+    than the model's. WeightsError names every other key without a place, tensor without a value, and shape that differs.
+    """
+    config = getattr(model, "config", None)
+    if not isinstance(config, ViTConfig):
+        raise WeightsError(f"{type(model).__name__} is no model of ours")
+    translated = translate(state, layout, config)
+    prefix = "encoder." if isinstance(model, Encoder) else ""
+    wanted = {prefix + name: value for name, value in model.state_dict().items()}
+    left = list(translated.unknown)
+    for name in translated.state.keys() - wanted.keys():
+        left += translated.sources[name]
+    left = [name for name in state if name in left]  # in the file's order, each once
+    missing = [name for name in wanted if name not in translated.state]
+    both = {name: value for name, value in translated.state.items() if name in wanted}
+    resized = _resized(both, wanted, config.grid_THW, source_grid(translated.state) or grid)
+    faults = _faults(both | resized, wanted, translated.sources)
+    lost = [name for name in left if not _allowed(name, allow)]
+    if lost:
+        faults.append(f"of the file, without a place: {', '.join(lost)}")
+    empty = [name.removeprefix(prefix) for name in missing if not _allowed(name, allow)]
+    if empty:
+        faults.append(f"of the model, without a value: {', '.join(empty)}")
+    if faults:
+        raise WeightsError(
+            f"{type(model).__name__} and a file of layout {layout!r}: {'; '.join(faults)}. Nothing was loaded; "
+            "allow by name what may be left, or give the model's sizes"
+        )
+    shapes = {n: (tuple(both[n].shape), tuple(wanted[n].shape)) for n in both if n in resized}
+    with torch.no_grad():
+        for name, value in (both | resized).items():
+            wanted[name].copy_(value)
+    return ImportReport(
+        placed=[n.removeprefix(prefix) for n in wanted if n in both],
+        resized={n.removeprefix(prefix): shape for n, shape in shapes.items()},
+        left=left,
+        missing=[n.removeprefix(prefix) for n in missing],
+    )
+
+
+def _allowed(name: str, allow: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in allow)
+
+
+def _faults(values: State, wanted: State, sources: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """What is wrong with tensors that have a place."""
+    faults = []
+    for name, value in values.items():
+        where = name if sources[name] == (name,) else f"{name} (from {', '.join(sources[name])})"
+        if value.shape != wanted[name].shape:
+            faults.append(
+                f"{where} is {list(value.shape)} in the file and {list(wanted[name].shape)} in the model"
+            )
+        elif not value.is_floating_point():
+            faults.append(f"{where} is {value.dtype}, no floats")
+        elif not torch.isfinite(value).all():
+            faults.append(f"{where} holds values that are not finite")
+    return faults
+
+
+def _resized(values: State, wanted: State, new: GridTHW, old: GridTHW | None) -> State:
+    """Tables of positions whose grid is another, for the model's; `old` is the file's, where it is known."""
+    result: State = {}
+    for name, value in values.items():
+        kind = name.rpartition(".pos.")[2] if ".pos." in name else ""
+        target = wanted[name]
+        if (
+            kind not in ("spatial", "temporal", "table")
+            or value.dim() != 3
+            or value.shape[2] != target.shape[2]
+        ):
+            continue  # a shape that differs is told as such
+        if kind == "spatial" and value.shape != target.shape and old is not None:
+            result[name] = resize_spatial(value, old[1:], new[1:])
+        elif kind == "temporal" and value.shape != target.shape:
+            result[name] = resize_temporal(value, new[0])
+        elif kind == "table" and ((old or new) != new or value.shape != target.shape):
+            result[name] = resize_joint(value, _grid_of(name, value.shape[1], old), new)
+    return result
+
+
+def _grid_of(name: str, tokens: int, old: GridTHW | None) -> GridTHW:
+    if old is None or old[0] * old[1] * old[2] != tokens:
+        said = "" if old is None else f", not the {list(old)} given"
+        raise WeightsError(
+            f"{name} is for {tokens} tokens{said}: give grid=(T', H', W'), the grid of the file's tokens"
+        )
+    return old
