@@ -34,15 +34,12 @@ PROBE_HEAD_WIDTH = 64
 class ClassifierConfig(ViTConfig):
     """A Classifier; as it stands MAE-ST's ViT-B for Kinetics-400.
 
-    `dropout`: before the head. `drop_path`: the last block's rate, the first has 0. `pixel_mean` and `pixel_std`: what
-    the input is normalised by.
+    `dropout`: before the head. `drop_path`: the last block's rate, the first has 0.
     """
 
     classes: int = 400
     dropout: float = 0.0
     drop_path: float = 0.0
-    pixel_mean: tuple[float, float, float] = (0.45, 0.45, 0.45)
-    pixel_std: tuple[float, float, float] = (0.225, 0.225, 0.225)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,7 +47,6 @@ class ClassifierConfig(ViTConfig):
         for name in ("dropout", "drop_path"):
             value = getattr(self, name)
             require(0 <= value < 1, f"{name}={value}", "give a share from 0 to below 1")
-        require(all(s > 0 for s in self.pixel_std), f"pixel_std={self.pixel_std}", "give more than 0")
 
 
 class Classifier(nn.Module):

@@ -32,7 +32,8 @@ class ViTConfig:
 
     `frames`, `size`: the clip, size × size pixels. `t_patch`, `patch`: frames and pixels of a token's cube. `pos`: learned
     tables for space and time that are added (`separable`), one learned table (`joint`), or fixed sines over the token's
-    number (`sinusoid`). `qkv_bias`: `qv` leaves keys without one. `pos_init`: how learned tables begin.
+    number (`sinusoid`). `qkv_bias`: `qv` leaves keys without one. `pos_init`: how learned tables begin. `pixel_mean`, `pixel_std`: what the input, pixels in
+    0 … 1, is normalised by.
     """
 
     frames: int = 16
@@ -47,11 +48,14 @@ class ViTConfig:
     pos: Positions = "separable"
     qkv_bias: Literal["qkv", "qv"] = "qkv"
     pos_init: PositionInit = "normal"
+    pixel_mean: tuple[float, float, float] = (0.45, 0.45, 0.45)
+    pixel_std: tuple[float, float, float] = (0.225, 0.225, 0.225)
 
     def __post_init__(self) -> None:
         for name in ("frames", "size", "patch", "t_patch", "dim", "depth", "heads"):
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}", "give at least 1")
         require(self.mlp_ratio > 0, f"mlp_ratio={self.mlp_ratio}", "give more than 0")
+        require(all(s > 0 for s in self.pixel_std), f"pixel_std={self.pixel_std}", "give more than 0")
         self._divides("frames", "t_patch")
         self._divides("size", "patch")
         self._divides("dim", "heads")
@@ -131,8 +135,7 @@ class MAEConfig(ViTConfig):
     `target`: `pixels`, or histograms of gradients (`hog`). `target_norm`: of pixels, within each `patch` (mean 0, variance 1),
     within each `channel` of it, or `none`. `pred_t_dim`: target frames; None is one per tube. `target_frames`: which they are:
     `linspace(0, T - 1, pred_t_dim)` rounded down, or from 0 in equal steps (`stride`).
-    `unit_pixels`: targets are pixels in 0 … 1 instead of normalised ones; `pixel_mean` and `pixel_std` are those that the
-    input was normalised by.
+    `unit_pixels`: targets are pixels in 0 … 1 instead of normalised ones.
     """
 
     encoder: Literal["sparse", "dense"] = "sparse"
@@ -147,8 +150,6 @@ class MAEConfig(ViTConfig):
     target_frames: Literal["linspace", "stride"] = "linspace"
     pred_t_dim: int | None = None
     unit_pixels: bool = False
-    pixel_mean: tuple[float, float, float] = (0.45, 0.45, 0.45)
-    pixel_std: tuple[float, float, float] = (0.225, 0.225, 0.225)
     motion: MotionConfig | None = None
 
     def __post_init__(self) -> None:
@@ -167,7 +168,6 @@ class MAEConfig(ViTConfig):
             self._one_of(name, values)
         carried = self.decoder_cls == "carried" and not self.cls_token
         require(not carried, "decoder_cls='carried'", "the encoder has no class token; give 'own' or 'none'")
-        require(all(s > 0 for s in self.pixel_std), f"pixel_std={self.pixel_std}", "give more than 0")
         self._check_target()
 
     def _check_target(self) -> None:

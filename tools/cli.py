@@ -16,7 +16,7 @@ import signal
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pydantic
 import tyro
@@ -109,7 +109,7 @@ class Pretrain:
     """Pretrain a masked autoencoder on shards. Run it again to resume."""
 
     recipe: Annotated[Positional[str], arg(metavar="RECIPE")]
-    """A recipe by name (demo, mae_st_vit_b, mae_st_vit_l) or a TOML file."""
+    """A recipe by name (demo, mae_st_vit_b, mae_st_vit_l, motion_mae_vit_b, videomae_vit_b) or a TOML file."""
     overrides: Annotated[Positional[tuple[str, ...]], arg(metavar="KEY=VALUE")] = ()
     """Settings over the recipe's, such as data.url=shards run.out=runs/a optim.blr=1e-3."""
     json: bool = False
@@ -145,6 +145,103 @@ class Reconstruct:
         from reelmae.tools.reconstruct import reconstruct
 
         return reconstruct(self.checkpoint, self.data, self.out, clips=self.clips, seed=self.seed)
+
+
+@dataclass
+class ImportWeights:
+    """Read a checkpoint of mae_st, PySlowFast, VideoMAE, timm or ours; write it as safetensors with its config."""
+
+    src: Annotated[Positional[Path], arg(metavar="SRC")]
+    """A checkpoint file; its layout is told by its content."""
+    out: Annotated[Positional[Path], arg(metavar="OUT.safetensors")]
+    """The file to write."""
+    frames: int | None = None
+    """Frames of a clip; other than the file's: positions are resized."""
+    size: int | None = None
+    """Side of a clip in pixels; other than the file's: positions are resized."""
+    heads: int | None = None
+    """Attention heads of the encoder, where its width is no published one."""
+    decoder_heads: int | None = None
+    """The same of the decoder."""
+    grid: tuple[int, int, int] | None = None
+    """Tokens along time, height and width that one joint table of positions in the file is for."""
+    allow: tuple[str, ...] = ()
+    """Patterns of keys of the file that may be left, such as 'head.*'."""
+    encoder_only: bool = False
+    """Write the encoder alone."""
+    json: bool = False
+    """One JSON object on stdout."""
+
+    def run(self) -> Result:
+        """Import."""
+        from reelmae.tools.convert import import_weights
+
+        return import_weights(
+            self.src, self.out, allow=self.allow, grid=self.grid, encoder_only=self.encoder_only,
+            frames=self.frames, size=self.size, heads=self.heads, decoder_heads=self.decoder_heads,
+        )  # fmt: skip
+
+
+@dataclass
+class Export:
+    """Write a model for others: safetensors with its config, or the layout that another code reads."""
+
+    checkpoint: Annotated[Positional[Path], arg(metavar="CHECKPOINT")]
+    """A checkpoint, the run's folder (its newest is taken), or a safetensors file of ours."""
+    out: Annotated[Positional[Path], arg(metavar="OUT")]
+    """The file to write; a foreign layout is written as safetensors where this ends in .safetensors."""
+    format: Literal["safetensors", "timm", "mae_st", "slowfast", "videomae"] = "safetensors"
+    """safetensors: ours, with the config; timm: the encoder, or the classifier."""
+    encoder_only: bool = False
+    """Write the encoder alone."""
+    json: bool = False
+    """One JSON object on stdout."""
+
+    def run(self) -> Result:
+        """Export."""
+        from reelmae.tools.convert import export
+
+        return export(self.checkpoint, self.out, format=self.format, encoder_only=self.encoder_only)
+
+
+@dataclass
+class Features:
+    """Write frozen features: one vector for each view of every clip, as one parquet file with a summary beside it."""
+
+    checkpoint: Annotated[Positional[str], arg(metavar="CHECKPOINT")]
+    """A run's folder (its newest checkpoint is taken), a checkpoint, or exported weights (.safetensors)."""
+    data: Annotated[Positional[str], arg(metavar="DATA")]
+    """Folder or fsspec URL of shards."""
+    out: Path = Path("features.parquet")
+    """The file: key, label, label_id, view, feature. The summary goes beside it, as .json."""
+    views: int = 1
+    """Windows of each clip, spread evenly over it."""
+    pool: Literal["mean", "cls"] = "mean"
+    """The mean of the encoder's tokens, or its class token."""
+    fps: float | None = None
+    """Frames a second within a window; as the checkpoint was trained unless given."""
+    where: str | None = None
+    """Only clips for which this holds, such as "duration > 4 and label != 'x'"."""
+    batch: int = 8
+    """Views that go through the encoder at a time."""
+    workers: int | None = None
+    """Processes that decode; one per core unless given, 0: none, in this process."""
+    device: str = "auto"
+    """auto: cuda where there is one."""
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """auto: bf16 on CUDA, float32 on CPU."""
+    json: bool = False
+    """One JSON object on stdout."""
+
+    def run(self) -> Result:
+        """Encode every clip, with a progress bar on stderr."""
+        from reelmae.tools.features import ClipProgress, features
+
+        with ClipProgress() as progress:
+            return features(
+                self.checkpoint, self.data, self.out, views=self.views, pool=self.pool, fps=self.fps, where=self.where,
+                batch=self.batch, workers=self.workers, device=self.device, precision=self.precision, on_progress=progress,
+            )  # fmt: skip
 
 
 @dataclass
@@ -354,6 +451,9 @@ Command = (
     | Annotated[Verify, subcommand("verify")]
     | Annotated[Pretrain, subcommand("pretrain")]
     | Annotated[Reconstruct, subcommand("reconstruct")]
+    | Annotated[ImportWeights, subcommand("import-weights")]
+    | Annotated[Export, subcommand("export")]
+    | Annotated[Features, subcommand("features")]
     | Annotated[Bench, subcommand("bench")]
     | Annotated[Report, subcommand("report")]
     | Annotated[Inspect, subcommand("inspect")]

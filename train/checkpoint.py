@@ -21,7 +21,7 @@ from reelmae.pipeline.errors import InputError, StorageFullError
 from reelmae.pipeline.storage import whole_file
 from reelmae.train.config import PretrainConfig, from_json
 
-FORMAT = 1
+FORMAT = 2
 KEEP = 2
 _NAME = re.compile(r"^step_(\d+)\.pt$")
 

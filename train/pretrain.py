@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from reelmae.model.mae import MaskedAutoencoder
-from reelmae.model.weights import WeightsError, load_into, read_checkpoint
+from reelmae.model.weights import WeightsError, config_to_json, load_into, read_checkpoint
 from reelmae.pipeline.errors import ConfigError, DivergedError, InputError
 from reelmae.pipeline.loading.batch import ClipBatch
 from reelmae.pipeline.loading.index import ClipIndex
@@ -235,6 +235,7 @@ class _Trainer:
             self.step,
             {
                 "config": self.config.model_dump_json(),
+                "model_config": config_to_json(self.model.config),  # so that `model.weights` reads it, too
                 "index_digest": self.index.digest,
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),

@@ -27,15 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from reelmae.model.classifier import Classifier, ClassifierConfig
-from reelmae.model.config import (
-    MAEConfig,
-    MotionConfig,
-    ViTConfig,
-    mae_config,
-    motion_config,
-    slowfast_config,
-    videomae_config,
-)
+from reelmae.model.config import MAEConfig, MotionConfig, ViTConfig
 from reelmae.model.mae import MaskedAutoencoder
 from reelmae.model.vit import Encoder
 from reelmae.model.weights.infer import infer_config
@@ -48,13 +40,8 @@ KEYS = (
     "model",
     "module",
 )  # under which PySlowFast; mae_st, VideoMAE, we; and DeepSpeed keep a model
+RUN_CONFIG = "model_config"  # in a checkpoint of a run of ours: the same JSON
 METADATA = "reelmae"  # in the metadata of our safetensors files: the config as JSON
-OBJECTIVES = {
-    "mae": mae_config,
-    "slowfast": slowfast_config,
-    "videomae": videomae_config,
-    "motion": motion_config,
-}
 KINDS: dict[str, type[ViTConfig]] = {"mae": MAEConfig, "classifier": ClassifierConfig, "encoder": ViTConfig}
 REMEDY = "save its state dict alone with torch.save(model.state_dict(), …) where you trust it"
 
@@ -136,8 +123,8 @@ def _from_torch(path: Path) -> Foreign:
         raise WeightsError(f"{path}: is no checkpoint of torch.save, or damaged ({why})") from e
     if not isinstance(content, dict):
         raise WeightsError(f"{path}: holds a {type(content).__name__}, no state dict; {REMEDY}")
-    run = content.get("config") if "format" in content else None  # others have no format
-    config = _config(run, path, of_run=True) if isinstance(run, str) else None
+    text = content.get(RUN_CONFIG)
+    config = _config(text, path) if isinstance(text, str) else None
     nested = [key for key in KEYS if isinstance(content.get(key), dict)]
     return _foreign(content[nested[0]] if nested else content, path, config)
 
@@ -190,19 +177,9 @@ def config_from_json(text: str) -> ViTConfig:
     return kind(**fields)
 
 
-def _run_config(text: str) -> MAEConfig:
-    """Of a pretraining run's configuration: an objective, a preset, and what differs."""
-    section = {name: value for name, value in json.loads(text)["model"].items() if value is not None}
-    objective, preset = section.pop("objective", "mae"), section.pop("preset")
-    if "motion" in section:
-        given = {name: value for name, value in section["motion"].items() if value is not None}
-        section["motion"] = MotionConfig(**given)
-    return OBJECTIVES[objective](preset, **section)
-
-
-def _config(text: str, path: str | Path, *, of_run: bool = False) -> ViTConfig:
+def _config(text: str, path: str | Path) -> ViTConfig:
     try:
-        return _run_config(text) if of_run else config_from_json(text)
+        return config_from_json(text)
     except (ValueError, TypeError, KeyError, AttributeError) as e:
         raise WeightsError(f"{path}: its config is not of this version of reelmae ({_line(e)})") from e
 
@@ -270,9 +247,8 @@ def ends_with_norm(foreign: Foreign) -> bool:
 def save_safetensors(path: str | Path, model: nn.Module, *, encoder_only: bool = False) -> None:
     """A model of ours under its own names and with its config, so that `load_model` needs no more."""
     state, config = _part(model, encoder_only)
-    save_file(
-        _whole(state), path, metadata={METADATA: config_to_json(config)}
-    )  # one key: their order is random
+    tensors = {name: value.contiguous() for name, value in state.items()}
+    save_file(tensors, path, metadata={METADATA: config_to_json(config)})  # one key: their order is random
 
 
 def save_as(
@@ -286,7 +262,7 @@ def save_as(
     """A model of ours in another's layout: as torch.save writes it, under the key that its code reads (none for timm), or as
     safetensors. WeightsError where the layout has no place for it (see `from_ours`)."""
     state, config = _part(model, encoder_only)
-    theirs = _whole(from_ours(state, layout, config))
+    theirs = {name: value.contiguous() for name, value in from_ours(state, layout, config).items()}
     if as_safetensors:
         save_file(theirs, path, metadata={"format": "pt"})
     elif layout == "timm":
@@ -304,12 +280,3 @@ def _part(model: nn.Module, encoder_only: bool) -> tuple[State, ViTConfig]:
         return state, config
     fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(ViTConfig)}
     return encoder_part(state), ViTConfig(**fields)
-
-
-def _whole(state: State) -> State:
-    """Tensors that own what they show: a view would be written with all that is behind it."""
-    whole: State = {}
-    for name, value in state.items():
-        view = value.untyped_storage().nbytes() != value.nbytes
-        whole[name] = value.clone(memory_format=torch.contiguous_format) if view else value.contiguous()
-    return whole

@@ -96,9 +96,7 @@ def test_the_radius_holds_up_and_down_too() -> None:
 
 def test_a_patch_begins_with_the_label_at_its_middle() -> None:
     features = F.one_hot(torch.tensor([[[0, 1]], [[1, 0]]])).float()  # two patches, changing places
-    mask = torch.tensor(
-        [[0, 0, 0, 0, 0, 1, 0, 1, 1, 0]]
-    )  # 5 pixels each: 0 at the first one's middle, 1 at the other's
+    mask = torch.tensor([[1, 1, 0, 1, 1, 0, 0, 1, 0, 0]])  # 0 at the first one's middle, 1 at the other's
     assert propagate(features, mask, topk=1)[1].tolist() == [[1] * 5 + [0] * 5]
 
 

@@ -1,0 +1,194 @@
+"""Every clip of an index once, in its order, with views that no chance decides: for features and evaluation.
+
+    index ── rows in order ── windows spread over each clip ── fetch, decode (as in training) ── pixels_VRCTHW
+
+Where training wants an endless, shuffled stream of full batches, in which a bad clip is replaced, a sweep is complete:
+- each clip comes exactly once, in the order of the index, the last incomplete batch included;
+- a clip that cannot be read or decoded is left out, and counted in `bad` with the reason; none stands in for it;
+- views are a function of the clip and the policy alone, the same at every run and for any number of workers;
+- clips are decoded by the training loader's own workers (PyAV): a clip that hangs or kills one costs that clip only.
+
+Legend: V clip (video), R view of it, C channel, T frame, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+
+from reelmae.pipeline.cores import usable_cores
+from reelmae.pipeline.errors import BadClipError, ConfigError, DatasetError
+from reelmae.pipeline.loading.av_pool import AvPool
+from reelmae.pipeline.loading.draws import Draw, SamplePolicy
+from reelmae.pipeline.loading.fetch import SourceSettings
+from reelmae.pipeline.loading.index import ClipIndex
+from reelmae.pipeline.loading.inline import InlineDecoder
+from reelmae.pipeline.loading.tasks import ClipTask, Decoded, Decoder
+
+CLIPS_AHEAD = 2  # for each worker: the one in work, and one whose bytes are fetched meanwhile
+CLIP_TIMEOUT_S = 60.0
+
+
+def view_draws(
+    sample: SamplePolicy, views: int, *, frames: int, fps: float, height: int, width: int
+) -> tuple[Draw, ...]:
+    """Where the views of a clip lie; `frames`, `fps`, `height`, `width` are the stored clip's.
+
+    Of `sample`, frames, size and stride count; crops are the largest square at the middle, and nothing is flipped. One
+    view is the window at the middle; several are spread from the first window that fits to the last, both included.
+    A clip that holds fewer different windows gives some of them more than once, and one shorter than a window begins
+    at 0. Example: 16 frames, stride 4, a clip of 301 frames: 240 is the last start, 3 views begin at 0, 120, 240.
+    """
+    stride = sample.stride_for(fps)
+    last = max(0, frames - 1 - (sample.frames - 1) * stride)
+    starts = [last // 2] if views == 1 else [view * last // (views - 1) for view in range(views)]
+    side = min(height, width) // 2 * 2  # boxes lie on even pixels
+    top, left = (height - side) // 4 * 2, (width - side) // 4 * 2
+    return tuple(Draw(start, stride, top, left, side, side, False, 0) for start in starts)
+
+
+@dataclass(frozen=True, eq=False)
+class SweepBatch:
+    """Some clips with all their views. The pixels are the sweep's: they are overwritten once the next is asked for."""
+
+    pixels_VRCTHW: np.ndarray  # uint8
+    clip_V: np.ndarray  # int64, rows of the index
+
+
+class ClipSweep:
+    """One pass over an index. Iterate it once; close it, or use it as a context manager.
+
+    `workers` processes decode (None: one per core, 0: in the caller's thread), `batch_videos` clips at a time.
+    `bad` grows while it is iterated: key → reason. Raises ConfigError for settings that cannot be; while iterating
+    StorageError where the storage fails, DatasetError where not one clip is left.
+    """
+
+    def __init__(
+        self,
+        index: ClipIndex,
+        sample: SamplePolicy,
+        *,
+        views: int = 1,
+        batch_videos: int = 8,
+        workers: int | None = None,
+    ) -> None:
+        for name, value, least in (
+            ("views", views, 1), ("batch_videos", batch_videos, 1), ("workers", workers, 0)
+        ):  # fmt: skip
+            if value is not None and value < least:
+                raise ConfigError(f"{name}={value}: must be at least {least}")
+        self.index, self.sample, self.views = index, sample, views
+        self.bad: dict[str, str] = {}
+        self._bad_rows: set[int] = set()
+        self._good: int | None = None  # a row that was decoded
+        self._rows = [
+            range(start, min(start + batch_videos, len(index)))
+            for start in range(0, len(index), batch_videos)
+        ]
+        workers = min(usable_cores() if workers is None else workers, len(index))
+        # batches in flight: those that keep the workers busy, and one that is in use
+        self._ahead = 1 + max(1, -(-CLIPS_AHEAD * workers // batch_videos))
+        self._decoder: Decoder = self._make_decoder(batch_videos, workers)
+
+    def __enter__(self) -> ClipSweep:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop decoding and give back processes and memory."""
+        self._decoder.close()
+
+    def __iter__(self) -> Iterator[SweepBatch]:
+        for rows in self._rows[: self._ahead]:
+            self._submit(rows)
+        for at in range(len(self._rows)):
+            decoded = self._decoder.collect()
+            try:
+                batch = self._batch(decoded)
+                if len(batch.clip_V):
+                    yield batch
+            finally:
+                decoded.release()
+            if at + self._ahead < len(self._rows):
+                self._submit(self._rows[at + self._ahead])
+
+    def _batch(self, decoded: Decoded) -> SweepBatch:
+        """The clips that were wanted, without those that stood in for bad ones."""
+        tasks = decoded.tasks
+        wanted = [at for at, task in enumerate(tasks) if task.clip == task.planned]
+        shape = (-1, self.views, *decoded.clips_BCTHW.shape[1:])
+        pixels_VRCTHW = decoded.clips_BCTHW.reshape(shape)[: len(tasks)]  # the last batch may be incomplete
+        if len(wanted) < len(tasks):
+            pixels_VRCTHW = pixels_VRCTHW[wanted]
+        clip_V = np.array([tasks[at].clip for at in wanted], np.int64)
+        if wanted:
+            self._good = int(clip_V[-1])
+        return SweepBatch(pixels_VRCTHW, clip_V)
+
+    def _submit(self, rows: range) -> None:
+        self._decoder.submit([self._task(row, row) for row in rows])
+
+    def _task(self, row: int, planned: int) -> ClipTask:
+        index = self.index
+        frames = int(index.frames[row])
+        draws = view_draws(
+            self.sample,
+            self.views,
+            frames=frames,
+            fps=float(index.fps[row]),
+            height=int(index.height[row]),
+            width=int(index.width[row]),
+        )
+        return ClipTask(
+            clip=row,
+            key=index.key(row),
+            dataset=index.dataset(row),
+            shard=index.shard(row),
+            offset=int(index.offset[row]),
+            size=int(index.size[row]),
+            check=int(index.check[row]),
+            frames=frames,
+            draws=draws,
+            planned=planned,
+            epoch=0,
+            attempt=0,
+        )
+
+    def _on_bad(self, task: ClipTask, bad: BadClipError) -> ClipTask:
+        """Note it. A decoder wants a clip for each place, so another is decoded there and thrown away."""
+        self._bad_rows.add(task.clip)
+        if task.clip == task.planned:
+            self.bad[bad.key] = bad.reason
+        after = ((task.planned + step) % len(self.index) for step in range(1, len(self.index)))
+        row = next(
+            (row for row in (self._good, *after) if row is not None and row not in self._bad_rows), None
+        )
+        if row is None:
+            raise DatasetError(
+                f"not one of {len(self.index)} clips can be decoded; the last: {bad}; "
+                "run reelmae verify --deep on the dataset"
+            )
+        return self._task(row, task.planned)
+
+    def _make_decoder(self, batch_videos: int, workers: int) -> Decoder:
+        sample = self.sample
+        source = SourceSettings(tuple(store.url() for store in self.index.stores))
+        shape = (batch_videos, self.views, 3, sample.frames, sample.size, sample.size)
+        if workers == 0:
+            return InlineDecoder(source, shape, policy="auto", on_bad=self._on_bad)
+        return AvPool(
+            source,
+            shape,
+            policy="auto",
+            workers=workers,
+            slots=self._ahead,
+            timeout_s=CLIP_TIMEOUT_S,
+            on_bad=self._on_bad,
+        )
