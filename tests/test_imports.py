@@ -46,7 +46,6 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "pipeline/loading/draws.py": ("pipeline.errors", "pipeline.loading.philox"),
     "pipeline/loading/masks.py": ("pipeline.errors", "pipeline.loading.philox"),
     "model": ("model",),
-    "model/patches.py": (),
     "model/config.py": (),
     "model/linear.py": (),
     "model/patches.py": (),
