@@ -91,7 +91,7 @@ def demo(config: DemoConfig) -> Result:
     summary = run.summary(sharded, trained, timed) | report
     _write_json(run.out / SUMMARY, summary)
     _say(f"demo done in {time.perf_counter() - started:.0f} s: {report['report']}")
-    return summary
+    return json.loads((run.out / SUMMARY).read_text(encoding="utf-8"))
 
 
 class _Demo:

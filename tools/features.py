@@ -34,15 +34,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from reelmae.model.classifier import Classifier, ClassifierConfig
-from reelmae.model.config import MAEConfig, ViTConfig
+from reelmae.model.classifier import Classifier
+from reelmae.model.config import ViTConfig
 from reelmae.model.mae import MaskedAutoencoder
 from reelmae.model.vit import Encoder
 from reelmae.model.weights import WeightsError
 from reelmae.model.weights import load_model as load_weights
 from reelmae.pipeline.errors import ConfigError, InputError
 from reelmae.pipeline.loading.backends import resolve_device
-from reelmae.pipeline.loading.batch import MEAN, STD
 from reelmae.pipeline.loading.draws import SamplePolicy
 from reelmae.pipeline.loading.index import ClipIndex
 from reelmae.pipeline.loading.select import Selection
@@ -152,11 +151,11 @@ def _weights(path: Path) -> nn.Module:
 
 
 def normalised(pixels_BCTHW: Tensor, config: ViTConfig) -> Tensor:
-    """uint8 → float32 as the model was trained on it; an encoder alone as this project's loader feeds it."""
-    mean, std = ((MEAN,) * 3, (STD,) * 3)
-    if isinstance(config, MAEConfig | ClassifierConfig):
-        mean, std = config.pixel_mean, config.pixel_std
-    shift, scale = (torch.tensor(v, device=pixels_BCTHW.device).view(3, 1, 1, 1) for v in (mean, std))
+    """uint8 → float32 as the model was trained on it."""
+    shift, scale = (
+        torch.tensor(v, device=pixels_BCTHW.device).view(3, 1, 1, 1)
+        for v in (config.pixel_mean, config.pixel_std)
+    )
     return (pixels_BCTHW.float() / 255 - shift) / scale
 
 

@@ -65,7 +65,9 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]
             f"{path}: is no checkpoint of reelmae ({(str(e) or type(e).__name__).splitlines()[0]})"
         ) from e
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise InputError(f"{path}: is no checkpoint of reelmae of format {FORMAT}")
+        raise InputError(
+            f"{path}: is no checkpoint of reelmae of format {FORMAT}; another's is read by reelmae import-weights"
+        )
     return content
 
 

@@ -44,11 +44,10 @@ def infer_config(state: Mapping[str, Tensor], layout: str, **hints: Any) -> ViTC
     """
     ours = translate(state, layout).state
     fields = _encoder_fields(ours, _cube(state, ours, layout, hints), layout, hints)
+    if layout.startswith("videomae"):
+        fields |= IMAGENET
     if "head.weight" in ours:
-        pixels = IMAGENET if layout == "videomae_classifier" else {}
-        return _build(
-            ClassifierConfig, {**fields, **pixels, "classes": _shape(ours, "head.weight", 2)[0]}, hints
-        )
+        return _build(ClassifierConfig, {**fields, "classes": _shape(ours, "head.weight", 2)[0]}, hints)
     if "decoder.pred.weight" not in ours:
         return _build(ViTConfig, fields, hints)
     if "decoder.pred_motion.weight" in ours or "motion_decoder.pred.weight" in ours or layout == "reelmae":
@@ -58,8 +57,6 @@ def infer_config(state: Mapping[str, Tensor], layout: str, **hints: Any) -> ViTC
         )
     fields |= _decoder_fields(ours, fields, layout, hints)
     factory = {"slowfast": slowfast_config, "videomae": videomae_config}.get(layout, mae_config)
-    if layout == "videomae":
-        fields |= IMAGENET
     whole = dataclasses.asdict(_made(lambda: factory("B", **fields)))
     return _build(MAEConfig, whole | {"motion": None}, hints)
 

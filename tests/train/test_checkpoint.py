@@ -52,7 +52,7 @@ def test_something_else_is_refused_by_name(tmp_path: Path, content: bytes) -> No
 
 def test_a_foreign_or_missing_file_is_refused(tmp_path: Path) -> None:
     torch.save({"model": {}}, tmp_path / "foreign.pt")
-    with pytest.raises(InputError, match=r"foreign\.pt: is no checkpoint of reelmae of format 1"):
+    with pytest.raises(InputError, match=r"foreign\.pt: is no checkpoint of reelmae of format 2"):
         checkpoint.load(tmp_path / "foreign.pt")
     with pytest.raises(InputError, match=r"absent\.pt: no such checkpoint"):
         checkpoint.load(tmp_path / "absent.pt")
