@@ -93,7 +93,8 @@ class LinearProbe(nn.Module):
 
 class AttentiveProbe(nn.Module):
     """Attentive probing as in V-JEPA (arXiv 2404.08471): one learned query looks at all frozen tokens, then a two-layer
-    MLP beside a shortcut, then a linear layer.
+    MLP beside a shortcut, then a linear layer. Its shortcut past the attention is left out: it would add the query, which is
+    a constant, as the attention's bias already does.
 
     The tokens are normalised first, as they come from encoders of any scale. `heads` is dim / 64 unless given;
     ValueError where it does not divide `dim`.

@@ -23,6 +23,7 @@ HOG_CELL, HOG_BINS = 8, 9  # of the hog target: pixels of a cell's side, orienta
 Positions = Literal["separable", "joint", "sinusoid"]
 PositionInit = Literal["normal", "sincos"]
 TargetNorm = Literal["patch", "channel", "none"]
+MotionSign = Literal["signed", "absolute"]
 DecoderCls = Literal["own", "carried", "none"]
 
 
@@ -32,8 +33,8 @@ class ViTConfig:
 
     `frames`, `size`: the clip, size × size pixels. `t_patch`, `patch`: frames and pixels of a token's cube. `pos`: learned
     tables for space and time that are added (`separable`), one learned table (`joint`), or fixed sines over the token's
-    number (`sinusoid`). `qkv_bias`: `qv` leaves keys without one. `pos_init`: how learned tables begin. `pixel_mean`, `pixel_std`: what the input, pixels in
-    0 … 1, is normalised by.
+    number (`sinusoid`). `qkv_bias`: `qv` leaves keys without one. `pos_init`: how learned tables begin.
+    `pixel_mean`, `pixel_std`: what the input, pixels in 0 … 1, is normalised by.
     """
 
     frames: int = 16
@@ -53,8 +54,11 @@ class ViTConfig:
 
     def __post_init__(self) -> None:
         for name in ("frames", "size", "patch", "t_patch", "dim", "depth", "heads"):
-            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}", "give at least 1")
+            self._whole(name)
         require(self.mlp_ratio > 0, f"mlp_ratio={self.mlp_ratio}", "give more than 0")
+        for name in ("pixel_mean", "pixel_std"):
+            value = getattr(self, name)
+            require(len(value) == CHANNELS, f"{name}={value}", "give one number for each of three colours")
         require(all(s > 0 for s in self.pixel_std), f"pixel_std={self.pixel_std}", "give more than 0")
         self._divides("frames", "t_patch")
         self._divides("size", "patch")
@@ -78,6 +82,10 @@ class ViTConfig:
     def patch_values(self) -> int:
         """Values of the cube of pixels that a token is made of."""
         return self.t_patch * self.patch**2 * CHANNELS
+
+    def _whole(self, name: str) -> None:
+        value = getattr(self, name)
+        require(isinstance(value, int) and value >= 1, f"{name}={value}", "give a whole number, at least 1")
 
     def _divides(self, name: str, by: str) -> None:
         value, divisor = getattr(self, name), getattr(self, by)
@@ -109,7 +117,7 @@ class MotionConfig:
 
     decoders: Literal["separate", "shared"] = "separate"
     gap: int = 1
-    sign: Literal["signed", "absolute"] = "signed"
+    sign: MotionSign = "signed"
     norm: Literal["patch", "none"] = "none"
     weight: float = 1.0
 
@@ -155,7 +163,7 @@ class MAEConfig(ViTConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("decoder_dim", "decoder_depth", "decoder_heads"):
-            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}", "give at least 1")
+            self._whole(name)
         self._divides("decoder_dim", "decoder_heads")
         for name, values in (
             ("encoder", Literal["sparse", "dense"]),
@@ -187,6 +195,12 @@ class MAEConfig(ViTConfig):
             not hog,
             f"target='hog' with patch={self.patch}",
             f"give a patch that is a multiple of {HOG_CELL}",
+        )
+        alone = self.target_norm == "channel" and self.pixel_values == CHANNELS
+        require(
+            not alone,
+            "target_norm='channel' with one pixel a token",
+            "give a larger patch, or target_norm='none'",
         )
         if self.motion is not None:
             gap = self.motion.gap

@@ -42,7 +42,7 @@ class Decoder(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=EPS)
         self.pred = Linear(dim, values)
         self.pred_motion = Linear(dim, motion_values) if motion_values else None
-        initialise(self)
+        initialise(self, config)
 
     def forward(
         self, latent_BND: Tensor, ids_keep_BK: Tensor, ids_BQ: Tensor, latent_BQD: Tensor | None = None

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from einops import reduce
 from torch import Tensor
 
-from reelmae.model.config import CHANNELS, HOG_BINS, HOG_CELL, require
+from reelmae.model.config import HOG_BINS, HOG_CELL, require
 from reelmae.model.patches import patchify
 
 EPS = 1e-6  # mean gradient of a cell below which it is not stretched to length 1; a grey level is about 1e-2
@@ -42,11 +42,6 @@ def hog_patches(frames_BCFHW: Tensor, t_patch: int, patch: int) -> Tensor:
     """
     cell = hog_cell(patch)
     return patchify(cell_histograms(frames_BCFHW, cell), t_patch, patch // cell)
-
-
-def hog_values(t_patch: int, patch: int) -> int:
-    """P: values of a token, `t_patch` frames × cells × colours × orientations."""
-    return t_patch * (patch // hog_cell(patch)) ** 2 * CHANNELS * HOG_BINS
 
 
 def hog_cell(patch: int) -> int:

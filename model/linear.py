@@ -73,6 +73,8 @@ def fast_linear(x: Tensor, weight_ND: Tensor, bias_N: Tensor | None) -> Tensor:
     if (
         ONEDNN
         and x.device.type == "cpu"
+        and x.numel() > 0
+        and x.shape[-1] == weight_ND.shape[1]  # what does not fit is told by torch, in plainer words
         and x.dtype == weight_ND.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
     ):

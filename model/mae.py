@@ -94,8 +94,10 @@ class MaskedAutoencoder(nn.Module):
     def predict(
         self, clips_BCTHW: Tensor, ids_keep_BK: Tensor, what: Literal["space", "motion"] = "space"
     ) -> Tensor:
-        """The prediction of all tokens, kept ones too, in their own order: pred_BLP."""
+        """The prediction of all tokens, kept ones too, in their own order: pred_BLP. ValueError: nothing predicts `what`."""
         self._check(clips_BCTHW, ids_keep_BK, None)
+        if what != "space" and self.config.motion is None:
+            raise ValueError(f"what={what!r}: this model predicts 'space' only")
         ids_rest_BR = removed(ids_keep_BK, self.config.n_tokens)
         rows, head = self._decode(clips_BCTHW, ids_keep_BK, ids_rest_BR, ids_rest_BR)[what]
         pred_BLP = head(rows)

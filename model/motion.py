@@ -15,34 +15,28 @@ Properties that hold:
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor
 
-from reelmae.model.config import require
-
-MotionSign = Literal["signed", "absolute"]
+from reelmae.model.config import MotionSign, require
 
 
-def motion_frames(
-    clips_BCTHW: Tensor, frame_index_F: Tensor, gap: int = 1, sign: MotionSign = "signed"
-) -> Tensor:
-    """diff_BCFHW float32: how the frames `frame_index_F` (int64, on the clips' device, 0 … T - 1) of the clips change.
+def motion_pairs(frame_index_F: Tensor, frames: int, gap: int) -> tuple[Tensor, Tensor]:
+    """Numbers of the earlier and of the later frame of each target (int64 [F] each), for a clip of `frames`.
 
-    `sign`: the difference (`signed`) or its `absolute` value, in the pixel scale of the clips. The paper says "difference
-    of adjacent frames", gap 1, and not which of the two. ValueError names a gap that does not fit, or an unknown sign.
+    ValueError unless the clip has two frames `gap` apart.
     """
-    frames = clips_BCTHW.shape[2]
-    check_motion(frames, gap)
-    require(sign in ("signed", "absolute"), f"motion.sign={sign!r}", "give 'signed' or 'absolute'")
+    require(
+        1 <= gap < frames, f"motion.gap={gap}", f"give 1 to {frames - 1}, since clips have {frames} frames"
+    )
     first_F = frame_index_F.clamp(max=frames - 1 - gap)
+    return first_F, first_F + gap
+
+
+def change(later: Tensor, first: Tensor, sign: MotionSign) -> Tensor:
+    """Pixels of the later frames minus those of the earlier ones, or its absolute value: float32, of their shape.
+
+    The paper says "difference of adjacent frames", and not which of the two.
+    """
     # float32 before the subtraction: neighbouring frames are close, and bf16 would round their difference away
-    later_BCFHW = clips_BCTHW.index_select(2, first_F + gap).float()
-    diff_BCFHW = later_BCFHW - clips_BCTHW.index_select(2, first_F).float()
-    return diff_BCFHW.abs() if sign == "absolute" else diff_BCFHW
-
-
-def check_motion(frames: int, gap: int) -> None:
-    """ValueError unless a clip of `frames` has two frames `gap` apart."""
-    require(gap >= 1, f"motion.gap={gap}", "give at least 1")
-    require(gap < frames, f"motion.gap={gap}", f"give less than frames={frames}")
+    difference = later.float() - first.float()
+    return difference.abs() if sign == "absolute" else difference

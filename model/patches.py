@@ -36,14 +36,21 @@ def unpatchify(patches_BLP: Tensor, grid_THW: tuple[int, int, int], t_patch: int
     )
 
 
-def gather_patches(clips_BCTHW: Tensor, ids_BK: Tensor, t_patch: int, patch: int) -> Tensor:
+def gather_patches(
+    clips_BCTHW: Tensor, ids_BK: Tensor, t_patch: int, patch: int, frame_index_F: Tensor | None = None
+) -> Tensor:
     """Only the patches `ids_BK` (int64, token numbers): [B, C, T, H, W] → patches_BKP, in the order of the ids.
 
-    At 90 % masking a tenth of the clip is read and moved.
+    At 90 % masking a tenth of the clip is read and moved. With `frame_index_F` (int64 [T'·t_patch]) the patches are those of
+    `clips_BCTHW[:, :, frame_index_F]`, which is not made.
     """
-    # a view, nothing is copied: one axis for each part of a token's number, then the values inside it
-    tokens = rearrange(clips_BCTHW, "b c (t u) (h p) (w q) -> b t h w u p q c", u=t_patch, p=patch, q=patch)
-    height, width = tokens.shape[2], tokens.shape[3]
-    batch_B1 = torch.arange(tokens.shape[0], device=ids_BK.device)[:, None]
-    kept = tokens[batch_B1, ids_BK // (height * width), ids_BK // width % height, ids_BK % width]
+    # a view, nothing is copied: one axis for each part of a patch's place, then the values inside it
+    frames = rearrange(clips_BCTHW, "b c t (h p) (w q) -> b t h w p q c", p=patch, q=patch)
+    height, width = frames.shape[2], frames.shape[3]
+    batch_B11 = torch.arange(len(frames), device=ids_BK.device)[:, None, None]
+    ids_BK1 = ids_BK[..., None]
+    frame_BKU = ids_BK1 // (height * width) * t_patch + torch.arange(t_patch, device=ids_BK.device)
+    if frame_index_F is not None:
+        frame_BKU = frame_index_F[frame_BKU]
+    kept = frames[batch_B11, frame_BKU, ids_BK1 // width % height, ids_BK1 % width]
     return kept.flatten(2)

@@ -7,6 +7,7 @@ here depends on the batch.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 import torch.nn.functional as F
@@ -17,14 +18,14 @@ from reelmae.model.config import PositionInit, Positions
 GridTHW = tuple[int, int, int]
 
 
-class PositionTable(nn.Module):
+class PositionTable(nn.Module, ABC):
     """What the kinds have in common; `cls` is [1, 1, D] where there is a class token, else None."""
 
     cls: nn.Parameter | None
 
+    @abstractmethod
     def tokens(self) -> Tensor:
         """Positions of all tokens, t-major: [1, L, D]."""
-        raise AssertionError("a kind of positions says this")
 
     def at(self, ids_BK: Tensor) -> Tensor:
         """Positions of some tokens (int64 numbers): [B, K, D]."""

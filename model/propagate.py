@@ -81,6 +81,10 @@ def _check(
         raise ValueError(f"features of {tuple(features_THWD.shape)}: give [T, H, W, D], one vector a patch")
     if mask_YX.dim() != 2 or mask_YX.is_floating_point() or mask_YX.numel() == 0:
         raise ValueError(f"first mask {mask_YX.dtype} {tuple(mask_YX.shape)}: give integers [Y, X]")
+    if mask_YX.device != features_THWD.device:
+        raise ValueError(
+            f"first mask on {mask_YX.device}, features on {features_THWD.device}: give one device"
+        )
     for name, value, least in (("context", context, 0), ("topk", topk, 1), ("radius", radius, 0)):
         if value < least:
             raise ValueError(f"{name}={value}: give at least {least}")

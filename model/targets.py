@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from reelmae.model.config import CHANNELS, MAEConfig
 from reelmae.model.hog import hog_patches
-from reelmae.model.motion import motion_frames
+from reelmae.model.motion import change, motion_pairs
 from reelmae.model.patches import gather_patches, patchify, unpatchify
 
 EPS = 1e-6  # beside the variance of a patch
@@ -49,8 +49,12 @@ class Targets(nn.Module):
         """The change of some tokens' pixels: [B, Q, P]."""
         c = self.config
         assert c.motion is not None
-        diff_BCFHW = motion_frames(clips_BCTHW, self.frame_index_F, c.motion.gap, c.motion.sign)
-        diff_BQP = gather_patches(diff_BCFHW, ids_BQ, c.target_t_patch, c.patch)
+        first_F, later_F = motion_pairs(self.frame_index_F, c.frames, c.motion.gap)
+        first_BQP, later_BQP = (
+            gather_patches(clips_BCTHW, ids_BQ, c.target_t_patch, c.patch, frame_index_F)
+            for frame_index_F in (first_F, later_F)
+        )
+        diff_BQP = change(later_BQP, first_BQP, c.motion.sign)
         if c.motion.norm == "patch":
             mean, std = _moments(diff_BQP)
             diff_BQP = (diff_BQP - mean) / std
@@ -89,8 +93,8 @@ class Targets(nn.Module):
 
     def _pixels(self, clips_BCTHW: Tensor, ids_BQ: Tensor) -> Tensor:
         c = self.config
-        frames_BCFHW = clips_BCTHW.index_select(2, self.frame_index_F)
-        return self._scaled(gather_patches(frames_BCFHW, ids_BQ, c.target_t_patch, c.patch))
+        some_BQP = gather_patches(clips_BCTHW, ids_BQ, c.target_t_patch, c.patch, self.frame_index_F)
+        return self._scaled(some_BQP)
 
     def _all_pixels(self, clips_BCTHW: Tensor) -> Tensor:
         c = self.config

@@ -96,7 +96,7 @@ class Encoder(nn.Module):
             drop_path=drop_path,
         )
         self.norm = nn.LayerNorm(config.dim, eps=EPS) if norm else nn.Identity()
-        initialise(self)
+        initialise(self, config)
 
     @property
     def n_prefix(self) -> int:
@@ -136,8 +136,15 @@ class Encoder(nn.Module):
 
 
 @torch.no_grad()
-def initialise(module: nn.Module) -> None:
-    """As MAE-ST: xavier-uniform Linears (q, k and v each for itself), zero biases, small tokens."""
+def initialise(module: nn.Module, config: ViTConfig) -> None:
+    """As the reference codes leave an encoder or a decoder, by what they do, not by what their papers say.
+
+    Both: xavier-uniform Linears, biases 0, the patch embedding's bias as a torch convolution has it. MAE-ST: q, k and v
+    each for itself, the patch kernel as a Linear, the encoder's class token trunc-normal(0.02), the decoder's 0, mask tokens
+    normal(0.02). VideoMAE (`qkv_bias` qv): q, k and v as one, the patch kernel and the layer between encoder and decoder
+    as torch has them, mask tokens normal(0.02) cut at one deviation.
+    """
+    videomae = config.qkv_bias == "qv"
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.xavier_uniform_(part.weight)
@@ -145,10 +152,22 @@ def initialise(module: nn.Module) -> None:
                 nn.init.zeros_(part.bias)
     for part in module.modules():
         if isinstance(part, Block):
-            for third in part.attn.qkv.weight.chunk(3):
-                nn.init.xavier_uniform_(third)
-    for name, parameter in module.named_parameters(recurse=False):
-        if name == "cls_token":
-            nn.init.trunc_normal_(parameter, std=0.02)
+            for weight in [part.attn.qkv.weight] if videomae else part.attn.qkv.weight.chunk(3):
+                nn.init.xavier_uniform_(weight)
+    for name, parameter in module.named_parameters():
+        plain = name == "patch_embed.bias" or (
+            videomae and name in ("patch_embed.weight", "embed.weight", "embed.bias")
+        )
+        if plain:
+            layer = module.get_submodule(name.partition(".")[0])
+            bound = layer.weight.shape[1] ** -0.5  # what torch gives a layer with as many inputs
+            nn.init.uniform_(parameter, -bound, bound)
+        elif name == "cls_token":
+            if isinstance(module, Encoder):
+                nn.init.trunc_normal_(parameter, std=0.02)
+            else:
+                nn.init.zeros_(parameter)
+        elif name == "mask_token" and videomae:
+            nn.init.trunc_normal_(parameter, std=0.02, a=-0.02, b=0.02)
         elif name == "mask_token":
             nn.init.normal_(parameter, std=0.02)

@@ -150,9 +150,11 @@ def _training(facts: Facts) -> str:
         return ""
     config = facts.config or {}
     model, loader = config.get("model", {}), config.get("loader", {})
-    normalised = model.get("target_norm") != "none"
+    plain = model.get("objective") != "motion" and model.get("target") != "hog"
+    normalised = plain and model.get("target_norm") != "none"
     speed, wait = _pace(facts)
     sizes = [f"ViT-{model['preset']}"] if model.get("preset") else []
+    sizes += [f"objective {model['objective']}"] if model.get("objective") else []
     sizes += [
         f"{name.replace('_', ' ')} {model[name]}"
         for name in ("frames", "size", "patch", "dim", "depth")

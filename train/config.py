@@ -294,7 +294,9 @@ def from_json(text: str) -> PretrainConfig:
 def difference(new: PretrainConfig, old: PretrainConfig) -> list[str]:
     """What would make a resumed run another run: `key=new (was old)`, without the keys that are free."""
     a, b = dict(_leaves(new.model_dump())), dict(_leaves(old.model_dump()))
-    return [f"{k}={a[k]} (was {b[k]})" for k in a if k not in FREE_ON_RESUME and a[k] != b[k]]
+    # a section that one of them lacks is one key there, and several here
+    keys = [k for k in {**a, **b} if k not in FREE_ON_RESUME and a.get(k) != b.get(k)]
+    return [f"{k}={a.get(k)} (was {b.get(k)})" for k in keys]
 
 
 def _read(recipe: str) -> dict[str, Any]:

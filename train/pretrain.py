@@ -29,13 +29,14 @@ import torch
 from torch import Tensor
 
 from reelmae.model.mae import MaskedAutoencoder
-from reelmae.model.weights import WeightsError, config_to_json, load_into, read_checkpoint
-from reelmae.pipeline.errors import ConfigError, DivergedError, InputError
+from reelmae.model.weights import config_to_json
+from reelmae.pipeline.errors import ConfigError, DivergedError
 from reelmae.pipeline.loading.batch import ClipBatch
 from reelmae.pipeline.loading.index import ClipIndex
 from reelmae.pipeline.loading.loader import ClipLoader
 from reelmae.train import checkpoint
 from reelmae.train.config import PretrainConfig, difference, from_json
+from reelmae.train.initial import begin_from
 from reelmae.train.metrics import Display, MetricsLog, Row, as_json
 from reelmae.train.optim import adamw, learning_rate, set_learning_rate
 
@@ -109,8 +110,6 @@ class _Trainer:
         self.steps = config.run.steps or math.ceil((config.run.epochs or 0) * loader.steps_per_epoch)
         torch.manual_seed(config.run.seed)
         self.model = MaskedAutoencoder(config.model.mae()).to(self.device)
-        if config.run.init is not None:
-            _begin_from(self.model, config.run.init, config.run.init_allow)
         self.model.set_checkpointing(config.run.checkpointing)
         self.optimizer = adamw(self.model, config.optim)
         self.parameters = list(self.model.parameters())
@@ -120,6 +119,9 @@ class _Trainer:
 
     def run(self) -> PretrainSummary:
         resumed = self._resume()
+        begun = None
+        if self.config.run.init is not None and not resumed:  # a checkpoint holds all: the file may be gone
+            begun = begin_from(self.model, self.config.run.init, self.config.run.init_allow)
         if self.step >= self.steps:
             return self._summary()
         self.out.mkdir(parents=True, exist_ok=True)
@@ -129,6 +131,8 @@ class _Trainer:
         log = MetricsLog(self.out, self.step)
         try:
             with Display(self.steps, self.step) as display, _interrupts() as interrupted:
+                if begun:
+                    display.note(begun)
                 if resumed:
                     display.note(f"resumed at step {self.step} of {self.steps} from {resumed}")
                 self._loop(log, display, interrupted)
@@ -282,16 +286,6 @@ class _Trainer:
             checkpoint=str(checkpoint.checkpoints(self.out)[-1]),
             bad_clips=totals.bad_clips,
         )
-
-
-def _begin_from(model: MaskedAutoencoder, path: str, allow: tuple[str, ...]) -> None:
-    """Weights of a file in place of the initial ones; InputError names what does not fit."""
-    try:
-        foreign = read_checkpoint(path)
-        grid = foreign.config.grid_THW if foreign.config else None
-        load_into(model, foreign.state, foreign.layout, allow=allow, grid=grid)
-    except WeightsError as e:
-        raise InputError(f"run.init={path}: {e} (run.init_allow=[…])") from e
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from reelmae.model.config import MAEConfig, mae_config
+from reelmae.model.config import MAEConfig, mae_config, videomae_config
 from reelmae.model.mae import MaskedAutoencoder, masked_loss, removed
 from reelmae.model.patches import gather_patches, patchify
 
@@ -198,13 +198,15 @@ def test_bfloat16_autocast_stays_near_float32_and_gives_a_float32_loss(encoder: 
     assert low.loss.item() == pytest.approx(model(clips, ids).loss.item(), rel=0.02)
 
 
-def test_initialisation_is_the_papers() -> None:
+def test_initialisation_is_that_of_mae_st() -> None:
     torch.manual_seed(0)
     model = MaskedAutoencoder(
         MAEConfig(frames=4, size=32, dim=192, depth=1, heads=3, decoder_dim=96, decoder_heads=3)
     )
     for name, p in model.named_parameters():
-        if name.endswith(".bias"):
+        if name == "encoder.patch_embed.bias":  # as that of a convolution
+            assert 0.95 / 1536**0.5 < p.abs().max().item() <= 1 / 1536**0.5
+        elif name.endswith(".bias") or name == "decoder.cls_token":
             assert not p.any(), name
         elif "norm" in name:
             assert (p == 1).all(), name
@@ -213,6 +215,23 @@ def test_initialisation_is_the_papers() -> None:
             assert p.abs().max().item() == pytest.approx((6 / out_in) ** 0.5, rel=0.01), name
         else:
             assert p.std().item() == pytest.approx(0.02, rel=0.35), name
+
+
+def test_initialisation_of_videomae_is_its_own() -> None:
+    torch.manual_seed(0)
+    model = MaskedAutoencoder(
+        videomae_config("T", frames=4, size=32, depth=1, decoder_dim=96, decoder_heads=3)
+    )
+    largest = {name: p.abs().max().item() for name, p in model.named_parameters()}
+    xavier = {name: (6 / sum(p.shape)) ** 0.5 for name, p in model.named_parameters() if p.dim() == 2}
+    for name, bound in xavier.items():
+        if name not in ("encoder.patch_embed.weight", "decoder.embed.weight"):
+            assert largest[name] == pytest.approx(bound, rel=0.01), name
+    assert largest["encoder.patch_embed.weight"] == pytest.approx(1536**-0.5, rel=0.01)
+    assert largest["encoder.patch_embed.bias"] == pytest.approx(1536**-0.5, rel=0.05)
+    assert largest["decoder.embed.weight"] == pytest.approx(192**-0.5, rel=0.01)
+    assert 0.017 < largest["decoder.mask_token"] <= 0.02
+    assert largest["encoder.blocks.0.attn.qkv.q_bias"] == largest["decoder.pred.bias"] == 0
 
 
 @pytest.mark.parametrize(

@@ -39,3 +39,11 @@ def test_gathered_patches_are_those_of_patchify(shape: tuple[int, ...], t_patch:
     ids = torch.stack([torch.randperm(patches.shape[1])[:3] for _ in range(shape[0])])
     expected = patches.gather(1, ids[..., None].expand(-1, -1, patches.shape[2]))
     assert torch.equal(gather_patches(clips, ids, t_patch, patch), expected)
+
+
+def test_patches_of_some_frames_are_those_of_the_clip_of_these_frames() -> None:
+    clips = torch.randn(2, 3, 8, 12, 8)
+    index = torch.tensor([0, 3, 4, 7])
+    ids = torch.tensor([[11, 0, 5], [3, 9, 1]])
+    expected = gather_patches(clips[:, :, index], ids, 2, 4)
+    assert torch.equal(gather_patches(clips, ids, 2, 4, index), expected)

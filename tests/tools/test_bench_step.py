@@ -53,6 +53,13 @@ def test_decoder_masking_is_timed_beside_it_and_saves_flops() -> None:
     assert "decoder_mask" not in bench_step(BenchStepConfig(**SMALL, steps=1, warmup=0, decoder_mask=0.0))
 
 
+def test_a_grid_without_cells_is_timed_without_decoder_masking() -> None:
+    odd = {**SMALL, "size": 48, "steps": 1, "warmup": 0}
+    assert "decoder_mask" not in bench_step(BenchStepConfig(**odd))
+    with pytest.raises(ConfigError, match="cannot be cut into cells"):
+        bench_step(BenchStepConfig(**odd, decoder_mask=0.5))
+
+
 @pytest.mark.parametrize("objective", ["slowfast", "videomae", "motion"])
 def test_each_objective_can_be_timed(objective: Any) -> None:
     found = bench_step(BenchStepConfig(**SMALL, objective=objective, steps=1, warmup=0))

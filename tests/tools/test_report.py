@@ -94,6 +94,17 @@ def full_run(run_copy: Path) -> Path:
     return run_copy
 
 
+def test_only_a_loss_on_normalised_pixels_is_held_against_a_patchs_mean(run_copy: Path) -> None:
+    path = run_copy / "train" / "config.json"
+    config = json.loads(path.read_text())
+    assert "only a patch's mean scores 1.0" in unescape(write_report(run_copy).read_text(encoding="utf-8"))
+    for change in ({"objective": "motion"}, {"target": "hog"}, {"target_norm": "none"}):
+        path.write_text(json.dumps({**config, "model": {**config["model"], **change}}))
+        page = unescape(write_report(run_copy).read_text(encoding="utf-8"))
+        assert "only a patch's mean scores 1.0" not in page, change
+        assert f"objective {change.get('objective', 'mae')}" in page
+
+
 @needs_chromium
 def test_the_full_report_draws_its_pictures_and_plots(full_run: Path, tmp_path: Path) -> None:
     drawn = look(write_report(full_run), tmp_path)

@@ -47,6 +47,16 @@ def test_an_objective_is_its_preset_with_what_differs() -> None:
     assert from_json(motion.model_dump_json()) == motion
 
 
+def test_another_objective_is_a_difference_both_ways() -> None:
+    plain = load(None, [*GIVEN, "run.steps=1", "model.objective=motion"])
+    given = load(None, [*GIVEN, "run.steps=1", "model.objective=motion", "model.motion.gap=2"])
+    mae = load(None, [*GIVEN, "run.steps=1"])
+    assert difference(mae, plain) == ["model.objective=mae (was motion)"]
+    for one, other in ((given, mae), (mae, given), (given, plain), (plain, given)):
+        told = "; ".join(difference(one, other))
+        assert "model.motion.gap=" in told and ("model.objective=" in told) == (mae in (one, other))
+
+
 def test_motion_settings_without_motion_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"model.motion: is of model.objective=motion, not of mae"):
         load(None, [*GIVEN, "run.steps=1", "model.motion.gap=2"])

@@ -25,8 +25,9 @@ class BenchStepConfig:
     """What the model learns by: MAE-ST, MAE-ST as published, VideoMAE or MotionMAE."""
     mask_ratio: float = 0.9
     """Share of the tokens that is removed."""
-    decoder_mask: float = 0.5
-    """Time it all again with this share of the tokens left out of the prediction (0.25, 0.5 or 0.75); 0: do not."""
+    decoder_mask: float | None = None
+    """Time it all again with this share of the tokens left out of the prediction: 0.25, 0.5 or 0.75, or 0 not to; None: half
+    of them, where cells of 2×2 patches divide the clip."""
     batch: int = 1
     """Clips in a step."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

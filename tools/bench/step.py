@@ -77,7 +77,7 @@ def bench_step(config: BenchStepConfig) -> dict[str, Any]:
         if decode is not None:
             flops = {e: _flops(replace(mae, encoder=e), config.batch, keep, decode) for e in ENCODERS}
             result["decoder_mask"] = _told(timed[True], flops) | {
-                "ratio": config.decoder_mask,
+                "ratio": 1 - len(decode) / mae.n_tokens,
                 "tokens": {"all": mae.n_tokens, "kept": len(keep), "predicted": len(decode)},
             }
         if config.data is not None:
@@ -156,9 +156,15 @@ def _mask_kind(config: BenchStepConfig) -> MaskKind:
 def _ids(config: BenchStepConfig, mae: MAEConfig) -> tuple[np.ndarray, np.ndarray | None]:
     """Numbers of the kept tokens of one clip, and of those predicted with decoder masking."""
     keep = ids_keep(MaskPolicy(_mask_kind(config), config.mask_ratio), 0, mae.grid_THW)
-    if not config.decoder_mask:
+    ratio = config.decoder_mask
+    if ratio is None:
+        even = all(side % 2 == 0 for side in mae.grid_THW[1:])
+        ratio = DecoderMaskPolicy.ratio if even else 0.0
+        if not even:
+            _say("decoder masking is left out: its cells of 2×2 patches do not divide this grid")
+    if not ratio:
         return keep, None
-    return keep, ids_decode(DecoderMaskPolicy("cells", config.decoder_mask), 0, mae.grid_THW)
+    return keep, ids_decode(DecoderMaskPolicy("cells", ratio), 0, mae.grid_THW)
 
 
 def _inputs(
