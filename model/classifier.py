@@ -21,7 +21,7 @@ from functools import partial
 from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 
-from reelmae.model.config import CHANNELS, ViTConfig, require
+from reelmae.model.config import CHANNELS, ViTConfig, is_count, require
 from reelmae.model.linear import Linear
 from reelmae.model.vit import EPS, Encoder
 
@@ -43,7 +43,7 @@ class ClassifierConfig(ViTConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.classes >= 1, f"classes={self.classes}", "give at least 1")
+        require(is_count(self.classes), f"classes={self.classes}", "give a whole number, at least 1")
         for name in ("dropout", "drop_path"):
             value = getattr(self, name)
             require(0 <= value < 1, f"{name}={value}", "give a share from 0 to below 1")

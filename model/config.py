@@ -11,6 +11,7 @@ ValueError that names it and the remedy.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -55,10 +56,15 @@ class ViTConfig:
     def __post_init__(self) -> None:
         for name in ("frames", "size", "patch", "t_patch", "dim", "depth", "heads"):
             self._whole(name)
-        require(self.mlp_ratio > 0, f"mlp_ratio={self.mlp_ratio}", "give more than 0")
+        require(0 < self.mlp_ratio < math.inf, f"mlp_ratio={self.mlp_ratio}", "give a finite number above 0")
         for name in ("pixel_mean", "pixel_std"):
             value = getattr(self, name)
-            require(len(value) == CHANNELS, f"{name}={value}", "give one number for each of three colours")
+            numbers = [v for v in value if isinstance(v, int | float) and math.isfinite(v)]
+            require(
+                len(numbers) == len(value) == CHANNELS,
+                f"{name}={value}",
+                "give a number for each of three colours",
+            )
         require(all(s > 0 for s in self.pixel_std), f"pixel_std={self.pixel_std}", "give more than 0")
         self._divides("frames", "t_patch")
         self._divides("size", "patch")
@@ -85,7 +91,7 @@ class ViTConfig:
 
     def _whole(self, name: str) -> None:
         value = getattr(self, name)
-        require(isinstance(value, int) and value >= 1, f"{name}={value}", "give a whole number, at least 1")
+        require(is_count(value), f"{name}={value}", "give a whole number, at least 1")
 
     def _divides(self, name: str, by: str) -> None:
         value, divisor = getattr(self, name), getattr(self, by)
@@ -122,7 +128,7 @@ class MotionConfig:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        require(self.gap >= 1, f"motion.gap={self.gap}", "give at least 1")
+        require(is_count(self.gap), f"motion.gap={self.gap}", "give a whole number, at least 1")
         require(self.weight > 0, f"motion.weight={self.weight}", "give more than 0")
         for name, allowed in (
             ("decoders", ("separate", "shared")),
@@ -181,7 +187,7 @@ class MAEConfig(ViTConfig):
     def _check_target(self) -> None:
         tubes, wanted = self.grid_THW[0], self.n_target_frames
         require(
-            0 < wanted <= self.frames and wanted % tubes == 0,
+            is_count(wanted) and wanted <= self.frames and wanted % tubes == 0,
             f"pred_t_dim={wanted}",
             f"give a multiple of frames / t_patch = {tubes}, at most frames = {self.frames}",
         )
@@ -235,6 +241,11 @@ class MAEConfig(ViTConfig):
             return list(range(0, self.frames, self.frames // n))
         # float32 on purpose: the rounding down must be that of the reference
         return torch.linspace(0, self.frames - 1, n, device="cpu").long().tolist()
+
+
+def is_count(value: Any) -> bool:
+    """Whether it is a whole number, at least 1."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def require(holds: bool, what: str, remedy: str) -> None:

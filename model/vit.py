@@ -160,6 +160,7 @@ def initialise(module: nn.Module, config: ViTConfig) -> None:
         )
         if plain:
             layer = module.get_submodule(name.partition(".")[0])
+            assert isinstance(layer, nn.Linear)
             bound = layer.weight.shape[1] ** -0.5  # what torch gives a layer with as many inputs
             nn.init.uniform_(parameter, -bound, bound)
         elif name == "cls_token":

@@ -163,12 +163,14 @@ class ImportWeights:
     """Attention heads of the encoder, where its width is no published one."""
     decoder_heads: int | None = None
     """The same of the decoder."""
+    patch: int | None = None
+    """Side of a patch in pixels, where the file is of our layout and has no config."""
     grid: tuple[int, int, int] | None = None
-    """Tokens along time, height and width that one joint table of positions in the file is for."""
+    """Tokens along time, height and width of a file with one joint table of positions; an error where the file says another."""
     allow: tuple[str, ...] = ()
     """Patterns of keys of the file that may be left, such as 'head.*'."""
     encoder_only: bool = False
-    """Write the encoder alone."""
+    """Read and write the encoder alone; the rest of the file is left unread."""
     json: bool = False
     """One JSON object on stdout."""
 
@@ -178,7 +180,7 @@ class ImportWeights:
 
         return import_weights(
             self.src, self.out, allow=self.allow, grid=self.grid, encoder_only=self.encoder_only,
-            frames=self.frames, size=self.size, heads=self.heads, decoder_heads=self.decoder_heads,
+            frames=self.frames, size=self.size, heads=self.heads, decoder_heads=self.decoder_heads, patch=self.patch,
         )  # fmt: skip
 
 

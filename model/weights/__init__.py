@@ -1,7 +1,7 @@
 """Weights of others, and ours for others: layouts, files, and the way into a model.
 
-read_checkpoint ─ Foreign ─ config_of ─ build ─ load_into ─ ImportReport        load_model: all of it
-state_dict ─ from_ours ─ save_as | save_safetensors
+read_checkpoint ─ Foreign ─ load (config_of ─ build ─ load_into) ─ model, ImportReport        load_model: all of it
+model ─ save_as (refed ─ from_ours) | save_safetensors
 """
 
 from reelmae.model.weights.files import (
@@ -11,6 +11,7 @@ from reelmae.model.weights.files import (
     config_of,
     config_to_json,
     ends_with_norm,
+    load,
     load_model,
     load_safetensors,
     read_checkpoint,
@@ -19,6 +20,7 @@ from reelmae.model.weights.files import (
 )
 from reelmae.model.weights.infer import infer_config
 from reelmae.model.weights.layouts import LAYOUTS, WeightsError, detect, encoder_part, from_ours, to_ours
+from reelmae.model.weights.pixels import fed, refed
 from reelmae.model.weights.place import ImportReport, finetuning_allows, load_into
 
 __all__ = [
@@ -33,13 +35,16 @@ __all__ = [
     "detect",
     "encoder_part",
     "ends_with_norm",
+    "fed",
     "finetuning_allows",
     "from_ours",
     "infer_config",
+    "load",
     "load_into",
     "load_model",
     "load_safetensors",
     "read_checkpoint",
+    "refed",
     "save_as",
     "save_safetensors",
     "to_ours",

@@ -32,8 +32,9 @@ from reelmae.model.mae import MaskedAutoencoder
 from reelmae.model.vit import Encoder
 from reelmae.model.weights.infer import infer_config
 from reelmae.model.weights.interpolate import GridTHW
-from reelmae.model.weights.layouts import State, WeightsError, detect, encoder_part, from_ours
-from reelmae.model.weights.place import load_into
+from reelmae.model.weights.layouts import State, WeightsError, detect, encoder_part, from_ours, translate
+from reelmae.model.weights.pixels import refed
+from reelmae.model.weights.place import ImportReport, load_into
 
 KEYS = (
     "model_state",
@@ -145,10 +146,19 @@ def _foreign(state: Mapping[Any, Any], path: str | Path, config: ViTConfig | Non
             f"{path}: no tensor at {', '.join(map(str, odd[:3]))}; a state dict is "
             f"looked for under {', '.join(KEYS)} or at the top"
         )
+    odd = [name for name, value in state.items() if not _is_dense(value)]
+    if odd:
+        raise WeightsError(
+            f"{path}: sparse, quantized or without values: {', '.join(odd[:3])}; save plain dense tensors"
+        )
     try:
         return Foreign(dict(state), detect(state), str(path), config)
     except WeightsError as e:
         raise WeightsError(f"{path}: {e}") from e
+
+
+def _is_dense(value: Tensor) -> bool:
+    return value.layout == torch.strided and not (value.is_meta or value.is_quantized)
 
 
 def _line(error: BaseException) -> str:
@@ -180,7 +190,7 @@ def config_from_json(text: str) -> ViTConfig:
 def _config(text: str, path: str | Path) -> ViTConfig:
     try:
         return config_from_json(text)
-    except (ValueError, TypeError, KeyError, AttributeError) as e:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
         raise WeightsError(f"{path}: its config is not of this version of reelmae ({_line(e)})") from e
 
 
@@ -197,23 +207,65 @@ def build(config: ViTConfig, *, norm: bool = True) -> nn.Module:
 
 
 def load_model(
-    path: str | Path, *, allow: Sequence[str] = (), grid: GridTHW | None = None, **hints: Any
+    path: str | Path,
+    *,
+    allow: Sequence[str] = (),
+    grid: GridTHW | None = None,
+    encoder_only: bool = False,
+    **hints: Any,
 ) -> nn.Module:
     """The model of any readable file, in eval mode: MaskedAutoencoder, Classifier, or Encoder where there is no more.
 
     `hints`: fields of its config that no shape tells (see `infer_config`), or others than the file's: with `frames` or
-    `size` positions are resized. `allow`, `grid`: see `load_into`.
+    `size` positions are resized. `allow`, `grid`: see `load_into`. `encoder_only`: an Encoder is built; the file's decoder or
+    head is neither read nor checked, but left.
     """
-    foreign = read_checkpoint(path)
-    config = config_of(foreign, **hints)
-    model = build(config, norm=ends_with_norm(foreign))
-    if grid is None and foreign.config is not None:
-        grid = foreign.config.grid_THW
-    try:
-        load_into(model, foreign.state, foreign.layout, allow=allow, grid=grid)
-    except WeightsError as e:
-        raise WeightsError(f"{path}: {e}") from e
+    model, _ = load(read_checkpoint(path), allow=allow, grid=grid, encoder_only=encoder_only, **hints)
     return model.eval()
+
+
+def load(
+    foreign: Foreign,
+    *,
+    allow: Sequence[str] = (),
+    grid: GridTHW | None = None,
+    encoder_only: bool = False,
+    **hints: Any,
+) -> tuple[nn.Module, ImportReport]:
+    """The model of a checkpoint, and what became of the checkpoint's tensors; see `load_model`."""
+    try:
+        part = _encoder_of(foreign) if encoder_only else foreign
+        model = build(config_of(part, **hints), norm=ends_with_norm(part))
+        report = load_into(model, part.state, part.layout, allow=allow, grid=_grid(part, grid))
+    except WeightsError as e:
+        raise WeightsError(f"{foreign.source}: {e}") from e
+    left = [name for name in foreign.state if name not in part.state or name in report.left]
+    return model, dataclasses.replace(report, left=left)
+
+
+def _encoder_of(foreign: Foreign) -> Foreign:
+    """Without what has its place elsewhere in a model; what has none at all stays, to be told."""
+    translated = translate(foreign.state, foreign.layout)
+    others = translated.sources.keys() - encoder_part(translated.state).keys()
+    left = {theirs for ours in others for theirs in translated.sources[ours]}
+    state = {name: value for name, value in foreign.state.items() if name not in left}
+    return dataclasses.replace(foreign, state=state, config=foreign.config and encoder_config(foreign.config))
+
+
+def _grid(foreign: Foreign, given: GridTHW | None) -> GridTHW | None:
+    """The grid of a checkpoint's joint tables: what its config says, or else the caller."""
+    own = foreign.config.grid_THW if foreign.config is not None else None
+    if given is None:
+        return own
+    if own not in (None, tuple(given)):
+        raise WeightsError(
+            f"grid={list(given)}: the file's config says {list(own or ())}; give that, or none"
+        )
+    if not any(".pos." in name for name in translate(foreign.state, foreign.layout).state):
+        raise WeightsError(
+            f"grid={list(given)}: the file has no table of positions; give frames and size alone"
+        )
+    return given
 
 
 def config_of(foreign: Foreign, **hints: Any) -> ViTConfig:
@@ -222,10 +274,15 @@ def config_of(foreign: Foreign, **hints: Any) -> ViTConfig:
         if foreign.config is None:
             return infer_config(foreign.state, foreign.layout, **hints)
         return _replaced(foreign.config, hints)
-    except WeightsError as e:
-        raise WeightsError(f"{foreign.source}: {e}") from e
+    except WeightsError:
+        raise
     except (ValueError, TypeError) as e:
-        raise WeightsError(f"{foreign.source}: {_line(e)}") from e
+        raise WeightsError(_line(e)) from e
+
+
+def encoder_config(config: ViTConfig) -> ViTConfig:
+    """Of a model's encoder alone."""
+    return ViTConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(ViTConfig)})
 
 
 def _replaced(config: ViTConfig, hints: dict[str, Any]) -> ViTConfig:
@@ -238,7 +295,7 @@ def _replaced(config: ViTConfig, hints: dict[str, Any]) -> ViTConfig:
 
 def ends_with_norm(foreign: Foreign) -> bool:
     """Whether the encoder of a file ends with a LayerNorm; one that was fine-tuned does not."""
-    return any(name in foreign.state for name in ("norm.weight", "encoder.norm.weight"))
+    return "encoder.norm.weight" in translate(foreign.state, foreign.layout).state
 
 
 # --- writing -----------------------------------------------------------------------------------------------------
@@ -260,8 +317,10 @@ def save_as(
     as_safetensors: bool = False,
 ) -> None:
     """A model of ours in another's layout: as torch.save writes it, under the key that its code reads (none for timm), or as
-    safetensors. WeightsError where the layout has no place for it (see `from_ours`)."""
-    state, config = _part(model, encoder_only)
+    safetensors. It takes pixels as that code feeds them (see `pixels.refed`). WeightsError where the layout has no place for
+    it (see `from_ours`)."""
+    state, config = _part(model, encoder_only or (layout == "timm" and isinstance(model, MaskedAutoencoder)))
+    state = refed(state, config, layout)
     theirs = {name: value.contiguous() for name, value in from_ours(state, layout, config).items()}
     if as_safetensors:
         save_file(theirs, path, metadata={"format": "pt"})
@@ -278,5 +337,4 @@ def _part(model: nn.Module, encoder_only: bool) -> tuple[State, ViTConfig]:
     state = {prefix + name: value.detach() for name, value in model.state_dict().items()}
     if not encoder_only and not prefix:
         return state, config
-    fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(ViTConfig)}
-    return encoder_part(state), ViTConfig(**fields)
+    return encoder_part(state), encoder_config(config)

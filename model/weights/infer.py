@@ -26,13 +26,12 @@ from reelmae.model.config import (
     videomae_config,
 )
 from reelmae.model.weights.layouts import WeightsError, translate
+from reelmae.model.weights.pixels import fed
 
 HEADS = {preset["dim"]: preset["heads"] for preset in PRESETS.values()}
 MAE_ST_DECODER_HEADS = {512: 16}
 VIDEOMAE_DECODER_HEADS = {192: 3, 384: 6, 512: 8, 640: 8}
 VIDEOMAE_CLIP = {"frames": 16, "size": 224}  # of every published VideoMAE
-# what VideoMAE's models are fed; the others .45 and .225, as ours
-IMAGENET = {"pixel_mean": (0.485, 0.456, 0.406), "pixel_std": (0.229, 0.224, 0.225)}
 Hints = Mapping[str, Any]
 
 
@@ -43,18 +42,22 @@ def infer_config(state: Mapping[str, Tensor], layout: str, **hints: Any) -> ViTC
     the layout is ours. With `frames` or `size` other than the file's, positions are resized when it is loaded.
     """
     ours = translate(state, layout).state
+    if layout == "reelmae" and "decoder.pred.weight" in ours:
+        raise WeightsError(
+            "a pretrained model in our own layout: its targets cannot be told from shapes; give the checkpoint "
+            "or the .safetensors file as reelmae wrote it, which holds its config, or take the encoder only"
+        )
     fields = _encoder_fields(ours, _cube(state, ours, layout, hints), layout, hints)
-    if layout.startswith("videomae"):
-        fields |= IMAGENET
+    fields["pixel_mean"], fields["pixel_std"] = fed(layout)
     if "head.weight" in ours:
+        if layout == "mae_st_classifier" and not fields["cls_token"]:
+            raise WeightsError(
+                "a classifier without a class token: mae_st leaves its first patch out of the mean, ours does not; "
+                "take the encoder only"
+            )
         return _build(ClassifierConfig, {**fields, "classes": _shape(ours, "head.weight", 2)[0]}, hints)
     if "decoder.pred.weight" not in ours:
         return _build(ViTConfig, fields, hints)
-    if "decoder.pred_motion.weight" in ours or "motion_decoder.pred.weight" in ours or layout == "reelmae":
-        raise WeightsError(
-            "a pretrained model in our own layout: its targets cannot be told from shapes; give the checkpoint "
-            "or the .safetensors file as reelmae wrote it, which holds its config"
-        )
     fields |= _decoder_fields(ours, fields, layout, hints)
     factory = {"slowfast": slowfast_config, "videomae": videomae_config}.get(layout, mae_config)
     whole = dataclasses.asdict(_made(lambda: factory("B", **fields)))
@@ -97,7 +100,10 @@ def _cube(
         return kernel.shape[2], kernel.shape[3]
     patch = hints.get("patch")
     if not patch or values % (patch**2 * CHANNELS):
-        raise WeightsError(f"patch={patch}: give the patch's side, of which {values} values can be made")
+        raise WeightsError(
+            f"patch={patch}: {values} values do not tell a patch's side; give patch, or the .safetensors file as "
+            "reelmae wrote it, which holds its config"
+        )
     return values // (patch**2 * CHANNELS), patch
 
 

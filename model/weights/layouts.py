@@ -288,7 +288,9 @@ def encoder_part(state: Mapping[str, Tensor]) -> State:
 def from_ours(state: Mapping[str, Tensor], layout: str, config: ViTConfig) -> State:
     """The inverse of `to_ours`, for a whole model or its `encoder_part`. `timm` takes of a pretrained one the encoder only.
 
-    Tensors may be views of those given. WeightsError where the layout's own code would compute something else than this model, or has no place for a tensor.
+    Tensors may be views of those given, and are for pixels normalised as `config` says (see `pixels.refed`). WeightsError where
+    the layout's own code would compute something else than this model, `infer_config` not give back what it was trained for, or
+    a tensor has no place.
     """
     _check_layout(layout)
     if layout == "reelmae":
@@ -356,13 +358,10 @@ def _check_fits(state: Mapping[str, Tensor], layout: str, config: ViTConfig) -> 
     for field, allowed in wanted.items():
         value = getattr(config, field)
         if value not in allowed:
-            remedy = (
-                "export as safetensors"
-                if field in ("pos", "qkv_bias", "cls_token")
-                else "export the encoder only"
-            )
+            part = "" if field in ("pos", "qkv_bias", "cls_token") else "the encoder only, or "
             raise WeightsError(
-                f"{field}={value!r} does not fit the layout {layout!r} ({' or '.join(map(repr, allowed))}): {remedy}"
+                f"{field}={value!r} does not fit the layout {layout!r} ({' or '.join(map(repr, allowed))}): "
+                f"export {part}as safetensors"
             )
 
 
@@ -372,7 +371,10 @@ def _required(layout: str, config: ViTConfig) -> dict[str, tuple[Any, ...]]:
         return {"cls_token": (False,), "pos": ("sinusoid", "joint"), "qkv_bias": ("qv",)}
     if layout == "timm":
         return {}
-    return {"pos": ("separable", "joint"), "qkv_bias": ("qkv",)}
+    wanted: dict[str, tuple[Any, ...]] = {"pos": ("separable", "joint"), "qkv_bias": ("qkv",)}
+    if layout == "mae_st_classifier":  # that code leaves row 0 out of the mean, whatever it is
+        wanted["cls_token"] = (True,)
+    return wanted
 
 
 def _required_of_decoder(layout: str, config: MAEConfig) -> dict[str, tuple[Any, ...]]:
@@ -381,9 +383,9 @@ def _required_of_decoder(layout: str, config: MAEConfig) -> dict[str, tuple[Any,
     if layout == "videomae":
         return wanted | {
             "decoder_pos": ("sinusoid",), "decoder_cls": ("none",), "embed_bias": (False,), "unit_pixels": (True,),
-            "target_norm": ("channel", "none"), "n_target_frames": (config.frames,),
+            "target_norm": ("channel",), "n_target_frames": (config.frames,),
         }  # fmt: skip
-    wanted |= {"embed_bias": (True,), "unit_pixels": (False,), "target_norm": ("patch", "none")}
+    wanted |= {"embed_bias": (True,), "unit_pixels": (False,), "target_norm": ("patch",)}
     if layout == "mae_st":
         return wanted | {
             "decoder_pos": (config.pos,), "decoder_cls": ("own" if config.cls_token else "none",),

@@ -69,7 +69,7 @@ def load_into(
 
     `allow`: patterns (`decoder*`, `head.*`) of keys of the file, in its own names, that may be left, and of tensors of the
     model that may keep what they have. `grid`: (T', H', W') of a file whose positions are one joint table, if it is another
-    than the model's. WeightsError names every other key without a place, tensor without a value, and shape that differs.
+    than the model's; other tables tell theirs, and must not contradict. WeightsError names every other key without a place, tensor without a value, and shape that differs.
     """
     config = getattr(model, "config", None)
     if not isinstance(config, ViTConfig):
@@ -83,7 +83,7 @@ def load_into(
     left = [name for name in state if name in left]  # in the file's order, each once
     missing = [name for name in wanted if name not in translated.state]
     both = {name: value for name, value in translated.state.items() if name in wanted}
-    resized = _resized(both, wanted, config.grid_THW, source_grid(translated.state) or grid)
+    resized = _resized(both, wanted, config.grid_THW, _file_grid(translated.state, grid))
     faults = _faults(both | resized, wanted, translated.sources)
     lost = [name for name in left if not _allowed(name, allow)]
     if lost:
@@ -94,7 +94,7 @@ def load_into(
     if faults:
         raise WeightsError(
             f"{type(model).__name__} and a file of layout {layout!r}: {'; '.join(faults)}. Nothing was loaded; "
-            "allow by name what may be left, or give the model's sizes"
+            "give a file of the model's sizes, or allow by name what may be left"
         )
     shapes = {n: (tuple(both[n].shape), tuple(wanted[n].shape)) for n in both if n in resized}
     with torch.no_grad():
@@ -128,6 +128,21 @@ def _faults(values: State, wanted: State, sources: Mapping[str, tuple[str, ...]]
     return faults
 
 
+def _file_grid(state: State, given: GridTHW | None) -> GridTHW | None:
+    """(T', H', W') of a file's tokens, where its tables or the caller tell it."""
+    known = source_grid(state)
+    if given is None:
+        return known
+    if len(given) != 3 or min(given) < 1:
+        raise WeightsError(f"grid={list(given)}: give T', H' and W', each at least 1")
+    if known not in (None, tuple(given)):
+        raise WeightsError(
+            f"grid={list(given)}, as given or in the file's config: its tables of space and time are for "
+            f"{list(known or ())}; give that, or a file of one model"
+        )
+    return given
+
+
 def _resized(values: State, wanted: State, new: GridTHW, old: GridTHW | None) -> State:
     """Tables of positions whose grid is another, for the model's; `old` is the file's, where it is known."""
     result: State = {}
@@ -136,16 +151,26 @@ def _resized(values: State, wanted: State, new: GridTHW, old: GridTHW | None) ->
         target = wanted[name]
         if (
             kind not in ("spatial", "temporal", "table")
+            or not value.is_floating_point()
             or value.dim() != 3
-            or value.shape[2] != target.shape[2]
+            or value.shape[::2] != target.shape[::2]
         ):
-            continue  # a shape that differs is told as such
-        if kind == "spatial" and value.shape != target.shape and old is not None:
-            result[name] = resize_spatial(value, old[1:], new[1:])
-        elif kind == "temporal" and value.shape != target.shape:
-            result[name] = resize_temporal(value, new[0])
-        elif kind == "table" and ((old or new) != new or value.shape != target.shape):
-            result[name] = resize_joint(value, _grid_of(name, value.shape[1], old), new)
+            continue  # what differs is told as such
+        if kind == "table":
+            if (old or new) != new or value.shape != target.shape:
+                result[name] = resize_joint(value, _grid_of(name, value.shape[1], old), new)
+            continue
+        rows = (old[0] if kind == "temporal" else old[1] * old[2]) if old else 0
+        if old and value.shape[1] != rows:
+            raise WeightsError(
+                f"{name} has {value.shape[1]} rows: the other tables of the file are for {list(old)} tokens, "
+                f"which are {rows}; give a file of one model"
+            )
+        if old and value.shape != target.shape:
+            spatial = kind == "spatial"
+            result[name] = (
+                resize_spatial(value, old[1:], new[1:]) if spatial else resize_temporal(value, new[0])
+            )
     return result
 
 
@@ -153,6 +178,6 @@ def _grid_of(name: str, tokens: int, old: GridTHW | None) -> GridTHW:
     if old is None or old[0] * old[1] * old[2] != tokens:
         said = "" if old is None else f", not the {list(old)} given"
         raise WeightsError(
-            f"{name} is for {tokens} tokens{said}: give grid=(T', H', W'), the grid of the file's tokens"
+            f"{name} is for {tokens} tokens{said}: give grid, T', H' and W' of the file's tokens"
         )
     return old

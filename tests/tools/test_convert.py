@@ -45,12 +45,48 @@ def test_a_published_file_becomes_ours_and_goes_back(tmp_path: Path) -> None:
         [],
         {},
     )
-    assert said["placed"] == len(model.state_dict())
+    assert set(said["placed"]) == set(model.state_dict())  # one block: no ranges
     assert said["config"]["heads"] == 3 and said["config"]["decoder_cls"] == "carried"
     assert same(load_model(tmp_path / "a.safetensors"), model)
     export(tmp_path / "a.safetensors", tmp_path / "b.pyth", format="slowfast")
     first, second = read_checkpoint(tmp_path / "a.pyth").state, read_checkpoint(tmp_path / "b.pyth").state
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_what_was_placed_and_left_is_named_with_its_blocks_in_one_line(tmp_path: Path) -> None:
+    model = published(tmp_path / "a.pyth", depth=12, decoder_depth=3)
+    said = import_weights(tmp_path / "a.pyth", tmp_path / "a.safetensors", heads=3, encoder_only=True)
+    assert "encoder.blocks" not in str(said["placed"])  # the names of what was written: an encoder
+    assert "blocks.0-11.attn.qkv.weight" in said["placed"] and "pos.spatial" in said["placed"]
+    assert len(said["placed"]) == len(model.encoder.state_dict()) - 11 * 12
+    assert "pred_head.transforms.0.0-2.norm1.bias" in said["left"]
+    assert "pred_head.transforms.0.3.bias" in said["left"]  # the decoder's norm
+    content = torch.load(tmp_path / "a.pyth", weights_only=True)
+    content["model_state"] |= {f"aux.{i}.x": torch.ones(1) for i in (10, 0, 1, 2, 4)}
+    torch.save(content, tmp_path / "a.pyth")
+    said = import_weights(tmp_path / "a.pyth", tmp_path / "a.safetensors", heads=3, allow=["aux.*"])
+    assert said["left"] == ["aux.0-2,4,10.x"]
+
+
+def test_a_grid_that_cannot_be_is_told(tmp_path: Path) -> None:
+    model = build(mae_config("T", **SIZES, pos="joint", decoder_pos="joint"))
+    save_as(tmp_path / "a.pth", model, "mae_st")
+    sizes = {"heads": 3, "decoder_heads": 1, "frames": 8, "size": 32}
+    for grid in ((-2, -3, 3), (2, 9, 0)):
+        with pytest.raises(InputError, match=r"a\.pth: grid=\[.*each at least 1"):
+            import_weights(tmp_path / "a.pth", tmp_path / "a.safetensors", grid=grid, **sizes)
+    said = import_weights(tmp_path / "a.pth", tmp_path / "a.safetensors", grid=(2, 3, 3), **sizes)
+    assert len(said["resized"]) == 2
+
+
+def test_an_export_says_how_the_model_is_to_be_fed(tmp_path: Path) -> None:
+    sizes = {name: SIZES[name] for name in ("frames", "size", "patch", "dim", "depth", "heads")}
+    videomae = {"cls_token": False, "pos": "sinusoid", "qkv_bias": "qv"}
+    save_safetensors(tmp_path / "a.safetensors", build(ClassifierConfig(**sizes, **videomae, classes=5)))
+    said = export(tmp_path / "a.safetensors", tmp_path / "b.pth", format="videomae")
+    assert (said["pixel_mean"], said["pixel_std"]) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    for format, out in (("timm", "c.pth"), ("safetensors", "c.safetensors")):
+        assert export(tmp_path / "a.safetensors", tmp_path / out, format=format)["pixel_std"] == [0.225] * 3
 
 
 def test_positions_are_resized_for_longer_clips_and_it_is_said(tmp_path: Path) -> None:
@@ -147,7 +183,7 @@ def test_wrong_arguments_are_told(tmp_path: Path) -> None:
         export(tmp_path / "a.pth", tmp_path / "b.pt", format="onnx")  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"a\.pth: heads: .*24 wide; give heads"):
         import_weights(tmp_path / "a.pth", tmp_path / "b.safetensors")
-    with pytest.raises(InputError, match=r"a\.pth: .*give heads"):
+    with pytest.raises(InputError, match=r"a\.pth: .*'mae_st'.* first: reelmae import-weights .*a\.pth OUT"):
         export(tmp_path / "a.pth", tmp_path / "b.safetensors")
     with pytest.raises(InputError, match="no such"):
         import_weights(tmp_path / "c.pth", tmp_path / "b.safetensors")

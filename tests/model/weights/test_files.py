@@ -26,7 +26,9 @@ from reelmae.model.weights import (
     WeightsError,
     config_from_json,
     config_to_json,
+    fed,
     from_ours,
+    load,
     load_model,
     read_checkpoint,
     save_as,
@@ -96,13 +98,101 @@ def test_a_dense_models_encoder_is_written_without_its_mask_token(
 def test_import_export_import_gives_equal_tensors(
     layout: str, as_safetensors: bool, small: Make, randomised: Make, tmp_path: Path
 ) -> None:
-    model = randomised(small(layout))
+    mean, std = fed(layout)
+    config = small(layout, pixel_mean=mean, pixel_std=std)
+    model = randomised(dataclasses.replace(config, pred_t_dim=config.n_target_frames))
     save_as(tmp_path / "a", model, layout, as_safetensors=as_safetensors)
     hints = {"heads": 3, "decoder_heads": model.config.decoder_heads, "frames": 4, "size": 24}
     first = load_model(tmp_path / "a", **hints)
     assert isinstance(first, MaskedAutoencoder) and same(first.state_dict(), model.state_dict())
+    assert first.config == model.config
     save_as(tmp_path / "b", first, layout)
     assert same(load_model(tmp_path / "b", **hints).state_dict(), model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("kind", "layout", "whole"),
+    [
+        ("videomae", "videomae", True),
+        ("videomae_classifier", "videomae", True),
+        ("mae_st_classifier", "mae_st", True),
+        ("mae_st", "mae_st", False),
+        ("mae_st", "timm", True),
+    ],
+)
+def test_a_model_of_otherwise_normalised_pixels_computes_the_same_from_those_its_layout_is_fed(
+    kind: str, layout: str, whole: bool, small: Make, randomised: Make, tmp_path: Path
+) -> None:
+    config = small(kind, pixel_mean=(0.3, 0.45, 0.5), pixel_std=(0.2, 0.225, 0.4))
+    model = randomised(config)
+    save_as(tmp_path / "a", model, layout, encoder_only=not whole)
+    decoder = {"decoder_heads": 2} if kind == "videomae" else {}
+    back = load_model(tmp_path / "a", heads=3, frames=4, size=24, **decoder)
+    assert (back.config.pixel_mean, back.config.pixel_std) == fed(layout)
+    pixels = torch.rand(2, 3, 4, 24, 24)
+
+    def normalised(c: ViTConfig) -> Tensor:
+        mean, std = (torch.tensor(v)[:, None, None, None] for v in (c.pixel_mean, c.pixel_std))
+        return (pixels - mean) / std
+
+    clips, theirs = normalised(config), normalised(back.config)
+    with torch.no_grad():
+        encoder = back if isinstance(back, Encoder) else back.encoder
+        assert torch.allclose(encoder(theirs), model.encoder(clips), atol=2e-6)
+        assert not torch.allclose(encoder(clips), model.encoder(clips), atol=1e-2)
+        if isinstance(back, Classifier):
+            assert torch.allclose(back(theirs), model(clips), atol=2e-6)
+        if isinstance(back, MaskedAutoencoder):
+            keep = torch.tensor([[0, 4, 9], [2, 3, 17]])
+            assert abs(back(theirs, keep).loss - model(clips, keep).loss) <= 1e-5
+
+
+def test_a_target_of_otherwise_normalised_pixels_is_not_exported(
+    small: Make, randomised: Make, tmp_path: Path
+) -> None:
+    model = randomised(small("mae_st", pixel_mean=(0.5, 0.5, 0.5)))
+    with pytest.raises(
+        WeightsError, match=r"pixel_mean=\(0\.5, .*'mae_st' is fed .*: export the encoder only"
+    ):
+        save_as(tmp_path / "a", model, "mae_st")
+    assert not (tmp_path / "a").exists()
+
+
+def test_the_encoder_alone_is_read_without_asking_for_the_rest(
+    small: Make, randomised: Make, tmp_path: Path
+) -> None:
+    for kind in KINDS:
+        model = randomised(small(kind))
+        save_safetensors(tmp_path / "a", model)
+        encoder = load_model(tmp_path / "a", encoder_only=True)
+        assert type(encoder.config) is ViTConfig
+        assert same(encoder.state_dict(), model.encoder.state_dict())
+    model = randomised(small("mae_st"))
+    state = from_ours(model.state_dict(), "mae_st", model.config)
+    state["decoder_pos_embed_spatial"] = torch.ones(1, 25, 16)  # of another grid, but nobody's business
+    torch.save({"model": state}, tmp_path / "b")
+    foreign = read_checkpoint(tmp_path / "b")
+    encoder, report = load(foreign, encoder_only=True, heads=3)
+    assert same(encoder.state_dict(), model.encoder.state_dict())
+    decoder = [n for n in state if n.startswith("decoder") or n == "mask_token"]
+    assert report.left == decoder and report.placed == list(encoder.state_dict())
+    with pytest.raises(WeightsError, match="decoder_heads=2: a ViTConfig has no such field"):
+        load(foreign, encoder_only=True, heads=3, decoder_heads=2)
+    odd = dataclasses.replace(foreign, state=foreign.state | {"fc_norm.bias": torch.ones(1)})
+    with pytest.raises(WeightsError, match=r"b: .*without a place: fc_norm\.bias\."):
+        load(odd, encoder_only=True, heads=3)
+
+
+def test_a_grid_that_the_file_contradicts_or_has_no_use_for_is_refused(
+    small: Make, randomised: Make, tmp_path: Path
+) -> None:
+    save_safetensors(tmp_path / "a", randomised(small("motion")))
+    with pytest.raises(WeightsError, match=r"grid=\[2, 1, 9\]: the file's config says \[2, 3, 3\]"):
+        load_model(tmp_path / "a", grid=(2, 1, 9), size=32)
+    assert load_model(tmp_path / "a", grid=(2, 3, 3), size=32).config.size == 32
+    save_as(tmp_path / "b", randomised(small("videomae_classifier")), "videomae")
+    with pytest.raises(WeightsError, match="has no table of positions"):
+        load_model(tmp_path / "b", heads=3, frames=4, size=24, grid=(2, 3, 3))
 
 
 def test_a_file_is_written_under_the_key_that_its_code_reads(
@@ -259,6 +349,24 @@ def test_another_content_is_told(content: Any, said: str, tmp_path: Path) -> Non
         read_checkpoint(tmp_path / "a.pt")
 
 
+@pytest.mark.parametrize(
+    "strange",
+    [
+        lambda: torch.eye(3).to_sparse(),
+        lambda: torch.ones(3, device="meta"),
+        lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
+    ],
+    ids=["sparse", "meta", "quantized"],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch will drop some of these
+def test_tensors_that_are_none_of_plain_values_are_refused(
+    strange: Callable[[], Tensor], tmp_path: Path
+) -> None:
+    torch.save({"model": {**KERNEL, "norm.bias": strange()}}, tmp_path / "a.pt")
+    with pytest.raises(WeightsError, match=r"a\.pt: sparse, .* without values: norm\.bias; save plain"):
+        read_checkpoint(tmp_path / "a.pt")
+
+
 def test_other_files_are_told(tmp_path: Path) -> None:
     torch.save({"model": KERNEL}, tmp_path / "whole")
     whole = (tmp_path / "whole").read_bytes()
@@ -296,6 +404,9 @@ def test_a_safetensors_file_is_known_by_its_content(tmp_path: Path) -> None:
         "x",
         '{"kind": "mae", "config": {"wide": 3}}',
         '{"kind": "mae", "config": {"dim": 7}}',
+        '{"kind": "mae", "config": {"dim": 48.0}}',
+        '{"kind": "mae", "config": {"pixel_std": [1.0]}}',
+        "[" * 100_000,
     ):
         save_file(KERNEL, tmp_path / "a", metadata={"reelmae": text})
         with pytest.raises(WeightsError, match="config is not of this version"):

@@ -129,10 +129,21 @@ def test_hints_that_cannot_be_are_told(small: Make, randomised: Make) -> None:
 
 def test_a_pretrained_state_of_ours_without_its_config_is_refused(small: Make, randomised: Make) -> None:
     state = randomised(small("mae_st")).state_dict()
-    with pytest.raises(WeightsError, match="patch=None: give the patch"):
-        infer_config(state, "reelmae")
     with pytest.raises(WeightsError, match="targets cannot be told from shapes"):
-        infer_config(state, "reelmae", patch=8, heads=3)
+        infer_config(state, "reelmae")
+    with pytest.raises(WeightsError, match="patch=None: 384 values do not tell a patch's side; give patch"):
+        infer_config(encoder_part(state), "reelmae")
+    assert infer_config(encoder_part(state), "reelmae", patch=8, heads=3).t_patch == 2
+
+
+def test_a_classifier_that_leaves_a_patch_out_of_its_mean_is_refused(small: Make, randomised: Make) -> None:
+    """That is what mae_st's does without a class token."""
+    config = small("slowfast_classifier", cls_token=False)
+    state = states(config, randomised, "slowfast_classifier")
+    assert infer_config(state, "slowfast_classifier", heads=3) == config
+    theirs = {name.replace("head.projection", "head"): value for name, value in state.items()}
+    with pytest.raises(WeightsError, match="classifier without a class token: mae_st leaves"):
+        infer_config(theirs, "mae_st_classifier", heads=3)
 
 
 def test_places_that_are_no_square_are_refused(small: Make, randomised: Make) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from reelmae.model.classifier import ClassifierConfig
+from reelmae.model.config import MotionConfig
 from reelmae.model.weights import (
     LAYOUTS,
     WeightsError,
@@ -30,12 +32,13 @@ VARIANTS = [
     ("mae_st", {"cls_token": False, "decoder_cls": "none", "pos": "joint", "decoder_pos": "joint"}),
     ("mae_st", {"patch": 4, "t_patch": 1, "frames": 3, "size": 20, "mlp_ratio": 3.0, "depth": 3}),
     ("mae_st_classifier", {}),
-    ("mae_st_classifier", {"pos": "joint", "cls_token": False}),
+    ("mae_st_classifier", {"pos": "joint"}),
     ("slowfast", {}),
     ("slowfast", {"decoder_pos": "separable", "decoder_depth": 3}),
     ("slowfast", {"pos": "joint"}),
     ("slowfast", {"cls_token": False, "decoder_cls": "none"}),
     ("slowfast_classifier", {}),
+    ("slowfast_classifier", {"cls_token": False}),
     ("videomae", {}),
     ("videomae", {"pos": "joint"}),
     ("videomae_classifier", {}),
@@ -51,6 +54,7 @@ def test_a_reference_file_is_recognised_and_comes_back_as_it_was(reference: Any)
     ours = to_ours(state, reference.layout, config)
     back = from_ours(ours, reference.layout, config)
     again = to_ours(back, reference.layout, config)
+    assert infer_config(back, reference.layout, **reference.hints) == config
     assert ours.keys() == again.keys() == build(config).state_dict().keys()
     assert all(torch.equal(ours[name], again[name]) for name in ours)
     if not any(".attn.qkv." in name for name in state if reference.layout == "slowfast"):
@@ -195,11 +199,15 @@ def test_timm_gets_videomaes_fixed_positions_and_keys_with_a_bias_of_zero(
         ("mae_st", "motion", {}, "motion="),
         ("mae_st", "videomae", {}, "pos='sinusoid'"),
         ("mae_st_classifier", "videomae_classifier", {}, "pos='sinusoid'"),
+        ("mae_st", "mae_st", {"target_norm": "none"}, "target_norm='none'"),
+        ("mae_st", "mae_st", {"unit_pixels": True}, "unit_pixels=True"),
+        ("mae_st", "mae_st_classifier", {"cls_token": False}, "cls_token=False"),
         ("slowfast", "slowfast", {"decoder_heads": 2}, "decoder_heads=2"),
         ("slowfast", "mae_st", {}, "decoder_cls='own'"),
         ("videomae", "mae_st", {}, "cls_token=True"),
         ("videomae", "videomae", {"pred_t_dim": 2}, "n_target_frames=2"),
         ("videomae", "videomae", {"target_norm": "patch"}, "target_norm='patch'"),
+        ("videomae", "videomae", {"target_norm": "none"}, "target_norm='none'"),
     ],
 )  # fmt: skip
 def test_what_a_layouts_code_would_compute_otherwise_is_not_exported(
@@ -208,6 +216,53 @@ def test_what_a_layouts_code_would_compute_otherwise_is_not_exported(
     config = small(kind, **changes)
     with pytest.raises(WeightsError, match=re.escape(named)):
         from_ours(randomised(config).state_dict(), layout, config)
+
+
+CHANGES: dict[str, list[Any]] = {
+    "frames": [8], "size": [16], "patch": [4], "t_patch": [1], "dim": [48], "depth": [1], "heads": [2], "mlp_ratio": [3.0],
+    "cls_token": [True, False], "pos": ["separable", "joint", "sinusoid"], "qkv_bias": ["qkv", "qv"],
+    "encoder": ["sparse", "dense"], "decoder_dim": [128], "decoder_depth": [2], "decoder_heads": [1, 2],
+    "decoder_pos": ["separable", "joint", "sinusoid"], "decoder_cls": ["own", "carried", "none"],
+    "embed_bias": [True, False], "target": ["pixels", "hog"], "target_norm": ["patch", "channel", "none"],
+    "target_frames": ["linspace", "stride"], "pred_t_dim": [2, 4], "unit_pixels": [True, False],
+    "motion": [MotionConfig()], "classes": [7],
+}  # fmt: skip
+NO_FACTS = {"pos_init", "pixel_mean", "pixel_std", "dropout", "drop_path"}  # of a trained model's state
+
+
+@pytest.mark.parametrize("layout", ["mae_st", "slowfast", "videomae"])
+@pytest.mark.parametrize("head", ["", "_classifier"])
+def test_what_is_exported_says_all_that_the_config_did_or_nothing_is(
+    layout: str, head: str, small: Make, randomised: Make
+) -> None:
+    """Each field is changed in turn: a config comes back from the layout as it was, or is refused."""
+    start = small(layout + head)
+    if not head:
+        start = dataclasses.replace(start, pred_t_dim=start.n_target_frames)
+    fields = {f.name for f in dataclasses.fields(start)} - NO_FACTS
+    assert fields <= CHANGES.keys()
+    exported = 0
+    for name, value in [(field, value) for field in sorted(fields) for value in CHANGES[field]]:
+        tubes = {"pred_t_dim": None} if not head and name in ("frames", "t_patch") else {}
+        try:
+            config = dataclasses.replace(start, **{**tubes, name: value})
+        except ValueError:  # there is no such model
+            continue
+        if not head:
+            config = dataclasses.replace(config, pred_t_dim=config.n_target_frames)
+        try:
+            theirs = from_ours(randomised(config).state_dict(), layout, config)
+        except WeightsError:
+            continue
+        hints = {"heads": config.heads, "frames": config.frames, "size": config.size}
+        hints |= {} if head or layout == "slowfast" else {"decoder_heads": config.decoder_heads}
+        back = infer_config(theirs, detect(theirs), **hints)
+        kept = {"pixel_mean": config.pixel_mean, "pixel_std": config.pixel_std}
+        if not head and back.target_frame_index() == config.target_frame_index():
+            kept["target_frames"] = config.target_frames  # another name for the same
+        assert dataclasses.replace(back, **kept) == config, (name, value)
+        exported += value != getattr(start, name)
+    assert exported >= 6
 
 
 def test_the_encoder_alone_of_a_motion_model_is_exported(small: Make, randomised: Make) -> None:

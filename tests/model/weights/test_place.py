@@ -207,6 +207,51 @@ def test_positions_of_another_grid_are_resized_and_told(small: Make, randomised:
     assert all(torch.equal(state[name], source[name]) for name in untouched)
 
 
+def test_a_resized_table_holds_the_values_that_it_should(small: Make, randomised: Make) -> None:
+    """By hand: a constant over space, and a ramp over time, at the centres of the new tokens."""
+    config = small("slowfast")
+    state = randomised(config).state_dict()
+    state["encoder.pos.spatial"].fill_(0.5)
+    state["encoder.pos.temporal"][0] = torch.tensor([0.0, 4.0])[:, None]
+    decoder_THWD = state["decoder.pos.table"].view(2, 3, 3, 64)
+    decoder_THWD[:] = torch.tensor([-1.0, 7.0])[:, None, None, None]
+    model = build(small("slowfast", frames=8, size=32))
+    load_into(model, from_ours(state, "slowfast", config), "slowfast")
+    assert torch.allclose(model.encoder.pos.spatial, torch.tensor(0.5), atol=1e-6)
+    over_time = torch.tensor([0.0, 1.0, 3.0, 4.0])  # tokens of half the length: at a quarter and three
+    assert torch.equal(model.encoder.pos.temporal[0], over_time[:, None].expand(4, 24))
+    frames_THWD = model.decoder.pos.table.view(4, 4, 4, 64)
+    assert torch.allclose(frames_THWD, (over_time * 2 - 1)[:, None, None, None], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "said"),
+    [
+        ("decoder_pos_embed_spatial", 25, r"decoder\.pos\.spatial has 25 rows: .* \[2, 3, 3\] tokens, which are 9"),
+        ("decoder_pos_embed_temporal", 0, r"decoder\.pos\.temporal has 0 rows"),
+        ("decoder_pos_embed_temporal", 3, r"decoder\.pos\.temporal has 3 rows"),
+    ],
+)  # fmt: skip
+def test_tables_of_two_grids_in_one_file_are_refused(
+    name: str, rows: int, said: str, small: Make, randomised: Make
+) -> None:
+    config = small("mae_st")
+    state = from_ours(randomised(config).state_dict(), "mae_st", config) | {name: torch.ones(1, rows, 16)}
+    for sizes in ({}, {"size": 40}, {"frames": 8, "size": 32}):
+        with pytest.raises(WeightsError, match=said):
+            load_into(build(small("mae_st", **sizes)), state, "mae_st")
+
+
+@pytest.mark.parametrize("changed", [(0, 18, 24), (2, 18, 24)])
+def test_a_joint_table_of_no_or_two_models_is_refused(
+    changed: tuple[int, ...], small: Make, randomised: Make
+) -> None:
+    config = small("motion")
+    state = randomised(config).state_dict() | {"encoder.pos.table": torch.ones(changed)}
+    with pytest.raises(WeightsError, match=r"encoder\.pos\.table is \[\d, 18, 24\] in the file"):
+        load_into(build(small("motion", size=32)), state, "reelmae", grid=(2, 3, 3))
+
+
 def test_a_joint_table_of_as_many_tokens_of_another_grid_is_resized(small: Make, randomised: Make) -> None:
     config, other = small("motion", frames=8, size=16), small("motion", frames=2, size=32)
     assert config.n_tokens == other.n_tokens
@@ -225,7 +270,18 @@ def test_the_grid_of_a_joint_table_is_asked_for(small: Make, randomised: Make) -
         load_into(model, state, "mae_st")
     with pytest.raises(WeightsError, match=r"not the \[2, 4, 4\] given"):
         load_into(model, state, "mae_st", grid=(2, 4, 4))
+    for grid in ((-2, -3, 3), (18, 1), (0, 3, 3)):
+        with pytest.raises(WeightsError, match=r"grid=\[.*: give T', H' and W', each at least 1"):
+            load_into(model, state, "mae_st", grid=grid)  # type: ignore[arg-type]
     assert len(load_into(model, state, "mae_st", grid=(2, 3, 3)).resized) == 2
+
+
+def test_a_grid_that_the_files_tables_contradict_is_refused(small: Make, randomised: Make) -> None:
+    config = small("mae_st")
+    state = from_ours(randomised(config).state_dict(), "mae_st", config)
+    with pytest.raises(WeightsError, match=r"grid=\[1, 3, 6\].* are for \[2, 3, 3\]; give that"):
+        load_into(build(small("mae_st", size=32)), state, "mae_st", grid=(1, 3, 6))
+    assert load_into(build(small("mae_st", size=32)), state, "mae_st", grid=(2, 3, 3)).resized
 
 
 def test_the_wrong_layout_is_an_error_that_names_keys(small: Make, randomised: Make) -> None:
