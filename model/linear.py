@@ -1,8 +1,7 @@
 """Linear layers that run through oneDNN on a CPU in float32.
 
-torch sends a float32 matrix product on x86 to MKL, which does not use the AVX-512 of every processor: on AMD's Zen 5 it
-reaches 165 GFLOP/s on two cores where oneDNN, which torch carries too, reaches 380 (train/RESULTS.md). The arithmetic is
-float32 in both.
+torch sends a float32 matrix product on x86 to MKL. On AMD's Zen 5 that reaches some 165 GFLOP/s on two cores, where oneDNN,
+which torch carries too, reaches 300 to 390 (train/RESULTS.md). The arithmetic is float32 in both.
 
 Properties that hold:
 - `Linear` has the parameters, the state dict and the gradients of `nn.Linear`; only rounding differs.
