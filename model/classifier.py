@@ -21,7 +21,7 @@ from functools import partial
 from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 
-from reelmae.model.config import CHANNELS, ViTConfig, is_count, require
+from reelmae.model.config import ViTConfig, is_count, require
 from reelmae.model.linear import Linear
 from reelmae.model.vit import EPS, Encoder
 
@@ -66,12 +66,6 @@ class Classifier(nn.Module):
 
     def pooled(self, clips_BCTHW: Tensor) -> Tensor:
         """What the head reads, before dropout: [B, D]. ValueError where the clips are of another size."""
-        c = self.config
-        expected = (CHANNELS, c.frames, c.size, c.size)
-        if tuple(clips_BCTHW.shape[1:]) != expected:
-            raise ValueError(
-                f"clips of {tuple(clips_BCTHW.shape)}: this model takes [B, {', '.join(map(str, expected))}]"
-            )
         return self.norm(self.encoder(clips_BCTHW)[:, self.encoder.n_prefix :].mean(dim=1))
 
 

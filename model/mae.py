@@ -21,7 +21,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from reelmae.model.config import CHANNELS, MAEConfig
+from reelmae.model.config import MAEConfig
 from reelmae.model.decoder import Decoder
 from reelmae.model.targets import Targets
 from reelmae.model.vit import Blocks, Encoder
@@ -139,18 +139,13 @@ class MaskedAutoencoder(nn.Module):
         return made
 
     def _check(self, clips_BCTHW: Tensor, ids_keep_BK: Tensor, ids_decode_BQ: Tensor | None) -> None:
-        c = self.config
-        expected = (CHANNELS, c.frames, c.size, c.size)
-        if tuple(clips_BCTHW.shape[1:]) != expected:
-            raise ValueError(
-                f"clips of {tuple(clips_BCTHW.shape)}: this model takes [B, {', '.join(map(str, expected))}]"
-            )
         for name, ids in (("ids_keep", ids_keep_BK), ("ids_decode", ids_decode_BQ)):
             if ids is not None and (ids.dim() != 2 or ids.shape[0] != clips_BCTHW.shape[0]):
                 raise ValueError(f"{name} of {tuple(ids.shape)}: give [{clips_BCTHW.shape[0]}, tokens]")
-        if not 0 < ids_keep_BK.shape[1] < c.n_tokens:
+        tokens = self.config.n_tokens
+        if not 0 < ids_keep_BK.shape[1] < tokens:
             raise ValueError(
-                f"{ids_keep_BK.shape[1]} kept tokens of {c.n_tokens}: keep at least 1 and remove at least 1"
+                f"{ids_keep_BK.shape[1]} kept tokens of {tokens}: keep at least 1 and remove at least 1"
             )
 
 

@@ -17,7 +17,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from reelmae.model.config import ViTConfig
+from reelmae.model.config import CHANNELS, ViTConfig
 from reelmae.model.linear import Linear, QVLinear
 from reelmae.model.patches import gather_patches, patchify
 from reelmae.model.positions import positions
@@ -115,8 +115,13 @@ class Encoder(nn.Module):
     def embed(
         self, clips_BCTHW: Tensor, ids_BK: Tensor | None = None, ids_rest_BR: Tensor | None = None
     ) -> Tensor:
-        """Tokens with positions and class token, before the blocks."""
+        """Tokens with positions and class token, before the blocks. ValueError where the clips are of another size."""
         c = self.config
+        expected = (CHANNELS, c.frames, c.size, c.size)
+        if tuple(clips_BCTHW.shape[1:]) != expected:
+            raise ValueError(
+                f"clips of {tuple(clips_BCTHW.shape)}: this model takes [B, {', '.join(map(str, expected))}]"
+            )
         if ids_BK is None:
             x_BND = self.patch_embed(patchify(clips_BCTHW, c.t_patch, c.patch)) + self.pos.tokens()
         else:

@@ -38,6 +38,7 @@ from reelmae.train.data import DataSection
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "float32", "bf16"]
+Schedule = Literal["after_warmup", "from_start", "videomae"]
 DecayRule = Literal["mae_st", "mae_st_bias_wd", "mae_st_finetune", "slowfast", "videomae"]
 QUARANTINE = "bad_clips.jsonl"
 RECIPES = Path(__file__).parent / "recipes"
@@ -183,7 +184,9 @@ class OptimSection(_Section):
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = Field(0.05, ge=0)
     decay: DecayRule = "mae_st"  # which parameters are spared from it (train/optim.py)
+    schedule: Schedule = "after_warmup"  # where the cosine begins (train/optim.py)
     warmup: float = Field(0.15, ge=0, lt=1)  # share of all steps
+    start_lr: float = Field(0.0, ge=0)  # where the warm-up begins
     min_lr: float = Field(0.0, ge=0)
     clip_grad: float = Field(0.02, ge=0)  # largest norm of the gradient; 0 = no clipping
 

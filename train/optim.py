@@ -13,9 +13,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
-from reelmae.train.config import DecayRule, OptimSection
+from reelmae.train.config import DecayRule, OptimSection, Schedule
 
-Schedule = Literal["after_warmup", "from_start", "videomae"]
 Kind = Literal["bias", "vector", "position", "mask_token", "matrix"]
 
 # what weight decay spares

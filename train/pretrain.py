@@ -170,8 +170,9 @@ class _Trainer:
         waited = time.perf_counter() - started
         optim = self.config.optim
         rate = learning_rate(
-            self.step, self.steps, peak=self.config.lr(), warmup=optim.warmup, min_lr=optim.min_lr
-        )
+            self.step, self.steps, peak=self.config.lr(), warmup=optim.warmup, min_lr=optim.min_lr,
+            start_lr=optim.start_lr, schedule=optim.schedule,
+        )  # fmt: skip
         set_learning_rate(self.optimizer, rate)
         dtype = self.config.run.autocast_dtype()
         with torch.autocast(self.device.type, dtype=dtype) if dtype else nullcontext():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import pytest
@@ -64,6 +65,21 @@ def test_each_objective_compiles_without_graph_breaks(name: str, decode: bool) -
         torch.testing.assert_close(compiled.preds[what], pred, rtol=0, atol=2e-5)
     compiled.loss.backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler for torch's default backend")
+def test_the_default_backend_computes_the_same() -> None:
+    model, clips, ids = make(motion_config("B", **{**SIZES, "depth": 1}))
+    eager = model(clips, ids, DECODE.expand(2, -1))
+    eager.loss.backward()
+    grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True)(clips, ids, DECODE.expand(2, -1))
+    torch.testing.assert_close(compiled.loss, eager.loss)
+    compiled.loss.backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, grads[name], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

@@ -75,6 +75,20 @@ def test_every_objective_trains_and_its_losses_are_told_apart(tiny: MakeConfig, 
     assert model.config == config.model.mae()
 
 
+def test_the_schedule_of_a_run_is_that_of_its_recipe(tiny: MakeConfig) -> None:
+    config = tiny(
+        "run.steps=4",
+        "run.log_every=1",
+        "optim.warmup=0.5",
+        "optim.schedule=from_start",
+        "optim.start_lr=1e-5",
+    )
+    pretrain(config)
+    rates = [row["lr"] for row in read_rows(Path(config.run.out) / "metrics.jsonl")]
+    half = config.lr() / 2  # what a cosine from the start has left after two of four steps
+    assert rates == pytest.approx([1e-5, (1e-5 + half) / 2, half, config.lr() * 0.5 * (1 - 0.5**0.5)])
+
+
 def test_decoder_masking_leaves_tokens_out_of_the_loss(tiny: MakeConfig, tmp_path: Path) -> None:
     config = tiny(
         f"run.out={tmp_path / 'half'}", "run.steps=1", "optim.warmup=0.0", "loader.decoder_mask.kind=cells"
