@@ -56,8 +56,6 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Ten
     x, weight_ND = ctx.saved_tensors
     needs_x, needs_weight, needs_bias = ctx.needs_input_grad
     grad_MN = grad.reshape(-1, grad.shape[-1])
-    if 0 in grad_MN.stride():  # a gradient that was only expanded, as that of a sum
-        grad_MN = grad_MN.contiguous()
     x_MD = x.reshape(-1, x.shape[-1])
     grad_x = linear(grad_MN, weight_ND.t(), None).view(x.shape) if needs_x else None
     grad_weight = linear(grad_MN.t(), x_MD.t(), None) if needs_weight else None

@@ -58,6 +58,14 @@ def test_strides_of_input_and_gradient_do_not_matter() -> None:
                 torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
+def test_a_gradient_that_was_only_expanded_counts_in_full() -> None:
+    layer, x = Linear(6, 4), torch.randn(5, 6)
+    layer(x).sum().backward()  # the gradient of a sum: one number, expanded
+    assert layer.weight.grad is not None and layer.bias.grad is not None
+    torch.testing.assert_close(layer.weight.grad, x.sum(0).expand(4, 6))
+    torch.testing.assert_close(layer.bias.grad, torch.full((4,), 5.0))
+
+
 def test_second_derivatives_are_those_of_a_plain_linear() -> None:
     torch.manual_seed(0)
     ours, plain = Linear(3, 2), nn.Linear(3, 2)

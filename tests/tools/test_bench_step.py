@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -10,9 +11,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from reelmae.model.config import mae_config
+from reelmae.model.decoder import Decoder
 from reelmae.model.mae import MaskedAutoencoder
 from reelmae.pipeline.errors import ConfigError
+from reelmae.tools.bench import step
 from reelmae.tools.bench.step import BenchStepConfig, bench_step
+from reelmae.train.optim import adamw
 
 SMALL: dict[str, Any] = {"model": "vit_t", "frames": 4, "size": 64, "device": "cpu", "threads": 1}
 
@@ -41,6 +45,36 @@ def test_forward_and_backward_are_a_part_of_the_step() -> None:
         assert part["speedup"]["forward_backward"] == pytest.approx(
             part["forward_backward_ms"]["dense"] / part["forward_backward_ms"]["sparse"]
         )
+
+
+def test_the_optimiser_is_in_the_step_and_not_in_forward_and_backward(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def slow(model: torch.nn.Module, config: Any) -> torch.optim.Optimizer:
+        optimizer = adamw(model, config)
+        optimizer.register_step_pre_hook(lambda *_: time.sleep(0.1))
+        return optimizer
+
+    monkeypatch.setattr(step, "adamw", slow)
+    found = bench_step(BenchStepConfig(**SMALL, steps=1, warmup=0, decoder_mask=0.0))
+    for encoder in ("dense", "sparse"):
+        assert found["step_ms"][encoder] - found["forward_backward_ms"][encoder] > 100
+
+
+def test_decoder_masking_predicts_fewer_tokens_in_the_steps_that_are_timed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    predicted: list[int] = []
+    forward = Decoder.forward
+
+    def watched(self: Decoder, latent: Any, keep: Any, ids_BQ: torch.Tensor, *rest: Any) -> torch.Tensor:
+        if ids_BQ.device.type != "meta":  # there FLOPs are counted
+            predicted.append(ids_BQ.shape[1])
+        return forward(self, latent, keep, ids_BQ, *rest)
+
+    monkeypatch.setattr(Decoder, "forward", watched)
+    bench_step(BenchStepConfig(**SMALL, steps=1, warmup=0))
+    assert predicted == [29, 29, 16, 16]
 
 
 def test_decoder_masking_is_timed_beside_it_and_saves_flops() -> None:

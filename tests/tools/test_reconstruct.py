@@ -15,7 +15,8 @@ from reelmae.model.mae import MaskedAutoencoder
 from reelmae.pipeline.errors import ConfigError, InputError
 from reelmae.pipeline.loading.batch import MEAN, STD, ClipBatch
 from reelmae.pipeline.loading.draws import Draw
-from reelmae.tools.reconstruct import draw_frames, draw_grid, make_panels, reconstruct
+from reelmae.tools.reconstruct import draw_frames, draw_grid, find_checkpoint, make_panels, reconstruct
+from reelmae.train.checkpoint import load_model, save
 
 TILE = 40
 
@@ -145,3 +146,13 @@ def test_what_is_no_run_is_named(tiny_run: Path, tmp_path: Path) -> None:
         reconstruct(tmp_path, str(tiny_run / "shards"), tmp_path / "out")
     with pytest.raises(ConfigError, match="clips=0"):
         reconstruct(tiny_run / "train", str(tiny_run / "shards"), tmp_path / "out", clips=0)
+
+
+def test_a_model_that_predicts_no_pixels_is_told(tiny_run: Path, tmp_path: Path) -> None:
+    trained, config = load_model(find_checkpoint(tiny_run / "train"))
+    hog = config.model_copy(update={"model": config.model.model_copy(update={"target": "hog"})})
+    model = MaskedAutoencoder(hog.model.mae())
+    path = save(tmp_path, 1, {"config": hog.model_dump_json(), "model": model.state_dict()})
+    assert trained.config.target == "pixels"
+    with pytest.raises(InputError, match=r"predicts target='hog', no pixels"):
+        reconstruct(path, str(tiny_run / "shards"), tmp_path / "out")

@@ -10,10 +10,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from reelmae.model import vit
 from reelmae.model.mae import MaskedAutoencoder
 from reelmae.pipeline.errors import ConfigError, DivergedError
 from reelmae.pipeline.loading.loader import ClipLoader
@@ -73,6 +75,25 @@ def test_every_objective_trains_and_its_losses_are_told_apart(tiny: MakeConfig, 
             assert row["loss"] == pytest.approx(row["loss_space"] + row["loss_motion"])
     model, _ = checkpoint.load_model(summary.checkpoint)
     assert model.config == config.model.mae()
+
+
+def test_a_run_checkpoints_activations_where_it_is_told_to(
+    tiny: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return real(*args, **kwargs)
+
+    real = vit.checkpoint
+    monkeypatch.setattr(vit, "checkpoint", counting)
+    pretrain(tiny("run.steps=1"))
+    assert not calls
+    config = tiny("run.steps=2", "run.checkpointing=true")  # it may change on resume
+    pretrain(config)
+    mae = config.model.mae()
+    assert len(calls) == mae.depth + mae.decoder_depth
 
 
 def test_the_schedule_of_a_run_is_that_of_its_recipe(tiny: MakeConfig) -> None:
