@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 from torch.utils.flop_counter import register_flop_formula
 
 # the operator that torch's own compiler emits for inference; it is not public, so it may be gone one day
@@ -28,7 +28,7 @@ ONEDNN = (
 )
 
 
-@torch.library.custom_op("reelmae::linear", mutates_args=(), device_types="cpu")
+@library.custom_op("reelmae::linear", mutates_args=(), device_types="cpu")
 def linear(x: Tensor, weight_ND: Tensor, bias_N: Tensor | None) -> Tensor:
     """x [..., D] times the transposed weight, plus bias: [..., N]; float32 on CPU, any strides."""
     return torch.ops.mkldnn._linear_pointwise(x, weight_ND, bias_N, "none", [], "")

@@ -68,10 +68,8 @@ class Where:
         """bool [N]: of which rows it is true."""
         try:
             found = self._root(rows)
-        except (
-            pa.ArrowInvalid,
-            pa.ArrowNotImplementedError,
-        ) as e:  # numbers that do not fit, odd types: told, never skipped
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as e:
+            # numbers that do not fit, odd types: told to the user in arrow's words, never skipped
             raise self._error(" ".join(str(e).split())) from e
         if isinstance(found, pa.Scalar):
             return np.full(len(rows), found.as_py())
