@@ -267,9 +267,7 @@ _VIDEOMAE_DECODER = {"T": (192, 3), "S": (192, 3), "B": (384, 6), "L": (512, 8),
 def preset_name(preset: str) -> str:
     """`vit_b`, `ViT-B` and `B` → B; ValueError on another."""
     name = preset.lower().removeprefix("vit_").removeprefix("vit-").upper()
-    require(
-        name in PRESETS, f"preset={preset!r}", f"give one of {', '.join(f'vit_{p.lower()}' for p in PRESETS)}"
-    )
+    require(name in PRESETS, f"preset={preset!r}", f"give one of {', '.join(f'vit_{p.lower()}' for p in PRESETS)}")
     return name
 
 

@@ -33,9 +33,7 @@ class Decoder(nn.Module):
         self.embed = Linear(config.dim, dim, bias=config.embed_bias)
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim)) if cls == "own" else None
         self.mask_token = nn.Parameter(torch.empty(1, 1, dim)) if config.encoder == "sparse" else None
-        self.pos = positions(
-            config.decoder_pos, config.grid_THW, dim, cls=cls != "none", init=config.pos_init
-        )
+        self.pos = positions(config.decoder_pos, config.grid_THW, dim, cls=cls != "none", init=config.pos_init)
         self.blocks = Blocks(
             dim, config.decoder_depth, config.decoder_heads, config.mlp_ratio, qkv_bias=config.qkv_bias
         )

@@ -47,9 +47,7 @@ def hog_patches(frames_BCFHW: Tensor, t_patch: int, patch: int) -> Tensor:
 def hog_cell(patch: int) -> int:
     """Pixels of a cell's side: 8, or the patch's where that is smaller; ValueError where cells do not fill the patch."""
     cell = min(patch, HOG_CELL)
-    require(
-        patch >= 1 and patch % cell == 0, f"hog patch={patch}", f"give a multiple of {HOG_CELL}, or 1 … 7"
-    )
+    require(patch >= 1 and patch % cell == 0, f"hog patch={patch}", f"give a multiple of {HOG_CELL}, or 1 … 7")
     return cell
 
 

@@ -54,9 +54,7 @@ class MaskedAutoencoder(nn.Module):
         self.decoder = Decoder(config, config.target_values, motion_values=shared)
         self.motion_decoder = Decoder(config, config.pixel_values) if decoders == "separate" else None
 
-    def forward(
-        self, clips_BCTHW: Tensor, ids_keep_BK: Tensor, ids_decode_BQ: Tensor | None = None
-    ) -> MAEOutput:
+    def forward(self, clips_BCTHW: Tensor, ids_keep_BK: Tensor, ids_decode_BQ: Tensor | None = None) -> MAEOutput:
         """`clips_BCTHW` float, normalised; `ids_keep_BK` int64 numbers of the kept tokens, distinct, any order.
 
         `ids_decode_BQ`: numbers of the tokens to predict, all removed ones unless given; those among them that were kept
@@ -71,9 +69,7 @@ class MaskedAutoencoder(nn.Module):
         }
         weight_BQ = None
         if ids_decode_BQ is not None:
-            weight_BL = torch.ones_like(ids_keep_BK[:, :1], dtype=torch.float32).repeat(
-                1, self.config.n_tokens
-            )
+            weight_BL = torch.ones_like(ids_keep_BK[:, :1], dtype=torch.float32).repeat(1, self.config.n_tokens)
             weight_BQ = weight_BL.scatter(1, ids_keep_BK, 0.0).gather(1, ids_BQ)
         losses = {"space": masked_loss(preds["space"], self.targets.space(clips_BCTHW, ids_BQ), weight_BQ)}
         loss = losses["space"]
@@ -91,9 +87,7 @@ class MaskedAutoencoder(nn.Module):
         rest = None if ids_BK is None else removed(ids_BK, self.config.n_tokens)
         return self.encoder(clips_BCTHW, ids_BK, rest)[:, self.encoder.n_prefix :]
 
-    def predict(
-        self, clips_BCTHW: Tensor, ids_keep_BK: Tensor, what: Literal["space", "motion"] = "space"
-    ) -> Tensor:
+    def predict(self, clips_BCTHW: Tensor, ids_keep_BK: Tensor, what: Literal["space", "motion"] = "space") -> Tensor:
         """The prediction of all tokens, kept ones too, in their own order: pred_BLP. ValueError: nothing predicts `what`."""
         self._check(clips_BCTHW, ids_keep_BK, None)
         if what != "space" and self.config.motion is None:
@@ -144,9 +138,7 @@ class MaskedAutoencoder(nn.Module):
                 raise ValueError(f"{name} of {tuple(ids.shape)}: give [{clips_BCTHW.shape[0]}, tokens]")
         tokens = self.config.n_tokens
         if not 0 < ids_keep_BK.shape[1] < tokens:
-            raise ValueError(
-                f"{ids_keep_BK.shape[1]} kept tokens of {tokens}: keep at least 1 and remove at least 1"
-            )
+            raise ValueError(f"{ids_keep_BK.shape[1]} kept tokens of {tokens}: keep at least 1 and remove at least 1")
 
 
 def removed(ids_keep_BK: Tensor, n_tokens: int) -> Tensor:

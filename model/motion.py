@@ -25,9 +25,7 @@ def motion_pairs(frame_index_F: Tensor, frames: int, gap: int) -> tuple[Tensor, 
 
     ValueError unless the clip has two frames `gap` apart.
     """
-    require(
-        1 <= gap < frames, f"motion.gap={gap}", f"give 1 to {frames - 1}, since clips have {frames} frames"
-    )
+    require(1 <= gap < frames, f"motion.gap={gap}", f"give 1 to {frames - 1}, since clips have {frames} frames")
     first_F = frame_index_F.clamp(max=frames - 1 - gap)
     return first_F, first_F + gap
 

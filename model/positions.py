@@ -44,9 +44,7 @@ class SeparablePositions(PositionTable):
     so that neighbours are alike before the first step. A short run gets further from there (train/RESULTS.md).
     """
 
-    def __init__(
-        self, grid_THW: GridTHW, dim: int, *, cls: bool = True, init: PositionInit = "normal"
-    ) -> None:
+    def __init__(self, grid_THW: GridTHW, dim: int, *, cls: bool = True, init: PositionInit = "normal") -> None:
         super().__init__()
         t, h, w = grid_THW
         self.spatial = nn.Parameter(torch.empty(1, h * w, dim))
@@ -65,9 +63,7 @@ class SeparablePositions(PositionTable):
 class JointPositions(PositionTable):
     """One learned row for each token, `table` [1, L, D]; begins as SeparablePositions do."""
 
-    def __init__(
-        self, grid_THW: GridTHW, dim: int, *, cls: bool = True, init: PositionInit = "normal"
-    ) -> None:
+    def __init__(self, grid_THW: GridTHW, dim: int, *, cls: bool = True, init: PositionInit = "normal") -> None:
         super().__init__()
         t, h, w = grid_THW
         self.table = nn.Parameter(torch.empty(1, t * h * w, dim))
@@ -105,9 +101,7 @@ class SinusoidPositions(PositionTable):
         return self.table
 
 
-def positions(
-    kind: Positions, grid_THW: GridTHW, dim: int, *, cls: bool, init: PositionInit
-) -> PositionTable:
+def positions(kind: Positions, grid_THW: GridTHW, dim: int, *, cls: bool, init: PositionInit) -> PositionTable:
     """The positions of a kind; fixed ones have no `init`."""
     if kind == "sinusoid":
         return SinusoidPositions(grid_THW, dim, cls=cls)

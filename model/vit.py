@@ -76,16 +76,12 @@ class Encoder(nn.Module):
     `dense`: has a mask token. `norm`: ends with a LayerNorm. `drop_path`: the last block's rate, the first has 0.
     """
 
-    def __init__(
-        self, config: ViTConfig, *, dense: bool = False, norm: bool = True, drop_path: float = 0.0
-    ) -> None:
+    def __init__(self, config: ViTConfig, *, dense: bool = False, norm: bool = True, drop_path: float = 0.0) -> None:
         super().__init__()
         self.config = config
         self.patch_embed = Linear(config.patch_values, config.dim)
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.dim)) if config.cls_token else None
-        self.pos = positions(
-            config.pos, config.grid_THW, config.dim, cls=config.cls_token, init=config.pos_init
-        )
+        self.pos = positions(config.pos, config.grid_THW, config.dim, cls=config.cls_token, init=config.pos_init)
         self.mask_token = nn.Parameter(torch.empty(1, 1, config.dim)) if dense else None
         self.blocks = Blocks(
             config.dim,
@@ -103,18 +99,14 @@ class Encoder(nn.Module):
         """Rows before the tokens: 1 with a class token."""
         return int(self.config.cls_token)
 
-    def forward(
-        self, clips_BCTHW: Tensor, ids_BK: Tensor | None = None, ids_rest_BR: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, clips_BCTHW: Tensor, ids_BK: Tensor | None = None, ids_rest_BR: Tensor | None = None) -> Tensor:
         """Latents [B, n_prefix + K, D] in the order of the ids; of all L tokens, in their own order, without ids.
 
         Dense with ids: [B, n_prefix + L, D], first the kept tokens, then the removed ones (`ids_rest_BR`).
         """
         return self.norm(self.blocks(self.embed(clips_BCTHW, ids_BK, ids_rest_BR)))
 
-    def embed(
-        self, clips_BCTHW: Tensor, ids_BK: Tensor | None = None, ids_rest_BR: Tensor | None = None
-    ) -> Tensor:
+    def embed(self, clips_BCTHW: Tensor, ids_BK: Tensor | None = None, ids_rest_BR: Tensor | None = None) -> Tensor:
         """Tokens with positions and class token, before the blocks. ValueError where the clips are of another size."""
         c = self.config
         expected = (CHANNELS, c.frames, c.size, c.size)

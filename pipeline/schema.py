@@ -55,9 +55,7 @@ class Reason(StrEnum):
     VERIFY_FAILED = "verify_failed"  # the encoded clip did not decode to what was asked
     UNSUPPORTED_COLOUR = "unsupported_colour"  # HDR or wide gamut, and this ffmpeg cannot convert it
     SPAN_OUTSIDE = "span_outside"  # a manifest's span begins beyond the end of the video
-    TOO_SHORT = (
-        "too_short"  # shorter than `min_seconds`, a scene than `min_scene_seconds`, a dropped remainder
-    )
+    TOO_SHORT = "too_short"  # shorter than `min_seconds`, a scene than `min_scene_seconds`, a dropped remainder
     LOW_FPS = "low_fps"  # fewer frames a second than `min_fps`
     BAD_ASPECT = "bad_aspect"  # longer side over shorter side above `max_aspect`
     STATIC = "static"  # hardly anything moves: under `min_motion`
@@ -70,9 +68,7 @@ SOURCES = pa.schema(
     [
         pa.field("url", pa.string(), nullable=False),  # full URL; a plain absolute path for local files
         pa.field("size", pa.int64(), nullable=False),  # bytes
-        pa.field(
-            "etag", pa.string(), nullable=False
-        ),  # etag, else modification time; "" where storage has neither
+        pa.field("etag", pa.string(), nullable=False),  # etag, else modification time; "" where storage has neither
         pa.field("label", pa.string()),  # null = unlabelled
         # a manifest's rows of this source, sorted by start and end; null: the whole source, and nothing but its label
         pa.field(
@@ -80,14 +76,10 @@ SOURCES = pa.schema(
             pa.list_(
                 pa.struct(
                     [
-                        pa.field(
-                            "start_s", pa.float64()
-                        ),  # null: both, the whole source, cut as the job says
+                        pa.field("start_s", pa.float64()),  # null: both, the whole source, cut as the job says
                         pa.field("end_s", pa.float64()),  # null beside a start: to the end of the video
                         pa.field("label", pa.string()),
-                        pa.field(
-                            "extra", pa.string()
-                        ),  # the manifest's other columns, a JSON object; null = none
+                        pa.field("extra", pa.string()),  # the manifest's other columns, a JSON object; null = none
                     ]
                 )
             ),
@@ -117,18 +109,12 @@ CLIPS = pa.schema(
         pa.field("wanted_start_s", pa.float64(), nullable=False),
         pa.field("wanted_end_s", pa.float64(), nullable=False),
         # screening scores, of frames 64x64 in grey, about four a second (ingest/scores.py)
-        pa.field(
-            "motion", pa.float32(), nullable=False
-        ),  # upper quartile of differences between neighbours, 0 to 255
+        pa.field("motion", pa.float32(), nullable=False),  # upper quartile of differences between neighbours, 0 to 255
         pa.field("luma", pa.float32(), nullable=False),  # mean, 0 to 255
-        pa.field(
-            "contrast", pa.float32(), nullable=False
-        ),  # standard deviation within a frame, mean over frames
+        pa.field("contrast", pa.float32(), nullable=False),  # standard deviation within a frame, mean over frames
         pa.field("border", pa.float32(), nullable=False),  # share of the picture that is black border, 0 to 1
         pa.field("phash", pa.binary(32)),  # four 64-bit perceptual hashes over time; null: too flat to tell
-        pa.field(
-            "duplicate_of", pa.string()
-        ),  # key of the earlier clip that this one repeats; set when a job ends
+        pa.field("duplicate_of", pa.string()),  # key of the earlier clip that this one repeats; set when a job ends
         # what the source was
         pa.field("source_bytes", pa.int64(), nullable=False),
         pa.field("source_container", pa.string(), nullable=False),

@@ -102,9 +102,7 @@ def test_each_file_imports_only_what_the_design_allows(path: Path) -> None:
         if top != "reelmae":
             continue
         ours = name.removeprefix("reelmae.")
-        assert any(ours == a or ours.startswith(a + ".") for a in allowed), (
-            f"{relative} may not import {name}"
-        )
+        assert any(ours == a or ours.startswith(a + ".") for a in allowed), f"{relative} may not import {name}"
 
 
 def test_ingest_never_imports_torch() -> None:
@@ -139,9 +137,7 @@ def test_pyproject_lists_every_package() -> None:
 def test_every_third_party_import_is_a_declared_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     groups = [project["dependencies"], *project["optional-dependencies"].values()]
-    declared = {
-        d.split(";")[0].split(">")[0].split("[")[0].strip().lower() for group in groups for d in group
-    }
+    declared = {d.split(";")[0].split(">")[0].split("[")[0].strip().lower() for group in groups for d in group}
     distribution = {
         "ffmpeg": "ffmpeg-python", "imageio_ffmpeg": "imageio-ffmpeg", "PIL": "pillow", "nvidia": "nvidia-dali-cuda130"
     }  # fmt: skip

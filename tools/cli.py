@@ -71,9 +71,7 @@ class Shard:
         if self.dry_run and self.retry_rejected is not None:
             raise ConfigError("--dry-run: plans new sources; it has nothing to say about --retry-rejected")
         if self.dry_run:
-            return estimate(
-                self.src, self.dst, self.config, workers=self.workers, append=self.append, limit=self.limit
-            )
+            return estimate(self.src, self.dst, self.config, workers=self.workers, append=self.append, limit=self.limit)
         with show.ShardProgress() as progress:
             summary = shard(
                 self.src, self.dst, self.config, workers=self.workers, append=self.append,
@@ -97,8 +95,8 @@ class Verify:
 
     def run(self) -> Result:
         """Verify, and mend; the exit status is 0 only where there is no fault in the end."""
-        from reelmae.tools.repair import repair
-        from reelmae.tools.verify import verify
+        from reelmae.pipeline.dataset.repairs import repair
+        from reelmae.pipeline.dataset.verification import verify
 
         report = repair(self.dst, deep=self.deep) if self.repair else verify(self.dst, deep=self.deep)
         return report.as_dict() | {"exit_status": 0 if report.ok else 1}
@@ -118,7 +116,7 @@ class Pretrain:
     def run(self) -> Result:
         """Pretrain to the recipe's last step."""
         from reelmae.train.config import load
-        from reelmae.train.pretrain import pretrain
+        from reelmae.train.pretraining import pretrain
 
         return asdict(pretrain(load(self.recipe, self.overrides)))
 
@@ -237,7 +235,7 @@ class Features:
 
     def run(self) -> Result:
         """Encode every clip, with a progress bar on stderr."""
-        from reelmae.tools.features import ClipProgress, features
+        from reelmae.train.features import ClipProgress, features
 
         with ClipProgress() as progress:
             return features(
@@ -259,7 +257,7 @@ class Report:
 
     def run(self) -> Result:
         """Write the page."""
-        from reelmae.tools.report import write_report
+        from reelmae.tools.report.write import write_report
 
         return {"report": str(write_report(self.run_dir, out=self.out))}
 
@@ -279,7 +277,7 @@ class Inspect:
 
     def run(self) -> Result:
         """Print the tables or lines; with --json nothing is printed here."""
-        from reelmae.tools.inspect import inspect
+        from reelmae.tools.summary import inspect
 
         return inspect(self.dst, rejects=self.rejects, source=self.source, as_json=self.json)
 
@@ -492,23 +490,17 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     args = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in args
-    signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # a preempted job ends as Ctrl-C does: resumable
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a preempted job ends as Ctrl-C does: resumable
     try:
         command = parse(args)
         result = command.run()
     except KeyboardInterrupt:
-        return _fail(
-            "interrupted; nothing half-done counts: run the same command again to resume", 130, as_json
-        )
+        return _fail("interrupted; nothing half-done counts: run the same command again to resume", 130, as_json)
     except ReelmaeError as e:
         return _fail(str(e), e.exit_status, as_json)
     except OSError as e:
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
-            return _fail(
-                f"{e.filename or 'disk'}: no space left; free some and run again (it resumes)", 1, as_json
-            )
+            return _fail(f"{e.filename or 'disk'}: no space left; free some and run again (it resumes)", 1, as_json)
         if e.errno in UNUSABLE_PATH and e.filename is not None:
             return _fail(f"{e.filename}: {e.strerror}; check the path and its rights", 2, as_json)
         raise

@@ -26,7 +26,7 @@ from reelmae.model.weights import (
     save_safetensors,
 )
 from reelmae.pipeline.errors import ConfigError, InputError, StorageError
-from reelmae.pipeline.storage import whole_file
+from reelmae.pipeline.storage.store import whole_file
 from reelmae.tools.reconstruct import find_checkpoint
 
 Format = Literal["safetensors", "timm", "mae_st", "slowfast", "videomae"]

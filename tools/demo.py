@@ -25,19 +25,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from reelmae.pipeline.dataset.verification import verify
 from reelmae.pipeline.errors import DatasetError, InputError
 from reelmae.pipeline.ingest.config import ShardConfig
 from reelmae.pipeline.ingest.job import shard
-from reelmae.pipeline.storage import whole_file
+from reelmae.pipeline.storage.store import whole_file
 from reelmae.tools import show
 from reelmae.tools.bench.step import BenchStepConfig, bench_step
 from reelmae.tools.machine import machine, versions
 from reelmae.tools.reconstruct import reconstruct
-from reelmae.tools.report import BENCH, DEMO, RECONSTRUCTION, SHARDS, TRAIN, VERIFY, write_report
-from reelmae.tools.synth import make_bucket
-from reelmae.tools.verify import verify
+from reelmae.tools.report.write import BENCH, DEMO, RECONSTRUCTION, SHARDS, TRAIN, VERIFY, write_report
+from reelmae.tools.synth.bucket import make_bucket
 from reelmae.train.config import load
-from reelmae.train.pretrain import pretrain
+from reelmae.train.pretraining import pretrain
 
 BUCKET, STAGES, SUMMARY, REPORT = "bucket", "stages", "summary.json", "report.html"
 OURS = (BUCKET, SHARDS, TRAIN, RECONSTRUCTION, STAGES, VERIFY, BENCH, REPORT, SUMMARY, DEMO)
@@ -110,9 +110,7 @@ class _Demo:
             raise InputError(f"{self.out}: is a file; give --out a folder")
         if self.out.is_dir() and any(self.out.iterdir()):
             if not (self.out / DEMO).is_file():
-                raise InputError(
-                    f"{self.out}: holds something that is no demo; give --out an empty or new folder"
-                )
+                raise InputError(f"{self.out}: holds something that is no demo; give --out an empty or new folder")
             before = json.loads((self.out / DEMO).read_text(encoding="utf-8"))
             if {k: before.get(k) for k in self.identity} == self.identity:
                 return
@@ -163,9 +161,7 @@ class _Demo:
         return found | {"told": "every clip decoded, every sum right"}
 
     def pretrain(self, clips: int) -> Result:
-        recipe = load(
-            "demo", [f"data.url={self.shards}", f"run.out={self.train}", f"run.steps={self.config.steps}"]
-        )
+        recipe = load("demo", [f"data.url={self.shards}", f"run.out={self.train}", f"run.steps={self.config.steps}"])
         if clips < recipe.loader.batch_videos:
             # a small bucket: all its clips are one batch; the learning rate follows by the recipe's own rule
             _say(f"{clips} clips are fewer than a batch of {recipe.loader.batch_videos}: batches of {clips}")

@@ -8,7 +8,8 @@ from dataclasses import asdict
 from typing import Any
 
 from reelmae.pipeline.errors import ChildError
-from reelmae.pipeline.ingest import encoders, sandbox, transcode
+from reelmae.pipeline.ingest import encoders, sandbox
+from reelmae.pipeline.ingest.ffmpeg import find_ffmpeg
 from reelmae.tools.machine import machine, versions
 
 LIBRARIES = {"x264": "libx264", "x265": "libx265", "vp9": "libvpx-vp9"}
@@ -32,7 +33,7 @@ def doctor() -> dict[str, Any]:
     and a warning for each of these that is missing."""
     import torch
 
-    tool, can = transcode.find_ffmpeg(), sandbox.capabilities().as_dict()
+    tool, can = find_ffmpeg(), sandbox.capabilities().as_dict()
     encoding = _encoders(tool.path)
     scenes = importlib.util.find_spec("scenedetect") is not None
     has = can | encoding | {"tonemaps": tool.tonemaps, "scenes": scenes, "gpu": torch.cuda.is_available()}

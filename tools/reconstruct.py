@@ -28,9 +28,9 @@ from reelmae.model.mae import MaskedAutoencoder
 from reelmae.model.patches import unpatchify
 from reelmae.pipeline.errors import ConfigError, InputError
 from reelmae.pipeline.loading.batch import MEAN, STD, ClipBatch
-from reelmae.pipeline.loading.index import ClipIndex
+from reelmae.pipeline.loading.index.clips import ClipIndex
 from reelmae.pipeline.loading.loader import ClipLoader
-from reelmae.pipeline.storage import whole_file
+from reelmae.pipeline.storage.store import whole_file
 from reelmae.train.checkpoint import checkpoints, load_model
 from reelmae.train.config import PretrainConfig
 
@@ -105,9 +105,7 @@ def find_checkpoint(path: Path) -> Path:
     if path.is_dir():
         found = checkpoints(path)
         if not found:
-            raise InputError(
-                f"{path}: holds no checkpoints/step_*.pt; give a checkpoint or the folder of a run"
-            )
+            raise InputError(f"{path}: holds no checkpoints/step_*.pt; give a checkpoint or the folder of a run")
         return found[-1]
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint or run; check the path")
@@ -123,9 +121,7 @@ def caption(model: MaskedAutoencoder, batch: ClipBatch, panels: Panels) -> str:
         f"removed patches are the model's prediction, kept ones are shown as they went in."
     )
     if c.target_norm != "none":
-        text += (
-            " Each predicted patch is given the mean and deviation of the true one, which are not predicted."
-        )
+        text += " Each predicted patch is given the mean and deviation of the true one, which are not predicted."
     text += f" Loss on these windows: {panels.loss:.3f}"
     return text + (" (predicting each patch's mean: 1.0)." if c.target_norm != "none" else ".")
 
@@ -144,9 +140,7 @@ def _draw(index: ClipIndex, config: PretrainConfig, clips: int, seed: int) -> Cl
 
 def _frame_seconds(index: ClipIndex, batch: ClipBatch) -> float:
     """Time from one sampled frame to the next; the median over the clips, as one animation shows them all."""
-    return float(
-        np.median([d.stride / index.fps[clip] for d, clip in zip(batch.draws, batch.clip_B, strict=True)])
-    )
+    return float(np.median([d.stride / index.fps[clip] for d, clip in zip(batch.draws, batch.clip_B, strict=True)]))
 
 
 @torch.no_grad()
@@ -161,9 +155,7 @@ def make_panels(model: MaskedAutoencoder, batch: ClipBatch, frame_seconds: float
     painted_BCTHW = model.to_clip(model.predict(clips_BCTHW, ids_keep_BK), clips_BCTHW)
     values = c.pixel_values
     removed_BL = torch.ones(len(clips_BCTHW), c.n_tokens).scatter(1, ids_keep_BK, 0.0)
-    removed_BCTHW = unpatchify(
-        removed_BL[..., None].expand(-1, -1, values), c.grid_THW, c.target_t_patch, c.patch
-    )
+    removed_BCTHW = unpatchify(removed_BL[..., None].expand(-1, -1, values), c.grid_THW, c.target_t_patch, c.patch)
     grey = torch.tensor((GREY - MEAN) / STD)
     films = (
         true_BCTHW,

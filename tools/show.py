@@ -86,9 +86,7 @@ class ShardProgress:
         if self.bar is not None:
             text = f"{values['sources_per_s']:.1f}/s  {values['clips_per_s']:.1f} clips/s  {values['read_mb_per_s']:.1f} MB/s  {state.rejected} rejected"
             left = "" if values["left_s"] is None else f"{seconds_text(values['left_s'])} left"
-            self.bar.update(
-                self.task, completed=state.sources_done, total=state.sources, text=text, left=left
-            )
+            self.bar.update(self.task, completed=state.sources_done, total=state.sources, text=text, left=left)
         elif now == self.first or now - self.last_line >= LINE_EVERY_S:
             self.last_line = now
             self._line("progress", values)
@@ -106,9 +104,7 @@ class ShardProgress:
         span = now - begin
 
         def rate(name: str, digits: int, unit: float = 1) -> float:
-            return (
-                round((getattr(state, name) - getattr(before, name)) / unit / span, digits) if span else 0.0
-            )
+            return round((getattr(state, name) - getattr(before, name)) / unit / span, digits) if span else 0.0
 
         done, waiting = state.sources_done - state.sources_before, state.sources - state.sources_done
         elapsed = now - (now if self.first is None else self.first)

@@ -18,7 +18,7 @@ import torch
 
 from reelmae.model.mae import MaskedAutoencoder
 from reelmae.pipeline.errors import InputError, StorageFullError
-from reelmae.pipeline.storage import whole_file
+from reelmae.pipeline.storage.store import whole_file
 from reelmae.train.config import PretrainConfig, from_json
 
 FORMAT = 2
@@ -28,9 +28,7 @@ _NAME = re.compile(r"^step_(\d+)\.pt$")
 
 def checkpoints(out: Path) -> list[Path]:
     """Checkpoints of the run at `out`, oldest first."""
-    found = [
-        (int(m.group(1)), p) for p in (out / "checkpoints").glob("step_*.pt") if (m := _NAME.match(p.name))
-    ]
+    found = [(int(m.group(1)), p) for p in (out / "checkpoints").glob("step_*.pt") if (m := _NAME.match(p.name))]
     return [path for _, path in sorted(found)]
 
 
@@ -53,17 +51,13 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]
     """What `save` wrote; InputError where the file is missing or something else."""
     path = Path(path)
     if not path.is_file():
-        raise InputError(
-            f"{path}: no such checkpoint; give OUT/checkpoints/step_000500.pt or another of a run"
-        )
+        raise InputError(f"{path}: no such checkpoint; give OUT/checkpoints/step_000500.pt or another of a run")
     if not zipfile.is_zipfile(path):  # what torch makes of other files is anybody's guess
         raise InputError(f"{path}: is no checkpoint of reelmae")
     try:
         content = torch.load(path, map_location=device, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as e:
-        raise InputError(
-            f"{path}: is no checkpoint of reelmae ({(str(e) or type(e).__name__).splitlines()[0]})"
-        ) from e
+        raise InputError(f"{path}: is no checkpoint of reelmae ({(str(e) or type(e).__name__).splitlines()[0]})") from e
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(
             f"{path}: is no checkpoint of reelmae of format {FORMAT}; another's is read by reelmae import-weights"
@@ -71,9 +65,7 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]
     return content
 
 
-def load_model(
-    path: str | Path, device: torch.device | str = "cpu"
-) -> tuple[MaskedAutoencoder, PretrainConfig]:
+def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[MaskedAutoencoder, PretrainConfig]:
     """The model of a checkpoint, in eval mode, and the config of its run."""
     content = load(path, device)
     config = from_json(content["config"])

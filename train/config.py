@@ -28,12 +28,12 @@ from reelmae.model.config import (
     Positions,
     TargetNorm,
 )
+from reelmae.pipeline.devices import resolve_device
 from reelmae.pipeline.errors import ConfigError
-from reelmae.pipeline.loading.backends import resolve_device
 from reelmae.pipeline.loading.config import LoaderConfig
-from reelmae.pipeline.loading.draws import SamplePolicy
-from reelmae.pipeline.loading.masks import DecoderMaskPolicy, MaskPolicy
-from reelmae.pipeline.loading.passes import DecodePolicy
+from reelmae.pipeline.loading.decode.passes import DecodePolicy
+from reelmae.pipeline.loading.order.draws import SamplePolicy
+from reelmae.pipeline.loading.order.masks import DecoderMaskPolicy, MaskPolicy
 from reelmae.train.data import DataSection
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -195,21 +195,15 @@ class RunSection(_Section):
     """Where the run writes, how long it goes on, and on what; exactly one of `steps` and `epochs`."""
 
     out: str
-    init: str | None = (
-        None  # weights to begin from: a checkpoint, of reelmae or another's layout (model/weights)
-    )
-    init_allow: tuple[
-        str, ...
-    ] = ()  # patterns of what of them may be left, and of what of the model may stay as it is
+    init: str | None = None  # weights to begin from: a checkpoint, of reelmae or another's layout (model/weights)
+    init_allow: tuple[str, ...] = ()  # patterns of what of them may be left, and of what of the model may stay as it is
     steps: int | None = Field(None, ge=1)
     epochs: float | None = Field(None, gt=0)
     seed: int = Field(0, ge=0)
     device: Device = "auto"
     precision: Precision = "auto"  # auto: bf16 on CUDA, float32 on CPU
     compile: bool = False
-    checkpointing: bool = (
-        False  # activations are computed again in backward: less memory, about a third more time
-    )
+    checkpointing: bool = False  # activations are computed again in backward: less memory, about a third more time
     threads: int | None = Field(None, ge=1)  # of torch on CPU; None = torch's own choice
     log_every: int = Field(10, ge=1)
     checkpoint_every: int = Field(500, ge=1)

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from reelmae.pipeline.loading.index import ClipIndex
-from reelmae.pipeline.loading.mixture import mix
-from reelmae.pipeline.loading.select import Selection
+from reelmae.pipeline.loading.index.clips import ClipIndex
+from reelmae.pipeline.loading.index.mixture import mix
+from reelmae.pipeline.loading.index.selection import Selection
 
 
 class _Selected(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     where: str | None = None  # a condition on the index's columns: "duration > 4 and label != 'x'"
-    fraction: tuple[float, float] | None = (
-        None  # the sources whose hash lies there: (0, 0.9) and (0.9, 1) are apart
-    )
+    fraction: tuple[float, float] | None = None  # the sources whose hash lies there: (0, 0.9) and (0.9, 1) are apart
     keys: str | None = None  # a file or URL with one clip's key a line
     duplicates: bool = False  # play clips that repeat another (marked by the sharding job) as well
 
@@ -28,9 +26,7 @@ class DataPart(_Selected):
     """One dataset of a mix."""
 
     url: str
-    weight: float | None = Field(
-        None, gt=0
-    )  # its share of what is played, of all weights; give it for all or for none
+    weight: float | None = Field(None, gt=0)  # its share of what is played, of all weights; give it for all or for none
 
 
 class DataSection(_Selected):

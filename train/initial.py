@@ -41,9 +41,7 @@ def begin_from(model: nn.Module, path: str, allow: Sequence[str] = ()) -> str:
             if getattr(foreign.config, n) != getattr(config, n)
         ]
         if differ:
-            raise InputError(
-                f"run.init={path}: is of a model with {', '.join(differ)}; give the model the same"
-            )
+            raise InputError(f"run.init={path}: is of a model with {', '.join(differ)}; give the model the same")
         report = load_into(model, foreign.state, foreign.layout, allow=allow, grid=foreign.config.grid_THW)
     except WeightsError as e:
         raise InputError(f"run.init={path}: {e}, in run.init_allow=[…]") from e

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from reelmae.pipeline.storage import whole_file
+from reelmae.pipeline.storage.store import whole_file
 
 Row = dict[str, float]
 LINE_EVERY_S = 5.0  # plain lines, where stderr is no terminal
@@ -79,9 +79,7 @@ class Display:
             self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
         if self._bar:
             self._bar.stop()
 

@@ -258,13 +258,9 @@ def _grid(foreign: Foreign, given: GridTHW | None) -> GridTHW | None:
     if given is None:
         return own
     if own not in (None, tuple(given)):
-        raise WeightsError(
-            f"grid={list(given)}: the file's config says {list(own or ())}; give that, or none"
-        )
+        raise WeightsError(f"grid={list(given)}: the file's config says {list(own or ())}; give that, or none")
     if not any(".pos." in name for name in translate(foreign.state, foreign.layout).state):
-        raise WeightsError(
-            f"grid={list(given)}: the file has no table of positions; give frames and size alone"
-        )
+        raise WeightsError(f"grid={list(given)}: the file has no table of positions; give frames and size alone")
     return given
 
 

@@ -90,9 +90,7 @@ def _made(make: Any) -> Any:
         raise WeightsError(f"{e} (told from the shapes in the file)") from e
 
 
-def _cube(
-    state: Mapping[str, Tensor], ours: Mapping[str, Tensor], layout: str, hints: Hints
-) -> tuple[int, int]:
+def _cube(state: Mapping[str, Tensor], ours: Mapping[str, Tensor], layout: str, hints: Hints) -> tuple[int, int]:
     """Frames and pixels of a patch: (t_patch, patch)."""
     values = _shape(ours, "encoder.patch_embed.weight", 2)[1]
     if layout != "reelmae":  # translate has seen that it is a kernel
@@ -117,9 +115,7 @@ def _kind(ours: Mapping[str, Tensor], pos: str) -> str:
     return "joint" if f"{pos}.table" in ours else "sinusoid"
 
 
-def _encoder_fields(
-    ours: Mapping[str, Tensor], cube: tuple[int, int], layout: str, hints: Hints
-) -> dict[str, Any]:
+def _encoder_fields(ours: Mapping[str, Tensor], cube: tuple[int, int], layout: str, hints: Hints) -> dict[str, Any]:
     dim = _shape(ours, "encoder.patch_embed.weight", 2)[0]
     depth = _blocks(ours, "encoder")
     if not depth:
@@ -136,15 +132,11 @@ def _encoder_fields(
     }  # fmt: skip
 
 
-def _decoder_fields(
-    ours: Mapping[str, Tensor], fields: dict[str, Any], layout: str, hints: Hints
-) -> dict[str, Any]:
+def _decoder_fields(ours: Mapping[str, Tensor], fields: dict[str, Any], layout: str, hints: Hints) -> dict[str, Any]:
     dim = _shape(ours, "decoder.embed.weight", 2)[0]
     values, per_frame = _shape(ours, "decoder.pred.weight", 2)[0], fields["patch"] ** 2 * CHANNELS
     if values % per_frame:
-        raise WeightsError(
-            f"the decoder predicts {values} values, no multiple of the {per_frame} of a patch's frame"
-        )
+        raise WeightsError(f"the decoder predicts {values} values, no multiple of the {per_frame} of a patch's frame")
     # PySlowFast's decoder heads are 64 wide, always
     known = {"slowfast": {dim: max(1, dim // 64)}, "videomae": VIDEOMAE_DECODER_HEADS}
     tubes = hints.get("frames", fields["frames"]) // fields["t_patch"]
@@ -164,9 +156,7 @@ def _heads(name: str, dim: int, known: Mapping[int, int], hints: Hints) -> int:
     if name in hints:
         return int(hints[name])
     if dim not in known:
-        raise WeightsError(
-            f"{name}: shapes do not tell it, and no published model is {dim} wide; give {name}"
-        )
+        raise WeightsError(f"{name}: shapes do not tell it, and no published model is {dim} wide; give {name}")
     return known[dim]
 
 
@@ -203,7 +193,5 @@ def _grid(ours: Mapping[str, Tensor], cube: tuple[int, int], hints: Hints) -> tu
         t = tokens // side**2
     if t * side**2 != tokens:
         given = f"frames={frames}" if frames else f"size={size}"
-        raise WeightsError(
-            f"{given}: {tokens} positions are none of such a clip; give another frames or size"
-        )
+        raise WeightsError(f"{given}: {tokens} positions are none of such a clip; give another frames or size")
     return t, side

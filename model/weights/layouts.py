@@ -33,9 +33,7 @@ from reelmae.model.config import CHANNELS, MAEConfig, ViTConfig
 from reelmae.model.positions import SinusoidPositions
 
 State = dict[str, Tensor]
-Names = tuple[
-    tuple[str, str], ...
-]  # (ours, theirs): whole names, or beginnings of names where they end in a dot
+Names = tuple[tuple[str, str], ...]  # (ours, theirs): whole names, or beginnings of names where they end in a dot
 LAYOUTS = (
     "mae_st", "mae_st_classifier", "slowfast", "slowfast_classifier", "videomae", "videomae_classifier", "timm", "reelmae"
 )  # fmt: skip
@@ -241,9 +239,7 @@ def _fuse(values: State, sources: dict[str, tuple[str, ...]]) -> None:
         if all(part in values for part in parts):
             shapes = [list(values[part].shape) for part in parts]
             if shapes[0] != shapes[1] or shapes[0] != shapes[2] or not shapes[0]:
-                raise WeightsError(
-                    f"{', '.join(sources[p][0] for p in parts)} are {shapes}: they are of one shape"
-                )
+                raise WeightsError(f"{', '.join(sources[p][0] for p in parts)} are {shapes}: they are of one shape")
             fused = f"{attention}.qkv.{kind}"
             values[fused] = torch.cat([values.pop(part) for part in parts])
             sources[fused] = tuple(name for part in parts for name in sources.pop(part))
@@ -269,9 +265,7 @@ def _split_tables(values: State, sources: dict[str, tuple[str, ...]], *, carried
             continue
         table, source = values.pop(f"{pos}.{_JOINT}"), sources.pop(f"{pos}.{_JOINT}")
         if table.dim() != 3 or table.shape[0] != 1 or table.shape[1] <= has_cls:
-            raise WeightsError(
-                f"{source[0]} is {list(table.shape)}: a table of positions is [1, tokens, width]"
-            )
+            raise WeightsError(f"{source[0]} is {list(table.shape)}: a table of positions is [1, tokens, width]")
         values[f"{pos}.table"], sources[f"{pos}.table"] = table[:, int(has_cls) :], source
         if has_cls:
             values[f"{pos}.cls"], sources[f"{pos}.cls"] = table[:, :1], source

@@ -118,9 +118,7 @@ def _faults(values: State, wanted: State, sources: Mapping[str, tuple[str, ...]]
     for name, value in values.items():
         where = name if sources[name] == (name,) else f"{name} (from {', '.join(sources[name])})"
         if value.shape != wanted[name].shape:
-            faults.append(
-                f"{where} is {list(value.shape)} in the file and {list(wanted[name].shape)} in the model"
-            )
+            faults.append(f"{where} is {list(value.shape)} in the file and {list(wanted[name].shape)} in the model")
         elif not value.is_floating_point():
             faults.append(f"{where} is {value.dtype}, no floats")
         elif not torch.isfinite(value).all():
@@ -168,16 +166,12 @@ def _resized(values: State, wanted: State, new: GridTHW, old: GridTHW | None) ->
             )
         if old and value.shape != target.shape:
             spatial = kind == "spatial"
-            result[name] = (
-                resize_spatial(value, old[1:], new[1:]) if spatial else resize_temporal(value, new[0])
-            )
+            result[name] = resize_spatial(value, old[1:], new[1:]) if spatial else resize_temporal(value, new[0])
     return result
 
 
 def _grid_of(name: str, tokens: int, old: GridTHW | None) -> GridTHW:
     if old is None or old[0] * old[1] * old[2] != tokens:
         said = "" if old is None else f", not the {list(old)} given"
-        raise WeightsError(
-            f"{name} is for {tokens} tokens{said}: give grid, T', H' and W' of the file's tokens"
-        )
+        raise WeightsError(f"{name} is for {tokens} tokens{said}: give grid, T', H' and W' of the file's tokens")
     return old

@@ -140,9 +140,7 @@ class ShardConfig(BaseModel):
     @classmethod
     def _multiple_of_16(cls, value: int) -> int:
         if value % 16:
-            raise ValueError(
-                f"{value} is no multiple of 16; take {value // 16 * 16 or 16} or {value // 16 * 16 + 16}"
-            )
+            raise ValueError(f"{value} is no multiple of 16; take {value // 16 * 16 or 16} or {value // 16 * 16 + 16}")
         return value
 
     @model_validator(mode="after")
@@ -151,9 +149,7 @@ class ShardConfig(BaseModel):
             raise ValueError(f"crf {self.crf} is above 51, the highest of this profile's encoder")
         able = ENCODERS[self.codec]
         if self.encoder not in ("auto", *able):
-            raise ValueError(
-                f"encoder {self.encoder} makes no {self.codec}; take auto or {' or '.join(able)}"
-            )
+            raise ValueError(f"encoder {self.encoder} makes no {self.codec}; take auto or {' or '.join(able)}")
         if self.profile == "copy" and self.cut == "scenes":
             raise ValueError("profile copy cuts at the source's own keyframes; take cut windows")
         return self

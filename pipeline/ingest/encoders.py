@@ -39,9 +39,7 @@ def has_nvenc(ffmpeg: str, codec: str) -> bool:
     source = ["-f", "lavfi", "-i", "color=s=256x256:d=0.2:r=10"]
     argv = [ffmpeg, "-nostdin", "-v", "error", *source, "-c:v", _NVENC[codec], "-f", "null", "-"]
     with tempfile.TemporaryDirectory(prefix="reelmae-") as folder:
-        done = Sandbox().run(
-            argv, limits=Limits(wall_s=60, cpu_s=60, memory_bytes=NVENC_BYTES), cwd=Path(folder)
-        )
+        done = Sandbox().run(argv, limits=Limits(wall_s=60, cpu_s=60, memory_bytes=NVENC_BYTES), cwd=Path(folder))
     return done.returncode == 0
 
 

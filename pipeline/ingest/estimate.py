@@ -15,13 +15,13 @@ from typing import Any
 import pyarrow.compute as pc
 
 from reelmae.pipeline.errors import NothingKeptError
-from reelmae.pipeline.ingest import parts
 from reelmae.pipeline.ingest.config import ShardConfig
+from reelmae.pipeline.ingest.ffmpeg import find_ffmpeg
 from reelmae.pipeline.ingest.job import shard
-from reelmae.pipeline.ingest.plan import sources_per_task
-from reelmae.pipeline.ingest.sources import list_sources
-from reelmae.pipeline.ingest.transcode import find_ffmpeg
-from reelmae.pipeline.storage import Store
+from reelmae.pipeline.ingest.plan import parts
+from reelmae.pipeline.ingest.plan.deal import sources_per_task
+from reelmae.pipeline.ingest.plan.sources import list_sources
+from reelmae.pipeline.storage.store import Store
 
 SAMPLE = 16
 KINDS = 8  # of file name extensions told

@@ -22,15 +22,17 @@ from pathlib import Path
 import reelmae.pipeline.schema as schema
 from reelmae.pipeline.cores import usable_cores
 from reelmae.pipeline.errors import ConfigError, InputError, JobMismatchError, NothingKeptError
-from reelmae.pipeline.ingest import parts, scenes, scratch
+from reelmae.pipeline.ingest.clips import scenes
 from reelmae.pipeline.ingest.config import ShardConfig
-from reelmae.pipeline.ingest.ledger import finish
-from reelmae.pipeline.ingest.runners import LocalRunner
+from reelmae.pipeline.ingest.ffmpeg import Tool, find_ffmpeg
+from reelmae.pipeline.ingest.plan import parts
+from reelmae.pipeline.ingest.plan.sources import is_manifest
+from reelmae.pipeline.ingest.run import scratch
+from reelmae.pipeline.ingest.run.local import LocalRunner
+from reelmae.pipeline.ingest.run.task import Job, Tally, TaskWorker
 from reelmae.pipeline.ingest.sandbox import Sandbox
-from reelmae.pipeline.ingest.sources import is_manifest
-from reelmae.pipeline.ingest.task import Job, Tally, TaskWorker
-from reelmae.pipeline.ingest.transcode import Tool, find_ffmpeg
-from reelmae.pipeline.storage import Store
+from reelmae.pipeline.ingest.shards.ledger import finish
+from reelmae.pipeline.storage.store import Store
 
 
 @dataclass(frozen=True)

@@ -71,9 +71,7 @@ def _works(argv: Sequence[str]) -> bool:
     true = shutil.which("true")
     if shutil.which(argv[0]) is None or true is None:
         return False
-    done = subprocess.run(
-        [*argv, true], env=_environment(), stdin=subprocess.DEVNULL, capture_output=True, timeout=30
-    )
+    done = subprocess.run([*argv, true], env=_environment(), stdin=subprocess.DEVNULL, capture_output=True, timeout=30)
     return done.returncode == 0
 
 
@@ -202,9 +200,7 @@ class Sandbox:
             if process.stderr is not None:
                 process.stderr.close()
         if code < 0:
-            raise ChildCrashedError(
-                f"died of {_how(code)}: {head[-300:].strip()}", returncode=code, stderr=head
-            )
+            raise ChildCrashedError(f"died of {_how(code)}: {head[-300:].strip()}", returncode=code, stderr=head)
         return Finished(code, head, lines, time.monotonic() - begin)
 
     def output(self, argv: Sequence[str], *, limits: Limits, cwd: Path) -> str:

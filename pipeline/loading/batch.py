@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from reelmae.pipeline.loading.draws import Draw
+from reelmae.pipeline.loading.order.draws import Draw
 
 MEAN, STD = 0.45, 0.225  # of pixels in 0 … 1, the same for each channel
 # Numbers at a time on the CPU: they stay in its cache, and torch does not share fewer than 32768 between threads, which
@@ -36,10 +36,7 @@ class ClipBatch:
     ids_decode_BQ: torch.Tensor | None = None  # int64 on the device: the tokens to be predicted; None: all
 
     def __post_init__(self) -> None:
-        sizes = {
-            name: len(getattr(self, name))
-            for name in ("ids_keep_BK", "clip_B", "repeat_B", "label_B", "draws")
-        }
+        sizes = {name: len(getattr(self, name)) for name in ("ids_keep_BK", "clip_B", "repeat_B", "label_B", "draws")}
         wrong = {name: n for name, n in sizes.items() if n != len(self.clips_BCTHW)}
         assert not wrong, f"a batch of {len(self.clips_BCTHW)} clips has {wrong}"
         assert self.clips_BCTHW.ndim == 5, tuple(self.clips_BCTHW.shape)
@@ -78,9 +75,7 @@ class Floats:
         pixels = torch.from_numpy(clips_BCTHW) if isinstance(clips_BCTHW, np.ndarray) else clips_BCTHW
         if self._device.type == "cpu":
             floats = self._memory(pixels.shape)
-            for some_bytes, some in zip(
-                pixels.flatten().split(_ALONE), floats.view(-1).split(_ALONE), strict=True
-            ):
+            for some_bytes, some in zip(pixels.flatten().split(_ALONE), floats.view(-1).split(_ALONE), strict=True):
                 _normalise(some.copy_(some_bytes))
             return floats
         return _normalise(pixels.to(self._device).to(torch.float32))  # bytes travel, not floats

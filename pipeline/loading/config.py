@@ -7,9 +7,9 @@ from typing import Any, Literal
 import pydantic
 
 from reelmae.pipeline.errors import ConfigError
-from reelmae.pipeline.loading.draws import SamplePolicy
-from reelmae.pipeline.loading.masks import DecoderMaskPolicy, GridTHW, MaskPolicy, ids_decode, n_keep
-from reelmae.pipeline.loading.passes import DecodePolicy
+from reelmae.pipeline.loading.decode.passes import DecodePolicy
+from reelmae.pipeline.loading.order.draws import SamplePolicy
+from reelmae.pipeline.loading.order.masks import DecoderMaskPolicy, GridTHW, MaskPolicy, ids_decode, n_keep
 
 _SEQUENCE = {"seed", "lanes", "repeats", "sample", "mask", "decoder_mask", "patch"}
 Backend = Literal["auto", "av", "dali-cpu", "dali-gpu"]
@@ -33,21 +33,15 @@ class LoaderConfig(pydantic.BaseModel):
     patch: tuple[int, int, int] = (2, 16, 16)  # frames, rows, columns of one token
     seed: int = pydantic.Field(default=0, ge=0, lt=1 << 63)
     lanes: int = pydantic.Field(default=64, ge=1)
-    workers: int | None = pydantic.Field(
-        default=None, ge=0
-    )  # None: one per core; 0: in the caller's process (av)
+    workers: int | None = pydantic.Field(default=None, ge=0)  # None: one per core; 0: in the caller's process (av)
     decode: DecodePolicy = "auto"  # how the windows of repeated samples are decoded (passes.py); av only
     pipelines: int = pydantic.Field(default=1, ge=1, le=8)  # of DALI, side by side
     prefetch: int = pydantic.Field(default=2, ge=1)  # batches in flight ahead of the consumer
     cache: str | None = None  # a local folder for shards of remote datasets; None: one ranged read a clip
-    cache_gb: float = pydantic.Field(
-        default=100.0, gt=0
-    )  # 10^9 bytes, of all processes that share the folder
+    cache_gb: float = pydantic.Field(default=100.0, gt=0)  # 10^9 bytes, of all processes that share the folder
     quarantine: str | None = None  # a file that bad clips are written to, and known from
     max_bad_fraction: float = pydantic.Field(default=0.01, ge=0, le=1)
-    clip_timeout_s: float = pydantic.Field(
-        default=60.0, gt=0
-    )  # a worker that takes longer over one clip hangs
+    clip_timeout_s: float = pydantic.Field(default=60.0, gt=0)  # a worker that takes longer over one clip hangs
     device: str = "auto"  # "auto": cuda where there is one
 
     @pydantic.model_validator(mode="after")

@@ -23,20 +23,22 @@ import numpy as np
 import torch
 
 from reelmae.pipeline.cores import usable_cores
+from reelmae.pipeline.devices import resolve_device
 from reelmae.pipeline.errors import BadClipError, ConfigError
-from reelmae.pipeline.loading import backends, order
-from reelmae.pipeline.loading.av_pool import AvPool
 from reelmae.pipeline.loading.batch import ClipBatch, Floats
 from reelmae.pipeline.loading.config import LoaderConfig
-from reelmae.pipeline.loading.device_masks import batch_ids_decode, batch_ids_keep
-from reelmae.pipeline.loading.draws import SamplePolicy, draw
-from reelmae.pipeline.loading.fetch import CacheSettings, SourceSettings
-from reelmae.pipeline.loading.index import ClipIndex
-from reelmae.pipeline.loading.inline import InlineDecoder
-from reelmae.pipeline.loading.masks import DecoderMaskPolicy, MaskPolicy
+from reelmae.pipeline.loading.decode import backends
+from reelmae.pipeline.loading.decode.av_pool import AvPool
+from reelmae.pipeline.loading.decode.inline import InlineDecoder
+from reelmae.pipeline.loading.fetch.clip import CacheSettings, SourceSettings
+from reelmae.pipeline.loading.fetch.read_ahead import ReadAhead, Stay, shard_stays
+from reelmae.pipeline.loading.fetch.shard_cache import ShardCache
+from reelmae.pipeline.loading.index.clips import ClipIndex
+from reelmae.pipeline.loading.order import epochs
+from reelmae.pipeline.loading.order.device_masks import batch_ids_decode, batch_ids_keep
+from reelmae.pipeline.loading.order.draws import SamplePolicy, draw
+from reelmae.pipeline.loading.order.masks import DecoderMaskPolicy, MaskPolicy
 from reelmae.pipeline.loading.quarantine import Quarantine, replacement
-from reelmae.pipeline.loading.read_ahead import ReadAhead, Stay, shard_stays
-from reelmae.pipeline.loading.shard_cache import ShardCache
 from reelmae.pipeline.loading.tasks import ClipTask, Decoded, Decoder
 
 __all__ = [
@@ -99,17 +101,15 @@ class ClipLoader:
         self.rank, self.world = rank, world
         self.ranks_on_node = ranks_on_node or world
         self._epoch = lru_cache(maxsize=3)(self._make_epoch)  # played, planned, read ahead
-        self.steps_per_epoch = order.check_sizes(
+        self.steps_per_epoch = epochs.check_sizes(
             n_clips=len(self._epoch(0)),
             batch_videos=config.batch_videos,
             lanes=config.lanes,
             rank=rank,
             world=world,
         )
-        self.device = backends.resolve_device(config.device)
-        self.backend, self.backend_reason = backends.resolve_backend(
-            config.backend, index.codec_names, self.device
-        )
+        self.device = resolve_device(config.device)
+        self.backend, self.backend_reason = backends.resolve_backend(config.backend, index.codec_names, self.device)
         if config.decode != "auto" and self.backend != "av":
             raise ConfigError(
                 f"decode={config.decode!r} with backend {self.backend}: DALI decides by itself what it jumps over; "
@@ -134,9 +134,7 @@ class ClipLoader:
     def __enter__(self) -> ClipLoader:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
     def __iter__(self) -> Iterator[ClipBatch]:
@@ -207,7 +205,7 @@ class ClipLoader:
         """Plan the next batch and give it to the decoder."""
         assert self._decoder is not None
         epoch, step = self._planned
-        positions = order.rank_positions(
+        positions = epochs.rank_positions(
             step=step, batch_videos=self.config.batch_videos, rank=self.rank, world=self.world
         )
         played = self._epoch(epoch)
@@ -218,14 +216,14 @@ class ClipLoader:
         self._in_flight.append((epoch, step))
         self._planned = (epoch, step + 1) if step + 1 < self.steps_per_epoch else (epoch + 1, 0)
 
-    def _make_epoch(self, epoch: int) -> order.Epoch:
+    def _make_epoch(self, epoch: int) -> epochs.Epoch:
         index, config = self.index, self.config
-        return order.Epoch(index.shard_start, index.parts, seed=config.seed, epoch=epoch, lanes=config.lanes)
+        return epochs.Epoch(index.shard_start, index.parts, seed=config.seed, epoch=epoch, lanes=config.lanes)
 
     def _task(self, planned: int, epoch: int, attempt: int = 0) -> ClipTask:
         """The work for one place of the order: the planned clip, or the first replacement not known to be bad.
 
-        `epoch` is the pass through the clip's dataset (see order.py).
+        `epoch` is the pass through the clip's dataset (see order/epochs.py).
         """
         index, clip = self.index, planned
         if attempt:
@@ -325,7 +323,7 @@ class ClipLoader:
         shape = (config.batch_videos, config.repeats, 3, sample.frames, sample.size, sample.size)
         workers = usable_cores() if config.workers is None else config.workers
         if self.backend != "av":
-            from reelmae.pipeline.loading.decode_dali import (
+            from reelmae.pipeline.loading.decode.dali import (
                 DaliDecoder,
             )  # DALI loads in a second: only where used
 

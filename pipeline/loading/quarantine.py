@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from reelmae.pipeline.errors import BadClipError, TooManyBadClipsError
-from reelmae.pipeline.loading.philox import STREAM_REPLACE, below, raw_bits
+from reelmae.pipeline.loading.order.philox import STREAM_REPLACE, below, raw_bits
 
-MIN_TRIED = (
-    1000  # the limit is a share of at least so many clips, so that one bad clip does not end a small run
-)
+MIN_TRIED = 1000  # the limit is a share of at least so many clips, so that one bad clip does not end a small run
 MAX_ATTEMPTS = 100
 
 
@@ -34,9 +32,7 @@ class Quarantine:
     would have played. Several ranks may share the file. A line that a killed process left half-written is passed over.
     """
 
-    def __init__(
-        self, n_clips: int, max_bad_fraction: float, *, file: Path | None = None, index: str = ""
-    ) -> None:
+    def __init__(self, n_clips: int, max_bad_fraction: float, *, file: Path | None = None, index: str = "") -> None:
         self._n_clips = n_clips
         self._max_bad_fraction = max_bad_fraction
         self._file = file
@@ -82,9 +78,7 @@ class Quarantine:
         if self._file is None:
             return
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        with self._file.open(
-            "ab", buffering=0
-        ) as file:  # one write in append mode: lines of several ranks do not mix
+        with self._file.open("ab", buffering=0) as file:  # one write in append mode: lines of several ranks do not mix
             file.write(json.dumps(found).encode() + b"\n")
 
     def check_attempt(self, attempt: int) -> None:

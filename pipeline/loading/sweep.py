@@ -21,11 +21,11 @@ import numpy as np
 
 from reelmae.pipeline.cores import usable_cores
 from reelmae.pipeline.errors import BadClipError, ConfigError, DatasetError
-from reelmae.pipeline.loading.av_pool import AvPool
-from reelmae.pipeline.loading.draws import Draw, SamplePolicy
-from reelmae.pipeline.loading.fetch import SourceSettings
-from reelmae.pipeline.loading.index import ClipIndex
-from reelmae.pipeline.loading.inline import InlineDecoder
+from reelmae.pipeline.loading.decode.av_pool import AvPool
+from reelmae.pipeline.loading.decode.inline import InlineDecoder
+from reelmae.pipeline.loading.fetch.clip import SourceSettings
+from reelmae.pipeline.loading.index.clips import ClipIndex
+from reelmae.pipeline.loading.order.draws import Draw, SamplePolicy
 from reelmae.pipeline.loading.tasks import ClipTask, Decoded, Decoder
 
 CLIPS_AHEAD = 2  # for each worker: the one in work, and one whose bytes are fetched meanwhile
@@ -85,8 +85,7 @@ class ClipSweep:
         self._bad_rows: set[int] = set()
         self._good: int | None = None  # a row that was decoded
         self._rows = [
-            range(start, min(start + batch_videos, len(index)))
-            for start in range(0, len(index), batch_videos)
+            range(start, min(start + batch_videos, len(index))) for start in range(0, len(index), batch_videos)
         ]
         workers = min(usable_cores() if workers is None else workers, len(index))
         # batches in flight: those that keep the workers busy, and one that is in use
@@ -96,9 +95,7 @@ class ClipSweep:
     def __enter__(self) -> ClipSweep:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
     def close(self) -> None:
@@ -167,9 +164,7 @@ class ClipSweep:
         if task.clip == task.planned:
             self.bad[bad.key] = bad.reason
         after = ((task.planned + step) % len(self.index) for step in range(1, len(self.index)))
-        row = next(
-            (row for row in (self._good, *after) if row is not None and row not in self._bad_rows), None
-        )
+        row = next((row for row in (self._good, *after) if row is not None and row not in self._bad_rows), None)
         if row is None:
             raise DatasetError(
                 f"not one of {len(self.index)} clips can be decoded; the last: {bad}; "

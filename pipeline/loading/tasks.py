@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 from reelmae.pipeline.errors import BadClipError
-from reelmae.pipeline.loading.draws import Draw
+from reelmae.pipeline.loading.order.draws import Draw
 
 
 @dataclass(frozen=True)

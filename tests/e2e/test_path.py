@@ -16,16 +16,14 @@ REELMAE = [sys.executable, "-m", "reelmae.tools.cli"]
 
 
 def run(*args: object) -> dict[str, Any]:
-    result = subprocess.run(
-        [*REELMAE, *map(str, args), "--json"], capture_output=True, text=True, timeout=300
-    )
+    result = subprocess.run([*REELMAE, *map(str, args), "--json"], capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
 
 
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from reelmae.tools.synth import make_bucket
+    from reelmae.tools.synth.bucket import make_bucket
 
     folder = tmp_path_factory.mktemp("raw")
     make_bucket(folder, videos=10, broken=3, seconds=2.0)

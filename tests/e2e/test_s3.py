@@ -12,12 +12,12 @@ import torch
 from reelmae.pipeline.errors import TooManyBadClipsError
 from reelmae.pipeline.ingest.config import ShardConfig
 from reelmae.pipeline.ingest.job import shard
-from reelmae.pipeline.loading.draws import SamplePolicy
-from reelmae.pipeline.loading.index import ClipIndex
+from reelmae.pipeline.loading.index.clips import ClipIndex
 from reelmae.pipeline.loading.loader import ClipLoader, LoaderConfig
-from reelmae.pipeline.storage import Store
+from reelmae.pipeline.loading.order.draws import SamplePolicy
+from reelmae.pipeline.storage.store import Store
 from reelmae.train.config import load
-from reelmae.train.pretrain import pretrain
+from reelmae.train.pretraining import pretrain
 
 
 def _copy(here: Path, there: str) -> None:

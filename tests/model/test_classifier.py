@@ -30,15 +30,9 @@ def test_it_pools_before_it_normalises_and_leaves_the_class_token_out() -> None:
         model.norm.weight.copy_(torch.linspace(0.5, 2, 16))
         tokens = model.encoder(clips())
         mean = tokens[:, 1:].mean(1)
-        standard = (mean - mean.mean(1, keepdim=True)) / (
-            mean.var(1, correction=0, keepdim=True) + 1e-6
-        ).sqrt()
-        assert torch.allclose(
-            model.pooled(clips()), standard * model.norm.weight + model.norm.bias, atol=1e-5
-        )
-        assert torch.allclose(
-            model(clips()), model.pooled(clips()) @ model.head.weight.T + model.head.bias, atol=1e-6
-        )
+        standard = (mean - mean.mean(1, keepdim=True)) / (mean.var(1, correction=0, keepdim=True) + 1e-6).sqrt()
+        assert torch.allclose(model.pooled(clips()), standard * model.norm.weight + model.norm.bias, atol=1e-5)
+        assert torch.allclose(model(clips()), model.pooled(clips()) @ model.head.weight.T + model.head.bias, atol=1e-6)
 
 
 def test_without_a_class_token_every_patch_is_in_the_mean() -> None:
@@ -163,9 +157,7 @@ def test_an_attentive_probe_finds_one_token_of_many_and_a_mean_does_not() -> Non
     "model", [tiny().eval(), LinearProbe(16, 3), AttentiveProbe(16, 3)], ids=lambda m: type(m).__name__
 )
 def test_it_compiles_without_a_break(model: nn.Module) -> None:
-    inputs = {Classifier: clips(), LinearProbe: torch.randn(4, 16), AttentiveProbe: torch.randn(4, 6, 16)}[
-        type(model)
-    ]
+    inputs = {Classifier: clips(), LinearProbe: torch.randn(4, 16), AttentiveProbe: torch.randn(4, 6, 16)}[type(model)]
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         assert torch.allclose(compiled(inputs), model(inputs), atol=1e-5)

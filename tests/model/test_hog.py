@@ -133,9 +133,7 @@ def test_a_border_of_a_patch_is_no_edge_and_neither_is_the_frames() -> None:
 def test_a_patch_has_as_many_values_as_is_said(t_patch: int, patch: int, values: int) -> None:
     hog = hog_patches(torch.rand(1, 3, 4, 32, 32).bfloat16(), t_patch, patch)
     assert hog.shape == (1, 4 // t_patch * (32 // patch) ** 2, values) and hog.dtype == torch.float32
-    config = MAEConfig(
-        frames=4 * t_patch, size=32, patch=patch, t_patch=4, pred_t_dim=t_patch * t_patch, target="hog"
-    )
+    config = MAEConfig(frames=4 * t_patch, size=32, patch=patch, t_patch=4, pred_t_dim=t_patch * t_patch, target="hog")
     assert config.target_values == values // t_patch * config.target_t_patch
 
 

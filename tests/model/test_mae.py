@@ -32,10 +32,7 @@ def removed_only_noise(model: MaskedAutoencoder, clips: Tensor, ids: Tensor) -> 
     """The clip with the content of every removed patch replaced by noise."""
     c = model.config
     holes = (
-        torch.ones(len(clips), c.n_tokens)
-        .scatter(1, ids, 0.0)
-        .reshape(-1, *c.grid_THW)
-        .repeat_interleave(c.t_patch, 1)
+        torch.ones(len(clips), c.n_tokens).scatter(1, ids, 0.0).reshape(-1, *c.grid_THW).repeat_interleave(c.t_patch, 1)
     )
     holes = holes.repeat_interleave(c.patch, 2).repeat_interleave(c.patch, 3)[:, None]
     return torch.where(holes.bool(), torch.randn_like(clips) * 9, clips)
@@ -164,9 +161,7 @@ def every_token(clips: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("target_norm", ["patch", "channel", "none"])
 @pytest.mark.parametrize("unit_pixels", [True, False])
-def test_the_true_target_as_prediction_gives_the_true_frames_back(
-    target_norm: str, unit_pixels: bool
-) -> None:
+def test_the_true_target_as_prediction_gives_the_true_frames_back(target_norm: str, unit_pixels: bool) -> None:
     mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
     model, clips, _ = make(target_norm=target_norm, unit_pixels=unit_pixels, pixel_mean=mean, pixel_std=std)
     frames = model.to_clip(model.targets.space(clips, every_token(clips)), clips)
@@ -200,9 +195,7 @@ def test_bfloat16_autocast_stays_near_float32_and_gives_a_float32_loss(encoder: 
 
 def test_initialisation_is_that_of_mae_st() -> None:
     torch.manual_seed(0)
-    model = MaskedAutoencoder(
-        MAEConfig(frames=4, size=32, dim=192, depth=1, heads=3, decoder_dim=96, decoder_heads=3)
-    )
+    model = MaskedAutoencoder(MAEConfig(frames=4, size=32, dim=192, depth=1, heads=3, decoder_dim=96, decoder_heads=3))
     for name, p in model.named_parameters():
         if name == "encoder.patch_embed.bias":  # as that of a convolution
             assert 0.95 / 1536**0.5 < p.abs().max().item() <= 1 / 1536**0.5
@@ -219,9 +212,7 @@ def test_initialisation_is_that_of_mae_st() -> None:
 
 def test_initialisation_of_videomae_is_its_own() -> None:
     torch.manual_seed(0)
-    model = MaskedAutoencoder(
-        videomae_config("T", frames=4, size=32, depth=1, decoder_dim=96, decoder_heads=3)
-    )
+    model = MaskedAutoencoder(videomae_config("T", frames=4, size=32, depth=1, decoder_dim=96, decoder_heads=3))
     largest = {name: p.abs().max().item() for name, p in model.named_parameters()}
     xavier = {name: (6 / sum(p.shape)) ** 0.5 for name, p in model.named_parameters() if p.dim() == 2}
     for name, bound in xavier.items():
@@ -247,9 +238,7 @@ def test_initialisation_of_videomae_is_its_own() -> None:
         ({"encoder": "half"}, "encoder='half'", "'sparse' or 'dense'"),
     ],
 )
-def test_an_impossible_config_names_the_value_and_the_remedy(
-    changes: dict[str, Any], value: str, remedy: str
-) -> None:
+def test_an_impossible_config_names_the_value_and_the_remedy(changes: dict[str, Any], value: str, remedy: str) -> None:
     with pytest.raises(ValueError) as e:
         MAEConfig(**changes)
     assert value in str(e.value) and remedy in str(e.value)

@@ -35,9 +35,7 @@ OBJECTIVES: dict[str, MAEConfig] = {
     "motion_shared": motion_config("B", **SIZES, motion=MotionConfig(decoders="shared", norm="patch")),
     "motion_dense": motion_config("B", **SIZES, encoder="dense"),
 }
-DECODE = torch.tensor(
-    [[0, 3, 4, 7, 8, 11, 12, 15]]
-)  # half of the 16 tokens: running cells of a 4 × 2 × 2 grid
+DECODE = torch.tensor([[0, 3, 4, 7, 8, 11, 12, 15]])  # half of the 16 tokens: running cells of a 4 × 2 × 2 grid
 
 
 def make(config: MAEConfig) -> tuple[MaskedAutoencoder, Tensor, Tensor]:
@@ -118,9 +116,7 @@ def test_decoder_masking_predicts_the_asked_tokens_and_counts_the_removed_ones(n
     assert out.preds["space"].shape[:2] == (2, 8)
     gone = [set(range(16)) - set(row) for row in ids.tolist()]
     assert out.weight_BQ is not None
-    assert out.weight_BQ.tolist() == [
-        [float(token in gone[b]) for token in decode[b].tolist()] for b in range(2)
-    ]
+    assert out.weight_BQ.tolist() == [[float(token in gone[b]) for token in decode[b].tolist()] for b in range(2)]
     target = model.targets.space(clips, decode)
     error = (out.preds["space"] - target).square().mean(-1)
     expected = (error * out.weight_BQ).sum() / out.weight_BQ.sum()

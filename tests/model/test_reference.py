@@ -73,18 +73,14 @@ def config_of(cfg: dict[str, Any]) -> ViTConfig:
     if kind == MAE_ST_FINETUNED:
         return ClassifierConfig(**sizes, pos=pos, cls_token=cls, classes=cfg["num_classes"])
     assert kind == VIDEOMAE_FINETUNED, kind
-    return ClassifierConfig(
-        **sizes, pos="sinusoid", cls_token=False, qkv_bias="qv", classes=cfg["num_classes"]
-    )
+    return ClassifierConfig(**sizes, pos="sinusoid", cls_token=False, qkv_bias="qv", classes=cfg["num_classes"])
 
 
 class Fixture:
     def __init__(self, path: Path) -> None:
         self.data = dict(np.load(path, allow_pickle=False))
         self.cfg = {n.removeprefix("cfg/"): v.item() for n, v in self.data.items() if n.startswith("cfg/")}
-        self.theirs = {
-            n.removeprefix("sd/"): torch.from_numpy(v) for n, v in self.data.items() if n.startswith("sd/")
-        }
+        self.theirs = {n.removeprefix("sd/"): torch.from_numpy(v) for n, v in self.data.items() if n.startswith("sd/")}
         self.layout = LAYOUTS[self.cfg["kind"]]
         self.config = config_of(self.cfg)
         self.model = (
@@ -183,9 +179,7 @@ def test_gradient_norms_are_the_references(reference: Fixture) -> None:
 
 @fixed_positions
 def test_positions_are_the_references(reference: Fixture) -> None:
-    given = [
-        name for name in ("pos_embed", "pos_embed_encoder", "pos_embed_decoder") if name in reference.data
-    ]
+    given = [name for name in ("pos_embed", "pos_embed_encoder", "pos_embed_decoder") if name in reference.data]
     assert given
     for name in given:
         part = reference.model.decoder if name.endswith("decoder") else reference.model.encoder

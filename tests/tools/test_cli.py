@@ -78,9 +78,7 @@ def test_unknown_filesystem_is_named(tmp_path: Path) -> None:
 
 
 def test_typo_in_a_recipe_key_is_answered_with_the_right_one(tmp_path: Path) -> None:
-    assert_user_error(
-        run("pretrain", "demo", "optim.blrr=1e-3", f"data.url={tmp_path}"), "optim.blrr", "optim.blr"
-    )
+    assert_user_error(run("pretrain", "demo", "optim.blrr=1e-3", f"data.url={tmp_path}"), "optim.blrr", "optim.blr")
 
 
 def test_unknown_recipe_is_answered_with_the_known_ones() -> None:
@@ -108,9 +106,7 @@ def test_only_broken_files_is_a_failure_that_says_why(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written_to_is_named(tiny_run: Path, raw_bucket: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     nowhere = tmp_path / "file" / "out"
-    assert_user_error(
-        run("report", tiny_run, "--out", nowhere / "page.html"), str(tmp_path / "file"), "check"
-    )
+    assert_user_error(run("report", tiny_run, "--out", nowhere / "page.html"), str(tmp_path / "file"), "check")
     shards = tiny_run / "shards"
     assert_user_error(run("reconstruct", tiny_run / "train", shards, "--out", nowhere), "file", "check")
     result = run("shard", raw_bucket, nowhere)
@@ -147,9 +143,7 @@ def test_doctor_answers_as_json() -> None:
         (["--near-bits", "40"], "--near-bits 40: Input should be less than or equal to 11"),
     ],
 )
-def test_values_that_do_not_go_together_are_answered_in_one_line(
-    flags: list[str], words: str, tmp_path: Path
-) -> None:
+def test_values_that_do_not_go_together_are_answered_in_one_line(flags: list[str], words: str, tmp_path: Path) -> None:
     result = run("shard", tmp_path, tmp_path / "dst", *flags)
     assert_user_error(result)
     assert result.stderr == f"reelmae: {words}\n"

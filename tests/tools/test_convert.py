@@ -139,8 +139,7 @@ def test_the_encoder_alone_is_imported_and_exported(tmp_path: Path) -> None:
 def test_a_run_is_exported_from_its_newest_checkpoint(tiny_run: Path, tmp_path: Path) -> None:
     said = export(tiny_run / "train", tmp_path / "a.safetensors")
     assert (
-        said["checkpoint"].endswith("step_000003.pt")
-        and said["bytes"] == (tmp_path / "a.safetensors").stat().st_size
+        said["checkpoint"].endswith("step_000003.pt") and said["bytes"] == (tmp_path / "a.safetensors").stat().st_size
     )
     state = torch.load(said["checkpoint"], weights_only=True)["model"]
     model = load_model(tmp_path / "a.safetensors")
@@ -158,16 +157,12 @@ def test_a_classifier_is_exported_with_its_head(tmp_path: Path) -> None:
         export(tmp_path / "a.safetensors", tmp_path / "b.pth", format=format)
         back = load_model(tmp_path / "b.pth", heads=3, frames=4)
         assert isinstance(back, Classifier)
-        assert torch.equal(back.head.weight, model.head.weight) and torch.equal(
-            back.norm.bias, model.norm.bias
-        )
+        assert torch.equal(back.head.weight, model.head.weight) and torch.equal(back.norm.bias, model.norm.bias)
 
 
 def test_a_layout_that_has_no_place_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     save_safetensors(tmp_path / "a.safetensors", build(slowfast_config("T", **SIZES)))
-    with pytest.raises(
-        ConfigError, match=r"decoder_pos='joint' does not fit the layout 'mae_st'.*encoder only"
-    ):
+    with pytest.raises(ConfigError, match=r"decoder_pos='joint' does not fit the layout 'mae_st'.*encoder only"):
         export(tmp_path / "a.safetensors", tmp_path / "b.pth", format="mae_st")
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
     export(tmp_path / "a.safetensors", tmp_path / "b.pth", format="mae_st", encoder_only=True)

@@ -10,8 +10,8 @@ import pytest
 
 from reelmae.pipeline.errors import InputError
 from reelmae.tools.demo import OURS, DemoConfig, demo
-from reelmae.tools.report import BENCH, RECONSTRUCTION, SHARDS, TRAIN, VERIFY
-from reelmae.tools.synth import make_bucket
+from reelmae.tools.report.write import BENCH, RECONSTRUCTION, SHARDS, TRAIN, VERIFY
+from reelmae.tools.synth.bucket import make_bucket
 
 WANTED = (
     "sources", "clips", "shards", "bytes", "rejected", "shard_seconds", "steps", "loss_first", "loss_last",
@@ -35,9 +35,7 @@ def few_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(
-    few_videos: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[ShortDemo, dict[str, object]]:
+def finished(few_videos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[ShortDemo, dict[str, object]]:
     """A demo of a bucket with fewer clips than a batch."""
     config = ShortDemo(src=str(few_videos), out=str(tmp_path_factory.mktemp("demos") / "demo"), quick=True)
     return config, demo(config)
@@ -59,9 +57,7 @@ def test_a_small_bucket_of_ones_own_gives_a_report_and_a_summary(finished: tuple
     assert "Dense against sparse" in text
 
 
-def test_a_finished_demo_is_not_done_again(
-    finished: tuple[ShortDemo, dict], capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_finished_demo_is_not_done_again(finished: tuple[ShortDemo, dict], capfd: pytest.CaptureFixture[str]) -> None:
     config, summary = finished
     kept = [Path(config.out, name) for name in (VERIFY, BENCH, "report.html")]
     kept += [*Path(config.out, TRAIN).rglob("*.pt"), *Path(config.out, RECONSTRUCTION).iterdir()]

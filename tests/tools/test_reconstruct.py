@@ -14,7 +14,7 @@ from reelmae.model.config import mae_config
 from reelmae.model.mae import MaskedAutoencoder
 from reelmae.pipeline.errors import ConfigError, InputError
 from reelmae.pipeline.loading.batch import MEAN, STD, ClipBatch
-from reelmae.pipeline.loading.draws import Draw
+from reelmae.pipeline.loading.order.draws import Draw
 from reelmae.tools.reconstruct import draw_frames, draw_grid, find_checkpoint, make_panels, reconstruct
 from reelmae.train.checkpoint import load_model, save
 
@@ -40,9 +40,7 @@ def small_batch(model: MaskedAutoencoder, clips: int = 3, kept: int = 6) -> Clip
     c = model.config
     generator = torch.Generator().manual_seed(1)
     pixels = torch.rand(clips, 3, c.frames, c.size, c.size, generator=generator)
-    ids = torch.stack(
-        [torch.randperm(c.n_tokens, generator=generator)[:kept].sort().values for _ in range(clips)]
-    )
+    ids = torch.stack([torch.randperm(c.n_tokens, generator=generator)[:kept].sort().values for _ in range(clips)])
     return ClipBatch(
         clips_BCTHW=(pixels - MEAN) / STD,
         ids_keep_BK=ids,

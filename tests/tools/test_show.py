@@ -71,9 +71,7 @@ def test_time_left_counts_this_runs_sources_only() -> None:
 
 
 def test_a_run_that_fails_is_not_told_to_be_done() -> None:
-    assert [line["event"] for line in lines([(0.0, state(1))], RuntimeError("the disk is full"))] == [
-        "progress"
-    ]
+    assert [line["event"] for line in lines([(0.0, state(1))], RuntimeError("the disk is full"))] == ["progress"]
 
 
 def test_a_job_with_nothing_left_to_do_says_nothing() -> None:

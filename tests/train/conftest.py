@@ -24,16 +24,12 @@ def _encode(seed: int) -> bytes:
     fy, fx, speed = *rng.uniform(-0.08, 0.08, 2), rng.uniform(0.05, 0.2)
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
-        stream = container.add_stream(
-            "libx264", rate=FPS, options={"crf": "20", "preset": "veryfast", "bf": "0"}
-        )
+        stream = container.add_stream("libx264", rate=FPS, options={"crf": "20", "preset": "veryfast", "bf": "0"})
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         stream.codec_context.thread_count = 1
         for t in range(FRAMES):
             picture = np.clip(128 + 90 * np.sin(fy * y + fx * x + speed * t), 0, 255).astype(np.uint8)
-            container.mux(
-                stream.encode(av.VideoFrame.from_ndarray(picture[..., None].repeat(3, 2), format="rgb24"))
-            )
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture[..., None].repeat(3, 2), format="rgb24")))
         container.mux(stream.encode())
     return buffer.getvalue()
 

@@ -40,9 +40,7 @@ def test_a_failed_write_leaves_the_older_checkpoints_and_no_stump(
     assert list((tmp_path / "checkpoints").iterdir()) == [kept]
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"not a checkpoint", b"PK\x03\x04 half a zip", b"\0\0\0\x18ftypisom a video"]
-)
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 half a zip", b"\0\0\0\x18ftypisom a video"])
 def test_something_else_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "step_000001.pt"
     path.write_bytes(content)

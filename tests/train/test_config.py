@@ -24,9 +24,7 @@ def test_every_recipe_builds_its_model_and_loader_config(recipe: str) -> None:
 
 
 def test_learning_rate_counts_videos_and_not_repeats() -> None:
-    config = load(
-        None, [*GIVEN, "run.steps=1", "optim.blr=1.6e-3", "loader.batch_videos=512", "loader.repeats=4"]
-    )
+    config = load(None, [*GIVEN, "run.steps=1", "optim.blr=1.6e-3", "loader.batch_videos=512", "loader.repeats=4"])
     assert config.lr() == pytest.approx(3.2e-3)
 
 
@@ -124,9 +122,7 @@ def test_a_wrong_recipe_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is no valid TOML"):
         load(str(broken), GIVEN)
     broken.write_text("[run]\nstep = 3\n")
-    with pytest.raises(
-        ConfigError, match=r"run\.step: no such key \(.*broken\.toml\); did you mean run\.steps\?"
-    ):
+    with pytest.raises(ConfigError, match=r"run\.step: no such key \(.*broken\.toml\); did you mean run\.steps\?"):
         load(str(broken), GIVEN)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from reelmae.pipeline.errors import ConfigError
 from reelmae.train.config import PretrainConfig, load
-from reelmae.train.pretrain import pretrain
+from reelmae.train.pretraining import pretrain
 
 MakeConfig = Callable[..., PretrainConfig]
 
@@ -42,9 +42,7 @@ def test_what_cannot_be_played_is_refused_by_name(given: list[str], message: str
         load(None, [*given, "run.out=x", "run.steps=1"])
 
 
-def test_a_run_on_a_mix_resumes_and_refuses_other_weights(
-    tiny: MakeConfig, dataset: str, other_dataset: str
-) -> None:
+def test_a_run_on_a_mix_resumes_and_refuses_other_weights(tiny: MakeConfig, dataset: str, other_dataset: str) -> None:
     def mixed(weight: float, *more: str) -> PretrainConfig:
         config = tiny(*more).model_dump()
         config["data"] = {"mix": [{"url": dataset, "weight": weight}, {"url": other_dataset, "weight": 1}]}

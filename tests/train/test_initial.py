@@ -13,14 +13,12 @@ from reelmae.model.weights import from_ours, save_safetensors
 from reelmae.pipeline.errors import InputError
 from reelmae.train.config import PretrainConfig
 from reelmae.train.initial import begin_from
-from reelmae.train.pretrain import pretrain
+from reelmae.train.pretraining import pretrain
 
 MakeConfig = Callable[..., PretrainConfig]
 
 
-def test_a_run_begins_where_the_file_ends(
-    tiny: MakeConfig, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_begins_where_the_file_ends(tiny: MakeConfig, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     first = pretrain(tiny(f"run.out={tmp_path / 'first'}", "run.steps=60", "optim.warmup=0.1"))
     again = tiny(f"run.out={tmp_path / 'again'}", "run.steps=1", f"run.init={first.checkpoint}")
     assert pretrain(again).loss_first < 0.9 * first.loss_first
@@ -56,9 +54,7 @@ def test_a_file_of_another_code_is_to_be_imported_first(tiny: MakeConfig, tmp_pa
         begin_from(model, str(tmp_path / "theirs.pth"))
 
 
-def test_what_is_left_or_missing_is_refused_unless_allowed_and_then_told(
-    tiny: MakeConfig, tmp_path: Path
-) -> None:
+def test_what_is_left_or_missing_is_refused_unless_allowed_and_then_told(tiny: MakeConfig, tmp_path: Path) -> None:
     save_safetensors(tmp_path / "a.safetensors", MaskedAutoencoder(tiny().model.mae()))
     model = MaskedAutoencoder(
         tiny("model.objective=motion", "model.pos=separable", "model.decoder_pos=separable").model.mae()

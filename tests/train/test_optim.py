@@ -59,9 +59,7 @@ def test_videomaes_warm_up_ends_at_the_peak_and_repeats_it() -> None:
 
 @pytest.mark.parametrize("schedule", ["after_warmup", "from_start", "videomae"])
 @pytest.mark.parametrize("warmup", [0.0, 0.05, 0.3, 0.99])
-def test_any_schedule_stays_between_its_ends_and_falls_after_the_warm_up(
-    schedule: Schedule, warmup: float
-) -> None:
+def test_any_schedule_stays_between_its_ends_and_falls_after_the_warm_up(schedule: Schedule, warmup: float) -> None:
     r = rates(20, schedule, peak=1.0, warmup=warmup, min_lr=0.1)
     assert all(0 <= x <= 1 for x in r)
     assert warmup or r[0] == 1
@@ -144,9 +142,7 @@ def test_lower_layers_learn_more_slowly() -> None:
             assert layer_scale(name, 12, 0.75) == pytest.approx(0.75 ** (13 - layer)), name
 
 
-@pytest.mark.parametrize(
-    "name", ["encoder.blocks.12.norm1.weight", "encoder.adapter.weight", "encoder.position"]
-)
+@pytest.mark.parametrize("name", ["encoder.blocks.12.norm1.weight", "encoder.adapter.weight", "encoder.position"])
 def test_a_parameter_without_a_layer_is_named(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name}: no layer of an encoder with 12 blocks"):
         layer_scale(name, 12, 0.75)

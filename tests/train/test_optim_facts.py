@@ -15,7 +15,7 @@ from torch import nn
 from reelmae.model.classifier import Classifier, ClassifierConfig
 from reelmae.model.config import MAEConfig
 from reelmae.model.mae import MaskedAutoencoder
-from reelmae.pipeline.loading.masks import n_keep
+from reelmae.pipeline.loading.order.masks import n_keep
 from reelmae.train.optim import DecayRule, learning_rate, parameter_groups
 
 REPO = Path(__file__).parents[2]
@@ -130,9 +130,7 @@ def test_share_and_decay_of_every_parameter_are_the_references(path: str) -> Non
     assert entry["columns"] in (["lr_scale", "weight_decay"], ["layer_decay", "weight_decay"])
     model = our_model(path.split("/")[0], list(entry["params"]))
     rule = next(rule for start, rule in RULES.items() if path.startswith(start))
-    groups = parameter_groups(
-        model, entry["weight_decay"], rule=rule, layer_decay=entry.get("layer_decay", 1.0)
-    )
+    groups = parameter_groups(model, entry["weight_decay"], rule=rule, layer_decay=entry.get("layer_decay", 1.0))
     ours = {id(p): (g["lr_scale"], g["weight_decay"]) for g in groups for p in g["params"]}
     named = dict(model.named_parameters())
     norm = "norm" if "norm.weight" in named else "encoder.norm"
@@ -149,9 +147,7 @@ def test_no_entry_of_the_file_is_left_out() -> None:
     paths = [*RATES, *GROUPS]
     for reference in REFERENCES:
         for name in FACTS[reference].keys() - {"optimizer"}:  # words
-            assert any(p == f"{reference}/{name}" or p.startswith(f"{reference}/{name}/") for p in paths), (
-                name
-            )
+            assert any(p == f"{reference}/{name}" or p.startswith(f"{reference}/{name}/") for p in paths), name
     described = {"note", "epochs", "warmup_epochs", "iters_per_epoch", "step_to_epoch"}
     assert set(FACTS) <= {*REFERENCES, *described, "kept_tokens", "target_frames"}
 

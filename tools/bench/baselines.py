@@ -31,8 +31,8 @@ from torch.nn.functional import interpolate
 
 from reelmae.pipeline.errors import ConfigError
 from reelmae.pipeline.loading.batch import MEAN, STD
-from reelmae.pipeline.loading.draws import Draw, SamplePolicy, draw, frame_indices
-from reelmae.pipeline.loading.index import ClipIndex
+from reelmae.pipeline.loading.index.clips import ClipIndex
+from reelmae.pipeline.loading.order.draws import Draw, SamplePolicy, draw, frame_indices
 
 Seeking = Literal["torchcodec", "pyav"]
 _SHUFFLE = 100  # clips in webdataset's shuffle buffer
@@ -106,9 +106,7 @@ def mae_st(index: ClipIndex, wanted: Wanted) -> Generator[Batch]:
 def over_webdataset(index: ClipIndex, wanted: Wanted, seeking: Seeking) -> Generator[Batch]:
     """Loader (b) over the clips of `index`, whose store must be local: ConfigError where it or webdataset is not."""
     if not index.store.is_local:
-        raise ConfigError(
-            f"{index.store.url()}: the webdataset baseline reads local shards; copy them to a folder"
-        )
+        raise ConfigError(f"{index.store.url()}: the webdataset baseline reads local shards; copy them to a folder")
     try:
         import webdataset
     except ImportError as e:
@@ -233,9 +231,7 @@ def _pyav_samples(data: bytes, draws: list[Draw], frames: int) -> tuple[Any, int
                     pictures[number] = frame.to_ndarray(format="rgb24")
                 if number >= wanted[-1]:
                     break
-            clips.append(
-                torch.from_numpy(np.stack([pictures[n] for n in wanted.tolist()])).permute(0, 3, 1, 2)
-            )
+            clips.append(torch.from_numpy(np.stack([pictures[n] for n in wanted.tolist()])).permute(0, 3, 1, 2))
     return clips, decoded
 
 

@@ -88,9 +88,7 @@ class BenchLoadersConfig(pydantic.BaseModel):
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
-    data: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DATA")] = pydantic.Field(
-        min_length=1
-    )
+    data: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DATA")] = pydantic.Field(min_length=1)
     """Folders of shards; those after the first hold the same clips, stored in another way."""
     repeats: int = pydantic.Field(default=4, ge=1, le=64)
     """Samples of each clip."""

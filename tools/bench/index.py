@@ -76,9 +76,7 @@ def _rows(rng: np.random.Generator, clip: np.ndarray) -> pa.Table:
     sizes = rng.integers(200_000, 900_000, n)
     ends = np.cumsum(sizes + 2048)
     shard = clip // _OF_SHARD
-    sources = np.frombuffer(rng.bytes(8 * n).hex().encode(), np.uint8).reshape(n, 16)[
-        np.arange(n) // _OF_SOURCE
-    ]
+    sources = np.frombuffer(rng.bytes(8 * n).hex().encode(), np.uint8).reshape(n, 16)[np.arange(n) // _OF_SOURCE]
     ordinals = np.frombuffer(b"".join(b"_%04d" % i for i in range(_OF_SOURCE)), np.uint8).reshape(-1, 5)
     keys = _text(np.hstack([sources, ordinals[clip % _OF_SOURCE]]))
     label = rng.integers(0, _LABELS, n)
@@ -136,16 +134,17 @@ def measure(folder: str) -> dict[str, Any]:
         peaks[stage] = memory_bytes("VmHWM")
         at[:] = now
 
-    from reelmae.pipeline.loading import loader, order
-    from reelmae.pipeline.loading.draws import draw
-    from reelmae.pipeline.loading.index import ClipIndex
+    from reelmae.pipeline.loading import loader
+    from reelmae.pipeline.loading.index.clips import ClipIndex
+    from reelmae.pipeline.loading.order import epochs
+    from reelmae.pipeline.loading.order.draws import draw
 
     lap("import")
     index = ClipIndex.open(folder)
     lap("open")
     config = loader.LoaderConfig(batch_videos=_BATCH, repeats=_REPEATED)
-    epoch = order.Epoch(index.shard_start, index.parts, seed=config.seed, epoch=0, lanes=config.lanes)
-    positions = order.rank_positions(step=0, batch_videos=_BATCH, rank=0, world=1)
+    epoch = epochs.Epoch(index.shard_start, index.parts, seed=config.seed, epoch=0, lanes=config.lanes)
+    positions = epochs.rank_positions(step=0, batch_videos=_BATCH, rank=0, world=1)
     for clip in epoch.clips_at(positions).tolist():
         for repeat in range(_REPEATED):
             draw(

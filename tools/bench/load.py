@@ -19,9 +19,9 @@ from typing import Any
 import pydantic
 
 from reelmae.pipeline.errors import ConfigError
-from reelmae.pipeline.loading.draws import SamplePolicy
-from reelmae.pipeline.loading.index import ClipIndex
+from reelmae.pipeline.loading.index.clips import ClipIndex
 from reelmae.pipeline.loading.loader import ClipLoader, LoaderConfig
+from reelmae.pipeline.loading.order.draws import SamplePolicy
 from reelmae.tools.bench.config import BenchLoadConfig
 from reelmae.tools.bench.processes import cpu_between, cpu_seconds, memory_bytes
 from reelmae.tools.machine import machine, versions

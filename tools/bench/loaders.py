@@ -22,9 +22,9 @@ from typing import Any
 import torch
 
 from reelmae.pipeline.errors import InputError, ReelmaeError
-from reelmae.pipeline.loading.draws import SamplePolicy
-from reelmae.pipeline.loading.index import ClipIndex
+from reelmae.pipeline.loading.index.clips import ClipIndex
 from reelmae.pipeline.loading.loader import ClipLoader
+from reelmae.pipeline.loading.order.draws import SamplePolicy
 from reelmae.tools.bench import baselines
 from reelmae.tools.bench.baselines import Batch, Wanted
 from reelmae.tools.bench.config import BenchLoadersConfig
@@ -117,9 +117,7 @@ def _ours(index: ClipIndex, wanted: Wanted) -> Generator[Batch]:
         decoded = 0
         for batch in loader:
             frames, decoded = loader.stats.frames_decoded - decoded, loader.stats.frames_decoded
-            yield Batch(
-                [index.key(int(c)) for c in batch.clip_B[:: wanted.repeats]], batch.clips_BCTHW, frames
-            )
+            yield Batch([index.key(int(c)) for c in batch.clip_B[:: wanted.repeats]], batch.clips_BCTHW, frames)
 
 
 @dataclass

@@ -25,12 +25,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from reelmae.pipeline.errors import ReelmaeError
-from reelmae.pipeline.ingest import parts
 from reelmae.pipeline.ingest.config import ShardConfig
-from reelmae.pipeline.ingest.ledger import finish
-from reelmae.pipeline.ingest.transcode import find_ffmpeg
+from reelmae.pipeline.ingest.ffmpeg import find_ffmpeg
+from reelmae.pipeline.ingest.plan import parts
+from reelmae.pipeline.ingest.shards.ledger import finish
 from reelmae.pipeline.schema import CLIP, CLIPS, COMMITS, clip_key, commit_name, shard_name
-from reelmae.pipeline.storage import Store
+from reelmae.pipeline.storage.store import Store
 from reelmae.tools.bench.config import BenchPlanConfig
 from reelmae.tools.machine import machine, versions
 

@@ -17,8 +17,8 @@ from typing import Any
 from reelmae.pipeline.errors import InputError, ReelmaeError
 from reelmae.pipeline.ingest import encoders
 from reelmae.pipeline.ingest.config import ShardConfig
-from reelmae.pipeline.ingest.transcode import find_ffmpeg
-from reelmae.pipeline.storage import Store
+from reelmae.pipeline.ingest.ffmpeg import find_ffmpeg
+from reelmae.pipeline.storage.store import Store
 from reelmae.tools.bench.config import BenchPresetsConfig
 from reelmae.tools.machine import machine, versions
 
@@ -32,9 +32,7 @@ def bench_presets(config: BenchPresetsConfig) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="reelmae-bench-") as folder:
         lossless = list(_lossless(Path(Store(config.src).root), Path(folder), settings.short_side))
         if not lossless:
-            raise InputError(
-                f"{config.src}: holds no video that can be decoded; give a local folder of videos"
-            )
+            raise InputError(f"{config.src}: holds no video that can be decoded; give a local folder of videos")
         reading = sum(_seconds(["-i", str(f), "-f", "null", "-"]) for f in lossless)
         rows = [_preset(preset, lossless, settings, reading) for preset in PRESETS]
     return {

@@ -26,15 +26,16 @@ from reelmae.pipeline import schema
 from reelmae.pipeline.cores import usable_cores
 from reelmae.pipeline.errors import ConfigError, InputError
 from reelmae.pipeline.ingest import encoders
-from reelmae.pipeline.ingest.colour import Colour, colour
+from reelmae.pipeline.ingest.clips.colour import Colour, colour
+from reelmae.pipeline.ingest.clips.cut import cut
+from reelmae.pipeline.ingest.clips.probe import Probe, Prober
+from reelmae.pipeline.ingest.clips.screen import Kept, screen
+from reelmae.pipeline.ingest.clips.transcode import Plan, main_filters
 from reelmae.pipeline.ingest.config import ShardConfig
-from reelmae.pipeline.ingest.cut import cut
-from reelmae.pipeline.ingest.probe import Probe, Prober
+from reelmae.pipeline.ingest.ffmpeg import Tool, find_ffmpeg
+from reelmae.pipeline.ingest.plan.sources import list_sources
 from reelmae.pipeline.ingest.sandbox import Sandbox
-from reelmae.pipeline.ingest.screen import Kept, screen
-from reelmae.pipeline.ingest.sources import list_sources
-from reelmae.pipeline.ingest.transcode import Plan, Tool, find_ffmpeg, main_filters
-from reelmae.pipeline.storage import Store
+from reelmae.pipeline.storage.store import Store
 from reelmae.tools.bench.config import BenchShardConfig
 from reelmae.tools.machine import machine, versions
 
@@ -47,9 +48,7 @@ def bench_shard(config: BenchShardConfig) -> dict[str, Any]:
     if not store.is_local or not Path(store.root).is_dir():
         raise InputError(f"{config.src}: give a local folder of videos: storage is not what is compared here")
     workers = config.workers or usable_cores()
-    settings = ShardConfig(
-        profile=config.profile, short_side=config.short_side, clip_seconds=config.clip_seconds
-    )
+    settings = ShardConfig(profile=config.profile, short_side=config.short_side, clip_seconds=config.clip_seconds)
     if settings.profile == "copy":
         raise ConfigError("profile copy: nothing is encoded that ffmpeg could be compared in")
     with tempfile.TemporaryDirectory(prefix="reelmae-bench-") as folder:
@@ -79,9 +78,7 @@ def bench_shard(config: BenchShardConfig) -> dict[str, Any]:
     }
 
 
-def _round(
-    src: Path, folder: Path, scripts: list[Path], settings: ShardConfig, workers: int
-) -> dict[str, Any]:
+def _round(src: Path, folder: Path, scripts: list[Path], settings: ShardConfig, workers: int) -> dict[str, Any]:
     dst, out = folder / "dst", folder / "bare"
     argv = [
         sys.executable, "-m", "reelmae.tools.cli", "shard", str(src), str(dst), "--json", f"--workers={workers}",
@@ -135,9 +132,7 @@ def bare_scripts(src: Path, folder: Path, settings: ShardConfig) -> tuple[list[P
             out = folder / "bare" / f"{len(scripts):06d}"
             out.mkdir(parents=True)
             script = out / "run.sh"
-            script.write_text(
-                "exec " + shlex.join(bare_command(tool, Path(url), out, probe, plan, settings)) + "\n"
-            )
+            script.write_text("exec " + shlex.join(bare_command(tool, Path(url), out, probe, plan, settings)) + "\n")
             scripts.append(script)
             seconds += probe.duration_s
     finally:
@@ -158,9 +153,7 @@ def _plan(path: Path, prober: Prober, settings: ShardConfig, encoder: str) -> tu
     return probe, Plan(kept, rule, tuple(spans), encoder)
 
 
-def bare_command(
-    tool: Tool, source: Path, out: Path, probe: Probe, plan: Plan, settings: ShardConfig
-) -> list[str]:
+def bare_command(tool: Tool, source: Path, out: Path, probe: Probe, plan: Plan, settings: ShardConfig) -> list[str]:
     """ffmpeg's plain command line for one source: the same picture, encoder and windows."""
     cuts = [span.start for span in plan.spans[1:]]
     options = encoders.options(settings, plan.encoder, scenes=False)

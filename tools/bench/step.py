@@ -30,13 +30,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from reelmae.model.config import OBJECTIVES, MAEConfig
 from reelmae.model.mae import MaskedAutoencoder
+from reelmae.pipeline.devices import resolve_device
 from reelmae.pipeline.errors import ConfigError
-from reelmae.pipeline.loading.backends import resolve_device
 from reelmae.pipeline.loading.config import LoaderConfig
-from reelmae.pipeline.loading.draws import SamplePolicy
-from reelmae.pipeline.loading.index import ClipIndex
+from reelmae.pipeline.loading.index.clips import ClipIndex
 from reelmae.pipeline.loading.loader import ClipLoader
-from reelmae.pipeline.loading.masks import DecoderMaskPolicy, MaskKind, MaskPolicy, ids_decode, ids_keep
+from reelmae.pipeline.loading.order.draws import SamplePolicy
+from reelmae.pipeline.loading.order.masks import DecoderMaskPolicy, MaskKind, MaskPolicy, ids_decode, ids_keep
 from reelmae.tools.bench.config import BenchStepConfig
 from reelmae.tools.machine import machine, versions
 from reelmae.train.config import OptimSection, autocast_dtype
@@ -70,9 +70,7 @@ def bench_step(config: BenchStepConfig) -> dict[str, Any]:
         steppers = {e: _Stepper(replace(mae, encoder=e), device, dtype, config) for e in ENCODERS}
         inputs = _inputs(config, mae, device, keep, decode)
         timed = _compute(config, steppers, inputs)
-        result = _told(
-            timed[False], {e: _flops(replace(mae, encoder=e), config.batch, keep, None) for e in ENCODERS}
-        )
+        result = _told(timed[False], {e: _flops(replace(mae, encoder=e), config.batch, keep, None) for e in ENCODERS})
         result["tokens"] = {"all": mae.n_tokens, "kept": len(keep)}
         if decode is not None:
             flops = {e: _flops(replace(mae, encoder=e), config.batch, keep, decode) for e in ENCODERS}
@@ -174,9 +172,7 @@ def _inputs(
     generator = torch.Generator().manual_seed(0)
     clips_BCTHW = torch.randn(config.batch, 3, mae.frames, mae.size, mae.size, generator=generator).to(device)
     keep_BK = torch.from_numpy(keep).expand(config.batch, -1).contiguous().to(device)
-    decode_BQ = (
-        None if decode is None else torch.from_numpy(decode).expand(config.batch, -1).contiguous().to(device)
-    )
+    decode_BQ = None if decode is None else torch.from_numpy(decode).expand(config.batch, -1).contiguous().to(device)
     return clips_BCTHW, keep_BK, decode_BQ
 
 
@@ -206,9 +202,7 @@ def _compute(
             for e in ENCODERS:
                 gc.collect()
                 held = _held(device)
-                forward_backward, whole = steppers[e].step(
-                    clips_BCTHW, keep_BK, decode_BQ if masking else None
-                )
+                forward_backward, whole = steppers[e].step(clips_BCTHW, keep_BK, decode_BQ if masking else None)
                 if i >= config.warmup:
                     times = timed[masking][e]
                     times.step_ms.append(whole)
@@ -278,9 +272,7 @@ def _held(device: torch.device) -> int | None:
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
     try:
-        ctypes.CDLL(None).malloc_trim(
-            0
-        )  # what was freed goes back to the system: the step must ask for it again
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back to the system: the step must ask for it again
         CLEAR_REFS.write_text("5")
         return _status_bytes("VmRSS")
     except (OSError, AttributeError):  # no Linux, or no glibc

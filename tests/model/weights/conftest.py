@@ -60,9 +60,7 @@ def reference(request: pytest.FixtureRequest) -> Reference:
 
 def _small(kind: str, **changes: Any) -> MAEConfig | ClassifierConfig:
     if kind.endswith("_classifier"):
-        videomae = (
-            {"cls_token": False, "pos": "sinusoid", "qkv_bias": "qv"} if kind.startswith("video") else {}
-        )
+        videomae = {"cls_token": False, "pos": "sinusoid", "qkv_bias": "qv"} if kind.startswith("video") else {}
         return ClassifierConfig(**{**SIZES, "classes": 5, **videomae, **changes})
     make = {
         "mae_st": mae_config,

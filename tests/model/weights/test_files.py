@@ -67,9 +67,7 @@ def test_a_model_comes_back_from_its_file_with_its_config(
     assert same(back.state_dict(), model.state_dict())
 
 
-def test_an_encoder_alone_comes_back_and_computes_the_same(
-    small: Make, randomised: Make, tmp_path: Path
-) -> None:
+def test_an_encoder_alone_comes_back_and_computes_the_same(small: Make, randomised: Make, tmp_path: Path) -> None:
     clips = torch.rand(2, 3, 4, 24, 24)
     for kind, norm in (("mae_st", True), ("videomae", True), ("mae_st_classifier", False)):
         model = randomised(small(kind))
@@ -86,9 +84,7 @@ def test_an_encoder_alone_comes_back_and_computes_the_same(
 def test_a_dense_models_encoder_is_written_without_its_mask_token(
     small: Make, randomised: Make, tmp_path: Path
 ) -> None:
-    save_safetensors(
-        tmp_path / "a.safetensors", randomised(small("mae_st", encoder="dense")), encoder_only=True
-    )
+    save_safetensors(tmp_path / "a.safetensors", randomised(small("mae_st", encoder="dense")), encoder_only=True)
     assert "encoder.mask_token" not in read_checkpoint(tmp_path / "a.safetensors").state
     assert isinstance(load_model(tmp_path / "a.safetensors"), Encoder)
 
@@ -147,20 +143,14 @@ def test_a_model_of_otherwise_normalised_pixels_computes_the_same_from_those_its
             assert abs(back(theirs, keep).loss - model(clips, keep).loss) <= 1e-5
 
 
-def test_a_target_of_otherwise_normalised_pixels_is_not_exported(
-    small: Make, randomised: Make, tmp_path: Path
-) -> None:
+def test_a_target_of_otherwise_normalised_pixels_is_not_exported(small: Make, randomised: Make, tmp_path: Path) -> None:
     model = randomised(small("mae_st", pixel_mean=(0.5, 0.5, 0.5)))
-    with pytest.raises(
-        WeightsError, match=r"pixel_mean=\(0\.5, .*'mae_st' is fed .*: export the encoder only"
-    ):
+    with pytest.raises(WeightsError, match=r"pixel_mean=\(0\.5, .*'mae_st' is fed .*: export the encoder only"):
         save_as(tmp_path / "a", model, "mae_st")
     assert not (tmp_path / "a").exists()
 
 
-def test_the_encoder_alone_is_read_without_asking_for_the_rest(
-    small: Make, randomised: Make, tmp_path: Path
-) -> None:
+def test_the_encoder_alone_is_read_without_asking_for_the_rest(small: Make, randomised: Make, tmp_path: Path) -> None:
     for kind in KINDS:
         model = randomised(small(kind))
         save_safetensors(tmp_path / "a", model)
@@ -195,9 +185,7 @@ def test_a_grid_that_the_file_contradicts_or_has_no_use_for_is_refused(
         load_model(tmp_path / "b", heads=3, frames=4, size=24, grid=(2, 3, 3))
 
 
-def test_a_file_is_written_under_the_key_that_its_code_reads(
-    small: Make, randomised: Make, tmp_path: Path
-) -> None:
+def test_a_file_is_written_under_the_key_that_its_code_reads(small: Make, randomised: Make, tmp_path: Path) -> None:
     for layout, key in (("mae_st", "model"), ("slowfast", "model_state"), ("videomae", "model")):
         save_as(tmp_path / "a", randomised(small(layout)), layout)
         content = torch.load(tmp_path / "a", weights_only=True)
@@ -240,9 +228,7 @@ def test_the_settings_that_mae_st_and_videomae_pickle_are_passed_over(tmp_path: 
     assert read_checkpoint(tmp_path / "a.pth").layout == "mae_st"
 
 
-def test_a_run_of_ours_is_read_with_the_config_of_its_model(
-    small: Make, randomised: Make, tmp_path: Path
-) -> None:
+def test_a_run_of_ours_is_read_with_the_config_of_its_model(small: Make, randomised: Make, tmp_path: Path) -> None:
     model = randomised(small("motion", motion=MotionConfig(decoders="shared", gap=2)))
     content = {"format": 2, "model_config": config_to_json(model.config), "model": model.state_dict()}
     torch.save(content, tmp_path / "step_000001.pt")
@@ -293,14 +279,8 @@ def test_a_file_that_lost_or_changed_a_tensor_is_told_in_words(
             value.reshape(1, 1, 1, -1),
             torch.tensor(1.0),
         ):
-            state = (
-                {**whole, name: changed}
-                if changed is not None
-                else {n: v for n, v in whole.items() if n != name}
-            )
-            save_file(
-                {n: v.clone(memory_format=torch.contiguous_format) for n, v in state.items()}, tmp_path / "a"
-            )
+            state = {**whole, name: changed} if changed is not None else {n: v for n, v in whole.items() if n != name}
+            save_file({n: v.clone(memory_format=torch.contiguous_format) for n, v in state.items()}, tmp_path / "a")
             with pytest.raises(WeightsError):
                 load_model(tmp_path / "a", **hints)
 
@@ -359,9 +339,7 @@ def test_another_content_is_told(content: Any, said: str, tmp_path: Path) -> Non
     ids=["sparse", "meta", "quantized"],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")  # torch will drop some of these
-def test_tensors_that_are_none_of_plain_values_are_refused(
-    strange: Callable[[], Tensor], tmp_path: Path
-) -> None:
+def test_tensors_that_are_none_of_plain_values_are_refused(strange: Callable[[], Tensor], tmp_path: Path) -> None:
     torch.save({"model": {**KERNEL, "norm.bias": strange()}}, tmp_path / "a.pt")
     with pytest.raises(WeightsError, match=r"a\.pt: sparse, .* without values: norm\.bias; save plain"):
         read_checkpoint(tmp_path / "a.pt")

@@ -62,9 +62,7 @@ def test_a_reference_file_is_recognised_and_comes_back_as_it_was(reference: Any)
         assert all(torch.equal(back[name], state[name]) for name in state)
 
 
-@pytest.mark.parametrize(
-    ("layout", "changes"), VARIANTS, ids=lambda v: v if isinstance(v, str) else "-".join(v)
-)
+@pytest.mark.parametrize(("layout", "changes"), VARIANTS, ids=lambda v: v if isinstance(v, str) else "-".join(v))
 def test_every_variant_is_recognised_and_comes_back(
     layout: str, changes: dict[str, Any], small: Make, randomised: Make
 ) -> None:
@@ -126,10 +124,7 @@ def test_an_encoder_with_fused_attention_is_timms_only_with_a_joint_table() -> N
     fused = {"patch_embed.proj.weight": torch.ones(1), "blocks.0.attn.qkv.weight": torch.ones(1)}
     assert detect(fused | {"pos_embed": torch.ones(1)}) == "timm"
     assert detect(fused | {"pos_embed_spatial": torch.ones(1)}) == "mae_st"
-    assert (
-        detect(fused | {"pos_embed_spatial": torch.ones(1), "head.weight": torch.ones(1)})
-        == "mae_st_classifier"
-    )
+    assert detect(fused | {"pos_embed_spatial": torch.ones(1), "head.weight": torch.ones(1)}) == "mae_st_classifier"
 
 
 def test_the_norm_of_pyslowfasts_decoder_is_numbered_after_its_blocks(small: Make, randomised: Make) -> None:
@@ -169,9 +164,7 @@ def test_timm_gets_the_sum_of_separable_positions(small: Make, randomised: Make)
     }
 
 
-def test_timm_gets_videomaes_fixed_positions_and_keys_with_a_bias_of_zero(
-    small: Make, randomised: Make
-) -> None:
+def test_timm_gets_videomaes_fixed_positions_and_keys_with_a_bias_of_zero(small: Make, randomised: Make) -> None:
     config = small("videomae")
     model = randomised(config)
     theirs = from_ours(model.state_dict(), "timm", config)

@@ -76,9 +76,7 @@ def test_a_key_that_has_no_place_is_named_and_nothing_is_loaded(
 
 def test_a_key_within_a_block_that_we_have_not_is_named_as_in_the_file(small: Make, randomised: Make) -> None:
     config = small("videomae_classifier")
-    state = from_ours(randomised(config).state_dict(), "videomae", config) | {
-        "blocks.0.gamma_1": torch.ones(24)
-    }
+    state = from_ours(randomised(config).state_dict(), "videomae", config) | {"blocks.0.gamma_1": torch.ones(24)}
     with pytest.raises(WeightsError, match=r"without a place: blocks\.0\.gamma_1\."):
         load_into(build(config), state, "videomae_classifier")
 
@@ -101,9 +99,7 @@ def test_a_shape_that_differs_is_named_with_both_shapes(small: Make, randomised:
     state = from_ours(randomised(small("mae_st")).state_dict(), "mae_st", small("mae_st"))
     model = build(small("mae_st", mlp_ratio=3.0))
     before = snapshot(model)
-    with pytest.raises(
-        WeightsError, match=r"mlp\.fc1\.weight.* is \[48, 24\] in the file and \[72, 24\] in the model"
-    ):
+    with pytest.raises(WeightsError, match=r"mlp\.fc1\.weight.* is \[48, 24\] in the file and \[72, 24\] in the model"):
         load_into(model, state, "mae_st", allow=["*"])
     assert same(before, model.state_dict())
 
@@ -147,9 +143,7 @@ def test_a_pretrained_file_begins_a_classifier(layout: str, small: Make, randomi
     ):
         model = randomised(small(kind), 1)
         before = snapshot(model)
-        fresh = {"head.weight", "head.bias"} | (
-            {"norm.weight", "norm.bias"} if layout == "videomae" else set()
-        )
+        fresh = {"head.weight", "head.bias"} | ({"norm.weight", "norm.bias"} if layout == "videomae" else set())
         with pytest.raises(WeightsError, match=r"without a value: .*head"):
             load_into(model, state, of)
         allow = finetuning_allows(of, model.config)
@@ -195,14 +189,10 @@ def test_positions_of_another_grid_are_resized_and_told(small: Make, randomised:
         "decoder.pos.table": ((1, 18, 64), (1, 64, 64)),
     }
     state = model.state_dict()
-    assert torch.equal(
-        state["encoder.pos.spatial"], resize_spatial(source["encoder.pos.spatial"], (3, 3), (4, 4))
-    )
+    assert torch.equal(state["encoder.pos.spatial"], resize_spatial(source["encoder.pos.spatial"], (3, 3), (4, 4)))
     assert torch.equal(state["encoder.pos.temporal"], resize_temporal(source["encoder.pos.temporal"], 4))
     # the decoder's joint table has the grid of the encoder's separable ones
-    assert torch.equal(
-        state["decoder.pos.table"], resize_joint(source["decoder.pos.table"], (2, 3, 3), (4, 4, 4))
-    )
+    assert torch.equal(state["decoder.pos.table"], resize_joint(source["decoder.pos.table"], (2, 3, 3), (4, 4, 4)))
     untouched = state.keys() - report.resized.keys()
     assert all(torch.equal(state[name], source[name]) for name in untouched)
 
@@ -243,9 +233,7 @@ def test_tables_of_two_grids_in_one_file_are_refused(
 
 
 @pytest.mark.parametrize("changed", [(0, 18, 24), (2, 18, 24)])
-def test_a_joint_table_of_no_or_two_models_is_refused(
-    changed: tuple[int, ...], small: Make, randomised: Make
-) -> None:
+def test_a_joint_table_of_no_or_two_models_is_refused(changed: tuple[int, ...], small: Make, randomised: Make) -> None:
     config = small("motion")
     state = randomised(config).state_dict() | {"encoder.pos.table": torch.ones(changed)}
     with pytest.raises(WeightsError, match=r"encoder\.pos\.table is \[\d, 18, 24\] in the file"):

@@ -11,13 +11,14 @@ import av
 import numpy as np
 import pytest
 
-from reelmae.pipeline.ingest.clips import ClipMaker, Source
+from reelmae.pipeline.ingest.clips.make import ClipMaker, Source
+from reelmae.pipeline.ingest.clips.outcome import Rejected
+from reelmae.pipeline.ingest.clips.probe import Probe, Prober
+from reelmae.pipeline.ingest.clips.screen import Kept, screen
 from reelmae.pipeline.ingest.config import ShardConfig
-from reelmae.pipeline.ingest.pack import ClipRow
-from reelmae.pipeline.ingest.probe import Probe, Prober
+from reelmae.pipeline.ingest.ffmpeg import find_ffmpeg
 from reelmae.pipeline.ingest.sandbox import Sandbox
-from reelmae.pipeline.ingest.screen import Kept, Rejected, screen
-from reelmae.pipeline.ingest.transcode import find_ffmpeg
+from reelmae.pipeline.ingest.shards.pack import ClipRow
 
 ENCODER = {"h264": "x264", "hevc": "x265", "vp9": "vpx"}
 

@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from reelmae.pipeline.dataset.verification import verify
 from reelmae.pipeline.ingest.config import ShardConfig
 from reelmae.pipeline.ingest.job import shard
-from reelmae.tools.verify import verify
 
 pytestmark = pytest.mark.slow
 CONFIG = ShardConfig(short_side=64, clip_seconds=30)
@@ -68,9 +68,7 @@ def test_what_is_surely_good_gives_clips(fates: dict[str, Any], index: list[dict
     assert wrong == []
 
 
-def test_what_is_surely_bad_is_rejected_with_a_true_reason(
-    fates: dict[str, Any], index: list[dict[str, str]]
-) -> None:
+def test_what_is_surely_bad_is_rejected_with_a_true_reason(fates: dict[str, Any], index: list[dict[str, str]]) -> None:
     for row in index:
         if (row["expected"], row["confidence"]) != ("reject", "firm"):
             continue
@@ -125,9 +123,7 @@ def test_every_source_has_one_fate_under_every_screen(
     assert sorted(url for url in ends if url in of_index) == sorted(of_index)
 
 
-def test_byte_copies_are_marked_as_repeats(
-    screened: list[Path], index: list[dict[str, str]], corpus: Path
-) -> None:
+def test_byte_copies_are_marked_as_repeats(screened: list[Path], index: list[dict[str, str]], corpus: Path) -> None:
     copies = 0
     digest = {str(corpus / row["path"]): row["sha256"] for row in index}
     for dst in screened:

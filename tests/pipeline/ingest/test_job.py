@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from reelmae.pipeline import schema
+from reelmae.pipeline.dataset.verification import verify
 from reelmae.pipeline.errors import (
     DatasetError,
     InputError,
@@ -29,9 +30,8 @@ from reelmae.pipeline.errors import (
 from reelmae.pipeline.ingest import job as job_module
 from reelmae.pipeline.ingest.config import ShardConfig
 from reelmae.pipeline.ingest.job import Progress, shard
-from reelmae.pipeline.ingest.ledger import check_ledger
-from reelmae.pipeline.storage import Store
-from reelmae.tools.verify import verify
+from reelmae.pipeline.ingest.shards.ledger import check_ledger
+from reelmae.pipeline.storage.store import Store
 
 Make = Callable[..., Path]
 SMALL = ShardConfig(short_side=48, clip_seconds=1, sources_per_task=3, labels="folder", shard_bytes=20_000)
@@ -57,9 +57,7 @@ def test_dataset_is_whole_and_says_what_became_of_each_source(sharded: Path, tin
     index = pq.read_table(sharded / schema.INDEX)
     assert index.schema.equals(schema.CLIPS)
     assert facts["clips"] == index.num_rows > VIDEOS  # the long ones are cut
-    rejects = {
-        Path(r["source"]).name: r["reason"] for r in pq.read_table(sharded / schema.REJECTS_FILE).to_pylist()
-    }
+    rejects = {Path(r["source"]).name: r["reason"] for r in pq.read_table(sharded / schema.REJECTS_FILE).to_pylist()}
     assert rejects == {
         "empty.mp4": "empty_file", "notes.mp4": "not_a_video", "cut.mp4": "unreadable", ".DS_Store": "not_a_video"
     }  # fmt: skip
@@ -142,9 +140,7 @@ def test_leftovers_of_a_crash_count_for_nothing(sharded: Path, tiny_bucket: Path
     assert _files(dst) == _files(sharded)
 
 
-def test_ctrl_c_stops_children_and_leaves_a_resumable_dst(
-    sharded: Path, tiny_bucket: Path, tmp_path: Path
-) -> None:
+def test_ctrl_c_stops_children_and_leaves_a_resumable_dst(sharded: Path, tiny_bucket: Path, tmp_path: Path) -> None:
     def interrupt(progress: Progress) -> None:
         if progress.sources_done >= 4:
             raise KeyboardInterrupt
@@ -248,9 +244,7 @@ def test_a_damaged_commit_stops_the_end_of_a_job(sharded: Path, tiny_bucket: Pat
     assert not (dst / schema.DATASET_JSON).exists()
 
 
-@pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning"
-)  # webdataset leaves its files open
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves its files open
 def test_plain_webdataset_reads_the_shards(sharded: Path) -> None:
     import webdataset
 
@@ -287,9 +281,7 @@ def test_dalis_reader_reads_the_shards(sharded: Path) -> None:
         assert json.loads(facts.at(i).tobytes())["source"] == row["source"]
 
 
-def test_from_s3_to_s3_on_a_real_server(
-    tiny_bucket: Path, sharded: Path, s3_server: Any, tmp_path: Path
-) -> None:
+def test_from_s3_to_s3_on_a_real_server(tiny_bucket: Path, sharded: Path, s3_server: Any, tmp_path: Path) -> None:
     source = Store(s3_server.url("raw"))
     for path in sorted(p for p in tiny_bucket.rglob("*") if p.is_file()):
         source.publish(path, path.relative_to(tiny_bucket).as_posix())
@@ -309,9 +301,7 @@ def test_from_s3_to_s3_on_a_real_server(
 @pytest.mark.parametrize(
     "values", [{}, {"profile": "copy", "crop_borders": True}, {"cut": "scenes", "min_scene_seconds": 0}]
 )
-def test_hostile_files_reach_no_file_and_no_address(
-    values: dict[str, Any], make_video: Make, tmp_path: Path
-) -> None:
+def test_hostile_files_reach_no_file_and_no_address(values: dict[str, Any], make_video: Make, tmp_path: Path) -> None:
     src, dst = tmp_path / "src", tmp_path / "dst"
     secret = make_video(tmp_path / "outside" / "secret.mp4", width=160, height=160)
     make_video(src / "good.mp4")
@@ -324,12 +314,8 @@ def test_hostile_files_reach_no_file_and_no_address(
         for name in ("list.m3u8", "list.mp4", "list.avi"):
             (src / name).write_text(f"#EXTM3U\n#EXTINF:1,\n{url}\n#EXTINF:1,\nfile://{secret}\n")
         for name in ("list.mpd", "dash.mp4"):
-            segments = (
-                f"<SegmentList><SegmentURL media='{url}'/><SegmentURL media='file://{secret}'/></SegmentList>"
-            )
-            (src / name).write_text(
-                f"<?xml version='1.0'?><MPD xmlns='urn:mpeg:dash:schema:mpd:2011'>{segments}</MPD>"
-            )
+            segments = f"<SegmentList><SegmentURL media='{url}'/><SegmentURL media='file://{secret}'/></SegmentList>"
+            (src / name).write_text(f"<?xml version='1.0'?><MPD xmlns='urn:mpeg:dash:schema:mpd:2011'>{segments}</MPD>")
         part = f"subfile,,start,0,end,99,,:{secret}"
         (src / "part.mp4").write_text(f"ffconcat version 1.0\nfile '{part}'\n")
         (src / part.replace("/", "_")).write_text("a name that is a protocol")
@@ -339,9 +325,7 @@ def test_hostile_files_reach_no_file_and_no_address(
         listener.settimeout(0.3)
         with pytest.raises(TimeoutError):
             listener.accept()
-    rejects = {
-        Path(r["source"]).name: r["reason"] for r in pq.read_table(dst / schema.REJECTS_FILE).to_pylist()
-    }
+    rejects = {Path(r["source"]).name: r["reason"] for r in pq.read_table(dst / schema.REJECTS_FILE).to_pylist()}
     assert rejects.pop("link.mp4") == "fetch_failed"
     assert set(rejects.values()) == {"not_a_video"}
     assert len(rejects) == 11
@@ -361,7 +345,7 @@ def test_a_source_that_vanished_is_a_reject(make_video: Make, tmp_path: Path) ->
 def test_a_failing_storage_stops_the_job_instead_of_rejecting_everything(
     make_video: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import reelmae.pipeline.ingest.task as task_module
+    import reelmae.pipeline.ingest.run.task as task_module
 
     for i in range(8):
         make_video(tmp_path / "src" / f"{i}.mp4", frames=3)
@@ -373,9 +357,4 @@ def test_a_failing_storage_stops_the_job_instead_of_rejecting_everything(
     with pytest.raises(StorageError, match="in a row"):
         shard(str(tmp_path / "src"), str(tmp_path / "dst"), ShardConfig(short_side=64))
     monkeypatch.undo()
-    assert (
-        job_module.shard(
-            str(tmp_path / "src"), str(tmp_path / "dst"), ShardConfig(short_side=64)
-        ).sources_kept
-        == 8
-    )
+    assert job_module.shard(str(tmp_path / "src"), str(tmp_path / "dst"), ShardConfig(short_side=64)).sources_kept == 8

@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from reelmae.pipeline import schema
-from reelmae.pipeline.ingest import scratch
 from reelmae.pipeline.ingest.config import ShardConfig
 from reelmae.pipeline.ingest.job import shard
+from reelmae.pipeline.ingest.run import scratch
 
 pytestmark = pytest.mark.slow
 KILLS = 21  # of each number of workers
@@ -56,9 +56,7 @@ def _living_in(folder: Path) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(
-    tiny_bucket: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[dict[str, bytes], float]:
+def undisturbed(tiny_bucket: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, bytes], float]:
     """The files of a job that ran through, and the seconds that the whole process took."""
     folder = tmp_path_factory.mktemp("undisturbed")
     begin = time.monotonic()
@@ -104,9 +102,7 @@ def test_a_killed_child_costs_nothing(
     killed_at: list[int] = []  # commits when a child was killed: never twice at one source
     while process.poll() is None:
         time.sleep(draw.uniform(0.005, 0.05))
-        children = [
-            pid for pid in _living_in(tmp_path) if pid != process.pid and "reelmae-work-" in _cwd(pid)
-        ]
+        children = [pid for pid in _living_in(tmp_path) if pid != process.pid and "reelmae-work-" in _cwd(pid)]
         commits = len(list(dst.glob("commits/*.parquet")))
         if children and len(killed_at) < 5 and commits > (killed_at[-1] + 1 if killed_at else -1):
             with contextlib.suppress(ProcessLookupError):
@@ -129,10 +125,8 @@ def test_what_a_killed_worker_left_in_tmpdir_is_removed_by_the_next_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    code = "import os, reelmae.pipeline.ingest.scratch as s; s.Scratch(); print('made', flush=True); os.kill(os.getpid(), 9)"
-    subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(tmp_path)}, stdout=subprocess.DEVNULL
-    )
+    code = "import os, reelmae.pipeline.ingest.run.scratch as s; s.Scratch(); print('made', flush=True); os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(tmp_path)}, stdout=subprocess.DEVNULL)
     living = scratch.Scratch()
     assert len(list(tmp_path.iterdir())) == 2
     assert scratch.sweep() == 0  # too young to be judged
@@ -147,7 +141,7 @@ def test_what_a_killed_worker_left_in_tmpdir_is_removed_by_the_next_job(
 def test_a_killed_append_leaves_the_old_dataset_readable(tiny_bucket: Path, tmp_path: Path) -> None:
     import shutil
 
-    from reelmae.pipeline.loading.index import ClipIndex
+    from reelmae.pipeline.loading.index.clips import ClipIndex
 
     src, dst = shutil.copytree(tiny_bucket / "a", tmp_path / "src"), tmp_path / "dst"
     config = CONFIG.model_copy(update={"labels": "none"})

@@ -25,8 +25,8 @@ import pytest
 import torch
 
 from reelmae.pipeline import schema
-from reelmae.pipeline.loading import order
-from reelmae.pipeline.loading.index import ClipIndex
+from reelmae.pipeline.loading.index.clips import ClipIndex
+from reelmae.pipeline.loading.order import epochs
 
 BT601, LIMITED = 5, 1
 GOP = 16
@@ -98,9 +98,7 @@ def natural_frames(spec: ClipSpec) -> list[np.ndarray]:
     frames = []
     for t in range(spec.frames):
         top, left = int(margin / 2 * (1 + np.sin(t / 9 + spec.seed))), (t * 3 // 2 + spec.seed) % margin
-        frames.append(
-            np.clip(texture[top : top + spec.height, left : left + spec.width], 30, 220).astype(np.uint8)
-        )
+        frames.append(np.clip(texture[top : top + spec.height, left : left + spec.width], 30, 220).astype(np.uint8))
     return frames
 
 
@@ -110,8 +108,7 @@ def numbered_frames(spec: ClipSpec) -> list[np.ndarray]:
     column = np.arange(spec.width)[None, :] * 4 // spec.width
     bit = row * 4 + column
     return [
-        np.where(((n >> bit) & 1)[..., None], 215, 40).repeat(3, axis=2).astype(np.uint8)
-        for n in range(spec.frames)
+        np.where(((n >> bit) & 1)[..., None], 215, 40).repeat(3, axis=2).astype(np.uint8) for n in range(spec.frames)
     ]
 
 
@@ -151,9 +148,7 @@ def encode(spec: ClipSpec) -> bytes:
     return bytes(data)
 
 
-def write_dataset(
-    write: Callable[..., str], folder: Path, specs: Sequence[ClipSpec], clips_per_shard: int
-) -> str:
+def write_dataset(write: Callable[..., str], folder: Path, specs: Sequence[ClipSpec], clips_per_shard: int) -> str:
     """A dataset of these clips, equal ones encoded once; its path."""
     encoded = {spec: encode(spec) for spec in dict.fromkeys(specs)}
     clips = [
@@ -192,9 +187,7 @@ def make_dataset(ready_dataset: Callable[..., str], tmp_path: Path) -> Callable[
     count = iter(range(1000))
 
     def make(specs: Sequence[ClipSpec], clips_per_shard: int = 4) -> ClipIndex:
-        return ClipIndex.open(
-            write_dataset(ready_dataset, tmp_path / f"dataset{next(count)}", specs, clips_per_shard)
-        )
+        return ClipIndex.open(write_dataset(ready_dataset, tmp_path / f"dataset{next(count)}", specs, clips_per_shard))
 
     return make
 
@@ -252,13 +245,13 @@ def _index_row(i: int, row: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def epoch_of() -> Callable[..., order.Epoch]:
+def epoch_of() -> Callable[..., epochs.Epoch]:
     """epoch_of(shard_of_clip, seed=…, epoch=…, lanes=64) → the Epoch of one dataset."""
 
-    def make(shard_of_clip: np.ndarray, *, seed: int = 0, epoch: int = 0, lanes: int = 64) -> order.Epoch:
+    def make(shard_of_clip: np.ndarray, *, seed: int = 0, epoch: int = 0, lanes: int = 64) -> epochs.Epoch:
         sizes = np.bincount(shard_of_clip)
         start = np.concatenate([[0], np.cumsum(sizes)])
-        return order.Epoch(start, (order.Part(0, len(sizes)),), seed=seed, epoch=epoch, lanes=lanes)
+        return epochs.Epoch(start, (epochs.Part(0, len(sizes)),), seed=seed, epoch=epoch, lanes=lanes)
 
     return make
 
@@ -267,10 +260,8 @@ def epoch_of() -> Callable[..., order.Epoch]:
 def global_batches() -> Callable[..., np.ndarray]:
     """global_batches(index, seed=…, epoch=…, global_batch=…, lanes=64) → int64 [S, G], all of an epoch."""
 
-    def batches_of(
-        index: ClipIndex, *, seed: int, epoch: int, global_batch: int, lanes: int = 64
-    ) -> np.ndarray:
-        played = order.Epoch(index.shard_start, index.parts, seed=seed, epoch=epoch, lanes=lanes)
+    def batches_of(index: ClipIndex, *, seed: int, epoch: int, global_batch: int, lanes: int = 64) -> np.ndarray:
+        played = epochs.Epoch(index.shard_start, index.parts, seed=seed, epoch=epoch, lanes=lanes)
         steps = len(played) // global_batch
         return played.clips_at(np.arange(steps * global_batch)).reshape(steps, global_batch)
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from reelmae.pipeline.errors import ConfigError, TooManyBadClipsError
-from reelmae.pipeline.loading.av_pool import AvPool
 from reelmae.pipeline.loading.batch import ClipBatch
-from reelmae.pipeline.loading.index import ClipIndex
+from reelmae.pipeline.loading.decode.av_pool import AvPool
+from reelmae.pipeline.loading.index.clips import ClipIndex
 from reelmae.pipeline.loading.loader import (
     ClipLoader,
     DecoderMaskPolicy,
@@ -24,7 +24,7 @@ from reelmae.pipeline.loading.loader import (
     MaskPolicy,
     SamplePolicy,
 )
-from reelmae.pipeline.loading.masks import ids_decode
+from reelmae.pipeline.loading.order.masks import ids_decode
 
 SAMPLE = SamplePolicy(frames=4, size=32, stride=4)
 
@@ -42,9 +42,7 @@ def config(**settings: object) -> LoaderConfig:
     return LoaderConfig(**{**base, **settings})  # type: ignore[arg-type]
 
 
-def play(
-    index: ClipIndex, n: int, *, rank: int = 0, world: int = 1, state: dict | None = None, **settings: object
-):
+def play(index: ClipIndex, n: int, *, rank: int = 0, world: int = 1, state: dict | None = None, **settings: object):
     with ClipLoader(index, config(**settings), rank=rank, world=world) as loader:
         if state is not None:
             loader.load_state_dict(state)
@@ -82,9 +80,7 @@ def test_a_decoder_mask_comes_with_the_batch(natural_index: ClipIndex) -> None:
     assert masked.ids_decode_BQ is not None
     assert masked.ids_decode_BQ.shape == (8, 8)  # a quarter of 2·4·4
     policy, grid = DecoderMaskPolicy("cells", 0.75), (2, 4, 4)
-    assert masked.ids_decode_BQ.tolist() == [
-        ids_decode(policy, d.mask_seed, grid).tolist() for d in masked.draws
-    ]
+    assert masked.ids_decode_BQ.tolist() == [ids_decode(policy, d.mask_seed, grid).tolist() for d in masked.draws]
     assert torch.equal(plain.ids_keep_BK, masked.ids_keep_BK)
 
 
@@ -147,9 +143,7 @@ def test_worlds_and_restarts_at_random_steps_play_one_sequence(natural_index: Cl
         steps = []
         for ranks in zip(*batches, strict=True):
             samples = [
-                list(
-                    zip(b.clip_B.tolist(), b.repeat_B.tolist(), b.draws, b.ids_keep_BK.tolist(), strict=True)
-                )
+                list(zip(b.clip_B.tolist(), b.repeat_B.tolist(), b.draws, b.ids_keep_BK.tolist(), strict=True))
                 for b in ranks
             ]
             videos = [[s[i : i + 2] for i in range(0, len(s), 2)] for s in samples]  # two repeats
@@ -260,9 +254,7 @@ def damaged_index(make_dataset: Callable, spec: type, request: pytest.FixtureReq
     [("h264", {"workers": 0}), ("h264", {"workers": 2}), ("vp9", {"backend": "dali-cpu"})],
     indirect=["damaged_index"],
 )
-def test_a_corrupt_clip_costs_one_clip(
-    damaged_index: ClipIndex, settings: dict, global_batches: Callable
-) -> None:
+def test_a_corrupt_clip_costs_one_clip(damaged_index: ClipIndex, settings: dict, global_batches: Callable) -> None:
     batches, loader = play(damaged_index, 3, **settings)
     played = np.concatenate([b.clip_B for b in batches])
     assert 5 not in played
@@ -389,7 +381,7 @@ def test_workers_end_with_a_parent_that_is_killed(natural_index: ClipIndex) -> N
 
     program = (
         "import sys, time\n"
-        "from reelmae.pipeline.loading.index import ClipIndex\n"
+        "from reelmae.pipeline.loading.index.clips import ClipIndex\n"
         "from reelmae.pipeline.loading.loader import *\n"
         "loader = ClipLoader(ClipIndex.open(sys.argv[1]), LoaderConfig(backend='av', workers=2, device='cpu', batch_videos=2,"
         " sample=SamplePolicy(size=32)))\n"

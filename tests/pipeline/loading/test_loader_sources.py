@@ -15,10 +15,10 @@ import torch
 
 from reelmae.pipeline.errors import ConfigError
 from reelmae.pipeline.loading.batch import ClipBatch
-from reelmae.pipeline.loading.index import ClipIndex
+from reelmae.pipeline.loading.index.clips import ClipIndex
+from reelmae.pipeline.loading.index.mixture import mix
+from reelmae.pipeline.loading.index.selection import Selection
 from reelmae.pipeline.loading.loader import ClipLoader, LoaderConfig, SamplePolicy
-from reelmae.pipeline.loading.mixture import mix
-from reelmae.pipeline.loading.select import Selection
 
 SAMPLE = SamplePolicy(frames=4, size=32, stride=4)
 
@@ -38,9 +38,7 @@ def play(
 
 def same(a: list[ClipBatch], b: list[ClipBatch]) -> bool:
     return all(
-        x.draws == y.draws
-        and x.clip_B.tolist() == y.clip_B.tolist()
-        and torch.equal(x.clips_BCTHW, y.clips_BCTHW)
+        x.draws == y.draws and x.clip_B.tolist() == y.clip_B.tolist() and torch.equal(x.clips_BCTHW, y.clips_BCTHW)
         for x, y in zip(a, b, strict=True)
     )
 
@@ -95,9 +93,7 @@ def test_a_cache_that_holds_all_shards_outlives_the_bucket_and_the_loader(
     assert same(rest, whole[5:])
 
 
-def test_a_cache_smaller_than_a_shard_is_refused_with_the_remedy(
-    remote_index: ClipIndex, tmp_path: Path
-) -> None:
+def test_a_cache_smaller_than_a_shard_is_refused_with_the_remedy(remote_index: ClipIndex, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"shard shards/.*bytes.*cache"):
         play(remote_index, 1, cache=str(tmp_path / "cache"), cache_gb=1e-6)
 
@@ -120,9 +116,7 @@ def test_a_selection_is_what_is_played_and_cannot_be_changed_in_mid_run(natural_
         play(natural_index, 1, batch_videos=2, state=state)
 
 
-def test_datasets_mixed_by_weights_are_played_in_these_shares_and_resume(
-    make_dataset: Callable, spec: type
-) -> None:
+def test_datasets_mixed_by_weights_are_played_in_these_shares_and_resume(make_dataset: Callable, spec: type) -> None:
     few = make_dataset([spec(frames=20, seed=s, label="x") for s in range(8)])
     many = make_dataset([spec(frames=20, seed=s % 4, label="y") for s in range(24)])
     both = mix([(few, 0.75), (many, 0.25)])
@@ -135,17 +129,13 @@ def test_datasets_mixed_by_weights_are_played_in_these_shares_and_resume(
         for b in whole for clip, label in zip(b.clip_B, b.label_B, strict=True)
     )  # fmt: skip
     drawn = [d for batch in whole for d in batch.draws]
-    assert len({d.mask_seed for d in drawn}) == len(
-        drawn
-    )  # a clip that comes again in an epoch is drawn anew
+    assert len({d.mask_seed for d in drawn}) == len(drawn)  # a clip that comes again in an epoch is drawn anew
     _, first = play(both, 5, batch_videos=4)
     rest, _ = play(both, 11, batch_videos=4, state=first.state_dict())
     assert same(rest, whole[5:])
 
 
-def test_a_bad_clip_of_a_mix_is_replaced_by_one_of_its_own_dataset(
-    make_dataset: Callable, spec: type
-) -> None:
+def test_a_bad_clip_of_a_mix_is_replaced_by_one_of_its_own_dataset(make_dataset: Callable, spec: type) -> None:
     few = make_dataset([*(spec(frames=20, seed=s) for s in range(7)), spec(frames=20, spoiled="all")])
     many = make_dataset([spec(frames=20, seed=s % 4) for s in range(24)])
     both = mix([(many, 0.5), (few, 0.5)])

@@ -59,8 +59,6 @@ def test_clips_known_from_before_do_not_stop_a_run_that_finds_few(tmp_path: Path
 
 def test_replacements_are_spread_over_the_dataset_and_depend_on_nothing_else() -> None:
     drawn = [replacement(5, attempt, rows=range(50, 150), seed=1, epoch=2) for attempt in range(1, 60)]
-    assert drawn == [
-        replacement(5, attempt, rows=range(50, 150), seed=1, epoch=2) for attempt in range(1, 60)
-    ]
+    assert drawn == [replacement(5, attempt, rows=range(50, 150), seed=1, epoch=2) for attempt in range(1, 60)]
     assert len(set(drawn)) > 30
     assert all(50 <= clip < 150 for clip in drawn)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from reelmae.pipeline.errors import ConfigError, DatasetError
-from reelmae.pipeline.loading.draws import SamplePolicy
-from reelmae.pipeline.loading.index import ClipIndex
+from reelmae.pipeline.loading.index.clips import ClipIndex
+from reelmae.pipeline.loading.order.draws import SamplePolicy
 from reelmae.pipeline.loading.sweep import ClipSweep, view_draws
 
 SAMPLE = SamplePolicy(frames=4, stride=2, size=48)
@@ -37,9 +37,7 @@ def damage(index: ClipIndex, *clips: int) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("batch_videos", [1, 4, 22, 100])
-def test_every_clip_comes_once_and_in_order(
-    natural_index: ClipIndex, workers: int, batch_videos: int
-) -> None:
+def test_every_clip_comes_once_and_in_order(natural_index: ClipIndex, workers: int, batch_videos: int) -> None:
     rows, pixels, bad = play(natural_index, batch_videos=batch_videos, workers=workers)
     assert rows == list(range(22))
     assert pixels.shape == (22, 1, 3, 4, 48, 48)
@@ -53,9 +51,7 @@ def test_views_are_the_same_for_any_number_of_workers_and_size_of_batch(natural_
     assert not np.array_equal(pixels[:, 0], pixels[:, 2])
 
 
-def test_views_show_the_frames_that_they_say(
-    make_dataset: Callable, spec: type, read_numbers: Callable
-) -> None:
+def test_views_show_the_frames_that_they_say(make_dataset: Callable, spec: type, read_numbers: Callable) -> None:
     index = make_dataset([spec(frames=40, numbered=True, height=96, width=96)])
     _, pixels, _ = play(index, views=3)
     shown = [read_numbers(view_CTHW.transpose(1, 2, 3, 0)) for view_CTHW in pixels[0]]
@@ -78,9 +74,7 @@ def test_one_view_is_the_middle_and_several_reach_from_end_to_end() -> None:
     ("height", "width", "box"),
     [(256, 342, (0, 42, 256)), (342, 256, (42, 0, 256)), (96, 64, (16, 0, 64)), (50, 50, (0, 0, 50))],
 )
-def test_the_crop_is_the_largest_square_at_the_middle(
-    height: int, width: int, box: tuple[int, int, int]
-) -> None:
+def test_the_crop_is_the_largest_square_at_the_middle(height: int, width: int, box: tuple[int, int, int]) -> None:
     [d] = view_draws(SAMPLE, 1, frames=9, fps=30.0, height=height, width=width)
     assert (d.top, d.left, d.height, d.width) == (*box, box[2])
     assert not d.flip

@@ -1,0 +1,1 @@
+"""A finished shard dataset: verify it, repair it, say what is in it."""

@@ -1,0 +1,140 @@
+"""`reelmae verify --repair`: make a damaged dataset again what it was, with no more work than the damage needs.
+
+- a damaged clip, tar or commit: its task is run again, and gives the same bytes;
+- a damaged index.parquet, rejects.parquet or dataset.json: the commits are joined again;
+- a stale DALI index is made again from its tar, labels.json from the plan;
+- a shard that no commit names is removed.
+
+What cannot be mended is told before anything is touched: a damaged plan, sources that are gone, another ffmpeg.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from reelmae.pipeline import schema
+from reelmae.pipeline.dataset.faults import Fault, Mend
+from reelmae.pipeline.dataset.verification import VerifyReport, verify
+from reelmae.pipeline.errors import DatasetError, JobMismatchError, StorageError
+from reelmae.pipeline.ingest import job
+from reelmae.pipeline.ingest.ffmpeg import find_ffmpeg
+from reelmae.pipeline.ingest.plan import parts
+from reelmae.pipeline.ingest.shards.commits import old_rejects
+from reelmae.pipeline.ingest.shards.pack import dali_index
+from reelmae.pipeline.storage.store import Store
+
+SHOWN = 3  # sources that are gone, named in a message
+
+
+@dataclass(frozen=True)
+class RepairReport:
+    """What was wrong before and after, the faults that were mended, and the tasks that were run again for it."""
+
+    before: VerifyReport
+    after: VerifyReport
+    mended: tuple[str, ...]
+    tasks_run: tuple[int, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether the dataset has no fault now."""
+        return self.after.ok
+
+    def as_dict(self) -> dict[str, Any]:
+        """What verify says now, and what was mended; JSON-able."""
+        return self.after.as_dict() | {"mended": list(self.mended), "tasks_run": list(self.tasks_run)}
+
+
+def repair(dst: str, deep: bool = False, *, workers: int | None = None) -> RepairReport:
+    """Verify the dataset at `dst`, mend what can be mended, and verify it again.
+
+    Nothing is touched where that cannot be: DatasetError (the plan is damaged), StorageError (sources are gone),
+    JobMismatchError (another ffmpeg), InputError (no finished dataset).
+    """
+    before = verify(dst, deep)
+    if before.ok:
+        return RepairReport(before, before, (), ())
+    store = Store(dst)
+    _refuse_damaged_plan(store, before.found)
+    tasks = before.damaged_tasks
+    _refuse_other_sources(store, set(tasks))
+    _mend(store, before.found, tasks, workers)
+    after = verify(dst, deep)
+    if any(f.mend == Mend.EXTRA for f in after.found):  # of tasks whose commit was not there to tell
+        _mend(store, [f for f in after.found if f.mend == Mend.EXTRA], (), workers)
+        after = verify(dst, deep)
+    left = set(after.faults)
+    return RepairReport(before, after, tuple(t for t in before.faults if t not in left), tasks)
+
+
+def _refuse_damaged_plan(store: Store, found: tuple[Fault, ...]) -> None:
+    plan = [fault.text for fault in found if fault.mend == Mend.PLAN]
+    if plan:
+        raise DatasetError(
+            f"{store.url()}: {'; '.join(plan)}. Nothing can be made again without it: put it back from a copy, "
+            "or shard the bucket anew to another DST. Nothing was touched"
+        )
+
+
+def _refuse_other_sources(store: Store, tasks: set[int]) -> None:
+    """Another ffmpeg, or sources that are gone: the tasks cannot be run again."""
+    plan = parts.read_plan(store)
+    assert plan is not None
+    different = parts.refused_tools(plan, find_ffmpeg(), tasks) if tasks else []
+    if different:
+        raise JobMismatchError(
+            f"{store.url()}: {'; '.join(different)}; the clips would not be the same. Nothing was touched"
+        )
+    gone = [url for url in _urls(store, plan, tasks) if not _there(url)]
+    if gone:
+        more = f" and {len(gone) - SHOWN} more" if len(gone) > SHOWN else ""
+        raise StorageError(
+            f"{', '.join(gone[:SHOWN])}{more}: gone; shards of {store.url()} cannot be made again without. "
+            "Put back what is gone and run again. Nothing was touched"
+        )
+
+
+def _urls(store: Store, plan: parts.Plan, tasks: set[int]) -> list[str]:
+    """The sources that are read when these tasks run again: not those whose rejects are taken over."""
+    urls: list[str] = []
+    for part in plan.parts:
+        here = sorted(t - part.first_task for t in tasks if part.first_task <= t < part.first_task + part.tasks)
+        if here:
+            with parts.part_file(store, part) as file:
+                urls += file.read_row_groups(here, ["url"]).column("url").to_pylist()
+    rejected = {url for task in tasks for url in old_rejects(store, task)}
+    return [url for url in urls if url not in rejected]
+
+
+def _there(url: str) -> bool:
+    if url.startswith("file://"):
+        return Path(os.fsdecode(unquote_to_bytes(url.removeprefix("file://")))).exists()
+    return Path(url).exists() if url.startswith("/") else Store(url).exists()
+
+
+def _mend(store: Store, found: tuple[Fault, ...] | list[Fault], tasks: tuple[int, ...], workers: int | None) -> None:
+    """Labels first, as tasks number by them; tasks and the join last of what is written; then what is too much."""
+    plan = parts.read_plan(store)
+    assert plan is not None
+    if any(f.mend == Mend.LABELS for f in found):
+        store.publish_bytes(parts.as_json(parts.labels_of(store, plan)), schema.LABELS)
+    for fault in found:
+        if fault.mend == Mend.IDX:
+            _mend_idx(store, fault.file)
+    if tasks or any(f.mend == Mend.JOIN for f in found):
+        job.repair(store.url(), tasks, workers=workers)
+    for fault in found:
+        if fault.mend == Mend.EXTRA:
+            store.remove(fault.file)
+
+
+def _mend_idx(store: Store, idx: str) -> None:
+    with tempfile.TemporaryDirectory(prefix="reelmae-") as folder:
+        tar = Path(folder, "shard.tar")
+        store.download(idx.removesuffix(".idx") + ".tar", tar)
+        store.publish_bytes(dali_index(tar).encode("ascii"), idx)

@@ -1,0 +1,1 @@
+"""One source → its clips, or why there are none."""

@@ -1,0 +1,143 @@
+"""Pure: a manifest's rows → sources; sources and a seed → the order they are processed in and their tasks.
+
+The order is a shuffle, so that every shard is a fair mix of the bucket and reading one end to end is close to
+random. Tasks are runs of that order. Neither depends on the number of workers or machines.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from reelmae.pipeline.schema import SOURCES
+
+LISTED = pa.schema([f for f in SOURCES if f.name != "task"])
+# rows as they were read: start WHOLE where a row names the whole source, end OPEN where it names none
+ROWS = pa.schema(
+    [
+        pa.field("url", pa.string(), nullable=False),
+        pa.field("label", pa.string()),
+        pa.field("start", pa.float64(), nullable=False),
+        pa.field("end", pa.float64(), nullable=False),
+        pa.field("extra", pa.string()),
+        pa.field("line", pa.int64(), nullable=False),
+    ]
+)
+WHOLE, OPEN = -1.0, math.inf
+
+
+def sources_per_task(n_sources: int, wanted: int | None) -> int:
+    """How many sources a task holds: `wanted`, else a 64th of them, but 8 to 256."""
+    return wanted or min(256, max(8, -(-n_sources // 64)))
+
+
+def plan(sources: pa.Table, *, seed: int, per_task: int) -> pa.Table:
+    """The sources (LISTED, sorted by url) in processing order, with their task (SOURCES)."""
+    n = sources.num_rows
+    order = np.random.Generator(np.random.Philox(key=seed)).permutation(n)
+    tasks = pa.array(np.arange(n, dtype=np.int32) // per_task, pa.int32())
+    return sources.take(pa.array(order)).append_column("task", tasks).cast(SOURCES)
+
+
+def write_plan(planned: pa.Table, path: Path, per_task: int) -> None:
+    """Write a plan (SOURCES) to a Parquet file whose row group i holds task i, counted from this table's first."""
+    planned = planned.combine_chunks()
+    with pq.ParquetWriter(path, SOURCES) as writer:
+        for start in range(0, planned.num_rows, per_task):
+            writer.write_table(planned.slice(start, per_task), row_group_size=per_task)
+
+
+def label_ids(labels: Iterable[str], known: dict[str, int] | None = None) -> dict[str, int]:
+    """label → id: those of `known` as they are, then the others from the next id on, sorted by name."""
+    ids = dict(known or {})
+    first = max(ids.values(), default=-1) + 1
+    return ids | {name: i for i, name in enumerate(sorted(set(labels) - ids.keys()), first)}
+
+
+def gather(rows: pa.Table, unit: str, told: int) -> tuple[pa.Table, list[tuple[int, str]], int]:
+    """A manifest's rows (ROWS) → its sources (LISTED, sorted by url), and what is wrong with them.
+
+    That is (line, words) of the first `told` faults, and how many there are; `unit` is what a line is called. A fault is a row that an earlier one names already, and a source named whole in one row and in part in another.
+    Of a source with one row, of the whole, that carries nothing but a label, `rows` is null.
+    """
+    order = pc.sort_indices(rows.column("url"))
+    urls = rows.column("url").take(order)
+    new = np.ones(len(order), bool)  # where a url's first row is
+    new[1:] = pc.not_equal(urls.slice(1), urls.slice(0, len(order) - 1)).to_numpy()
+    group = np.cumsum(new) - 1
+    if not new.all():
+        start, end, line = (rows.column(name).take(order).to_numpy() for name in ("start", "end", "line"))
+        order = order.take(pa.array(np.lexsort((line, end, start, group))))
+    del urls
+    rows = rows.take(order)
+    first = np.flatnonzero(new)  # of each group; the groups lie as before
+    label = pc.dictionary_encode(rows.column("label"), null_encoding="encode").combine_chunks()
+    codes = label.indices.to_numpy()
+    other = np.add.reduceat(codes != codes[first[group]], first, dtype=np.int64)
+    table = rows.select(["url", "label"]).take(pa.array(first))
+    listed = pa.Table.from_arrays(
+        [
+            table.column("url"),
+            pa.array(np.full(len(first), -1)),
+            pa.repeat("", len(first)),
+            pc.if_else(pa.array(other == 0), table.column("label"), None),
+            _lists(rows, first),
+        ],
+        LISTED.names,
+    ).cast(LISTED)
+    return listed, *_twins(rows, new, first, group, unit, told)
+
+
+def _lists(rows: pa.Table, first: np.ndarray) -> pa.Array:
+    """For each group its rows, or null where they say nothing beside a label."""
+    counts = np.diff(np.append(first, rows.num_rows))
+    start, end = rows.column("start").to_numpy(), rows.column("end").to_numpy()
+    plain = (counts == 1) & (start[first] == WHOLE) & rows.column("extra").is_null().to_numpy()[first]
+    kept = rows.filter(pa.array(np.repeat(~plain, counts)))  # a null list must be empty, or Parquet refuses it
+    start, end = kept.column("start").to_numpy(), kept.column("end").to_numpy()
+    fields = SOURCES.field("rows").type.value_type
+    values = pa.StructArray.from_arrays(
+        [
+            pa.array(start, mask=start == WHOLE),
+            pa.array(end, mask=end == OPEN),
+            _one(kept.column("label")),
+            _one(kept.column("extra")),
+        ],
+        fields=list(fields),
+    )
+    offsets = np.zeros(len(first) + 1, np.int32)
+    np.cumsum(np.where(plain, 0, counts), out=offsets[1:])
+    return pa.ListArray.from_arrays(pa.array(offsets), values, type=SOURCES.field("rows").type, mask=pa.array(plain))
+
+
+def _one(column: pa.ChunkedArray) -> pa.Array:
+    whole = column.combine_chunks()
+    return pa.concat_arrays(whole.chunks) if isinstance(whole, pa.ChunkedArray) else whole
+
+
+def _twins(
+    rows: pa.Table, new: np.ndarray, first: np.ndarray, group: np.ndarray, unit: str, told: int
+) -> tuple[list[tuple[int, str]], int]:
+    """Rows named twice, and sources named whole and in part."""
+    start, end, line = (rows.column(name).to_numpy() for name in ("start", "end", "line"))
+    again = np.zeros(len(new), bool)
+    again[1:] = ~new[1:] & (start[1:] == start[:-1]) & (end[1:] == end[:-1])
+    original = np.maximum.accumulate(np.where(again, 0, np.arange(len(new))))
+    part = ~new & (start != WHOLE) & (start[first[group]] == WHOLE)
+    wrong = np.flatnonzero(again | part)
+    faults = []
+    for i in wrong[np.argsort(line[wrong])][:told]:
+        url, label = rows.column("url")[i].as_py(), rows.column("label")[original[i]].as_py()
+        if again[i]:
+            words = f" (with label {label!r})" if label is not None else ""
+            words = f"{url!r} is named in {unit} {line[original[i]]} already{words}; remove one"
+        else:
+            words = f"{url!r} is named whole in {unit} {line[first[group[i]]]}, here in part; keep one of the two"
+        faults.append((int(line[i]), words))
+    return faults, len(wrong)

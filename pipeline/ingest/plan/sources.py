@@ -1,0 +1,334 @@
+"""What a job is to read: a folder or bucket listed, or a manifest read; and one source brought to local disk.
+
+- Nothing is skipped: dot files, side files and broken links are sources and end among the rejects.
+- A source is named by its full URL, a local one by its plain absolute path. A local name that is no UTF-8 (such
+  names cannot stand in a table) is named by a percent-encoded `file://` URL instead.
+- A link that leads out of the bucket is not followed.
+- A manifest's paths are relative to its folder. A path that leads out of it, an absolute one elsewhere, or a URL of
+  the manifest's own scheme elsewhere is refused unless the job allows it; so is a file of this machine in a
+  remote manifest. URLs of other schemes are an ordinary list, where the scheme is one of REMOTE.
+- A manifest's times are seconds, MM:SS or HH:MM:SS, with a fraction. An end alone means from the beginning.
+
+Memory is that of the finished table and 50,000 rows as Python objects.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import re
+import shutil
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote_from_bytes, unquote_to_bytes
+
+import fsspec
+import pyarrow as pa
+
+from reelmae.pipeline.errors import InputError, StorageError, StorageFullError
+from reelmae.pipeline.ingest.config import ShardConfig
+from reelmae.pipeline.ingest.plan.deal import LISTED, OPEN, ROWS, WHOLE, gather
+from reelmae.pipeline.ingest.plan.manifest import (
+    TOLD,
+    Columns,
+    Faults,
+    ManifestFile,
+    encode_json,
+    find_columns,
+    open_manifest,
+)
+from reelmae.pipeline.storage.store import Store, require_folder
+
+MANIFESTS = (".csv", ".tsv", ".jsonl", ".parquet")
+REMOTE = (
+    "http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "oci", "ftp", "sftp", "ssh",
+    "hdfs", "webhdfs", "hf", "memory",
+)  # schemes that cannot reach a file of this machine  # fmt: skip
+_BATCH = 50_000  # rows turned into arrow at once
+_LONGEST = 4096  # characters of a path
+_SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://")
+_ALIASES = {"s3a": "s3", "gcs": "gs"}
+_DOTS = re.compile(r"(?:/|%2f)(?:\.|%2e){1,2}(?:/|%2f|$)", re.IGNORECASE)
+_CLOCK = re.compile(r"(?:([0-9]+):(?=[0-5]?[0-9]:))?([0-9]+):([0-5]?[0-9](?:\.[0-9]*)?)")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The sources of a job.
+
+    table: LISTED, sorted by url, one row a source. columns: a manifest's other columns in its own order, name in the
+    index → int64, double, bool or string. rows: files listed, or rows of the manifest.
+    """
+
+    table: pa.Table
+    columns: dict[str, str]
+    rows: int
+
+
+def is_manifest(src: str) -> bool:
+    """Whether SRC names a manifest (by its extension) rather than a folder."""
+    return src.lower().endswith(MANIFESTS) and not (Store(src).is_local and Path(Store(src).root).is_dir())
+
+
+def list_sources(src: str, config: ShardConfig) -> Listing:
+    """Every source below or named by `src`.
+
+    InputError where there is none, or a manifest has a fault: it names the first ten lines that are faulty.
+    """
+    if is_manifest(src):
+        return _read_manifest(src, config)
+    names = ["url", "size", "etag", "label"]
+    columns = pa.schema([LISTED.field(name) for name in names])
+    table = _table(_listed(require_folder(src), config.labels), columns)
+    if not table.num_rows:
+        raise InputError(f"{src}: holds no file; give the folder or bucket that holds the videos")
+    table = table.sort_by("url").append_column("rows", pa.nulls(table.num_rows, LISTED.field("rows").type))
+    return Listing(table.cast(LISTED), {}, table.num_rows)
+
+
+def _table(rows: Iterable[tuple[Any, ...]], columns: pa.Schema) -> pa.Table:
+    batches: list[pa.RecordBatch] = []
+    some: list[tuple[Any, ...]] = []
+
+    def flush() -> None:
+        arrays = [pa.array(c, f.type) for c, f in zip(zip(*some, strict=True), columns, strict=True)]
+        batches.append(pa.RecordBatch.from_arrays(arrays, schema=columns))
+        some.clear()
+
+    for row in rows:
+        some.append(row)
+        if len(some) == _BATCH:
+            flush()
+    if some:
+        flush()
+    return pa.Table.from_batches(batches, columns)
+
+
+def _listed(store: Store, labels: str) -> Iterator[tuple[str, int, str, str | None]]:
+    for entry in store.list():
+        label = None
+        if labels == "folder" and "/" in entry.path:
+            label = os.fsencode(entry.path.split("/")[0]).decode("utf-8", "backslashreplace")
+        yield _name(entry.url), entry.size, entry.etag, label
+
+
+def _name(url: str) -> str:
+    try:
+        url.encode()
+    except UnicodeEncodeError:
+        return "file://" + quote_from_bytes(os.fsencode(url))
+    return url
+
+
+def _read_manifest(src: str, config: ShardConfig) -> Listing:
+    with open_manifest(src, config) as (file, faults):
+        columns = find_columns(file, src, config)
+        found = [_table(_rows(file, columns, _Resolver(src, config.allow_outside), faults), ROWS)]
+    if n := found[0].num_rows:
+        table, twins, count = gather(found.pop(), faults.unit, TOLD)  # not kept here: memory for a second copy
+        faults.extend(twins, count)
+    faults.raise_any()
+    if not n:
+        raise InputError(f"{src}: names no file; write a row for each video")
+    return Listing(table, {name: kind for _, name, kind in columns.extra}, n)
+
+
+def _rows(
+    file: ManifestFile, columns: Columns, resolve: _Resolver, faults: Faults
+) -> Iterator[tuple[str, str | None, float, float, str | None, int]]:
+    """The rows of ROWS; what is wrong with one goes to `faults`."""
+    at_label, spans = columns.label, (columns.start, columns.end) != (None, None)
+    for line, cells in file.records(faults):
+        try:
+            path = cells[columns.url]
+            if path is None or path == "":
+                raise ValueError("has no path; give one or remove the line")
+            url = resolve(path)
+            label = None if at_label is None or _empty(cells[at_label]) else _text(cells[at_label])
+            start, end = _span(cells, columns) if spans else (WHOLE, OPEN)
+            extra = _extra(cells, columns) if columns.extra else None
+        except ValueError as e:
+            faults.add(line, str(e))
+            continue
+        yield url, label, start, end, extra, line
+
+
+def _empty(value: Any) -> bool:
+    return value is None or value == "" or (isinstance(value, float) and not math.isfinite(value))
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else encode_json(value)
+
+
+def _span(cells: Sequence[Any], columns: Columns) -> tuple[float, float]:
+    start = None if columns.start is None else _seconds(cells[columns.start], "start")
+    end = None if columns.end is None else _seconds(cells[columns.end], "end")
+    if start is None and end is None:
+        return WHOLE, OPEN
+    start, end = start or 0.0, OPEN if end is None else end
+    if end <= start:
+        raise ValueError(f"end {end:g} is not after start {start:g}; times are seconds, MM:SS or HH:MM:SS")
+    return start, end
+
+
+def _seconds(value: Any, name: str) -> float | None:
+    if value is None or value == "":
+        return None
+    seconds = math.nan
+    if isinstance(value, str):
+        if clock := _CLOCK.fullmatch(value.strip()):
+            hours, minutes, rest = clock.groups()
+            seconds = int(hours or 0) * 3600 + int(minutes) * 60 + float(rest)
+        elif _NUMBER.fullmatch(value.strip()):
+            seconds = float(value)
+    elif not isinstance(value, bool | list | dict):
+        seconds = float(value)
+    if not math.isfinite(seconds) or seconds < 0:
+        raise ValueError(f"{name} {_short(value)} is no time; write seconds from 0 on, MM:SS or HH:MM:SS")
+    return seconds + 0.0  # makes 0 of -0
+
+
+def _extra(cells: Sequence[Any], columns: Columns) -> str | None:
+    found = {}
+    for i, name, kind in columns.extra:
+        value = cells[i]
+        if _empty(value):
+            continue
+        if kind == "int64":
+            value = int(value)
+            if not -(1 << 63) <= value < 1 << 63:  # of Parquet's uint64
+                raise ValueError(f"{name} {value} is beyond int64; write that column as text")
+        elif kind != "bool":
+            value = float(value) if kind == "double" else _text(value)
+        found[name] = value
+    return encode_json(found) if found else None
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"
+
+
+class _Resolver:
+    """A manifest's entry → the full URL of the source; ValueError where it may not be named."""
+
+    def __init__(self, src: str, allow_outside: bool) -> None:
+        parent = Store(Store(src).url().rpartition("/")[0] or "/")
+        url = parent.url().rstrip("/")
+        self._allow, self._local, self._base = allow_outside, parent.is_local, f"{url}/"
+        self._real = f"{Path(parent.root).resolve()}/" if parent.is_local else self._base
+        self._scheme = "file" if parent.is_local else _family(self._base)
+        self._strip: dict[str, Any] = {}
+
+    def __call__(self, path: Any) -> str:
+        """Resolve one."""
+        if not isinstance(path, str):
+            raise ValueError(f"path {_short(path)} is no text; write it in quotes")
+        if len(path) > _LONGEST or "\0" in path:
+            raise ValueError(f"path {_short(path)} is no path (longer than {_LONGEST} characters, or with NUL)")
+        if "://" in path and (scheme := _SCHEME.match(path)):
+            return self._of_url(path, scheme.group(1).lower(), path[scheme.end() :])
+        return self._of_local(path) if path.startswith("/") else self._of_relative(path)
+
+    def _outside(self, path: str, words: str) -> None:
+        if not self._allow:
+            raise ValueError(f"{_short(path)} {words}; move it, or allow it with --allow-outside")
+
+    def _of_relative(self, path: str) -> str:
+        if "//" not in path and "./" not in path and path[-1] not in "/.":
+            return self._base + path  # nothing to tidy: the usual case, and normpath costs more than all the rest
+        tidy = os.path.normpath(path)
+        if tidy == ".":
+            raise ValueError(f"{path!r} names the manifest's own folder; name a file")
+        if tidy.split("/")[0] != "..":
+            return self._base + tidy
+        self._outside(path, "leads out of the manifest's folder")
+        if self._local:
+            return Store(self._base + path).url()
+        prefix, _, folder = self._base.partition("://")
+        bucket = folder.split("/")[0]
+        whole = os.path.normpath(folder + path)
+        if not whole.startswith(f"{bucket}/") or folder.count("/") <= tidy.split("/").count(".."):
+            raise ValueError(f"{path!r} leads out of {prefix}://{bucket}; write a whole URL")
+        return f"{prefix}://{whole}"
+
+    def _of_local(self, path: str) -> str:
+        url = path if not ("//" in path or "./" in path or path[-1] in "/.") else Store(path).url()
+        if not self._local:
+            self._outside(path, "is a file of this machine in a remote manifest")
+        elif not url.startswith((self._base, self._real)):
+            self._outside(path, "is outside of the manifest's folder")
+        return url
+
+    def _of_url(self, path: str, scheme: str, rest: str) -> str:
+        if scheme == "file":
+            if not rest.startswith("/"):
+                raise ValueError(f"{_short(path)} is no whole path; write file:///FOLDER/FILE")
+            decoded = os.fsdecode(unquote_to_bytes(rest))
+            if _name(decoded) == decoded or "\0" in decoded:
+                return self._of_local(rest)  # percent signs count only in our own names for what is no UTF-8
+            return _name(self._of_local(decoded))
+        if scheme not in self._strip:
+            try:
+                self._strip[scheme] = fsspec.get_filesystem_class(scheme)._strip_protocol
+            except (ImportError, ValueError) as e:
+                raise ValueError(f"no filesystem for '{scheme}://' ({e}); install its fsspec package") from e
+        if scheme not in REMOTE and _family(scheme) != self._scheme:
+            self._outside(path, "may name a file of this machine")
+        stripped = self._strip[scheme](f"{scheme}://{rest}").rstrip("/")
+        url = stripped if _SCHEME.match(stripped) else f"{scheme}://{stripped}"
+        if not stripped:
+            raise ValueError(f"{path!r} names no bucket; write {scheme}://BUCKET/PATH")
+        if _family(url) == self._scheme and (not url.startswith(self._base) or ("." in url and _DOTS.search(url))):
+            self._outside(path, "is outside of the manifest's folder")
+        return url
+
+
+def _family(url: str) -> str:
+    scheme = url.partition("://")[0].lower()
+    return _ALIASES.get(scheme, scheme)
+
+
+def fetch(url: str, to: Path, *, root: Path | None) -> int:
+    """Bring a source to `to`, a name of ours on local disk; its size in bytes.
+
+    A local file is hard-linked where that is possible, else copied. FileNotFoundError where it is gone,
+    StorageError where it cannot be read, is no plain file, or leads out of `root`; StorageFullError where
+    there is no room for it.
+    """
+    local = _local_path(url)
+    if local is None:
+        Store(url).download("", to)
+        return to.stat().st_size
+    try:
+        real = local.resolve(strict=True)
+        mode = real.stat().st_mode
+        if root is not None and not real.is_relative_to(root):
+            raise StorageError("a link that leads out of the bucket; not followed")
+        if not stat.S_ISREG(mode):
+            raise StorageError("no plain file")
+        try:
+            to.hardlink_to(real)
+        except OSError:  # another filesystem, or somebody else's file
+            shutil.copyfile(real, to)
+    except FileNotFoundError:
+        raise
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageFullError(
+                f"{to.parent}: no space left for temporary files; free some, or set TMPDIR, and run again"
+            ) from e
+        raise StorageError(str(e)) from e
+    return to.stat().st_size
+
+
+def _local_path(url: str) -> Path | None:
+    if url.startswith("file://"):
+        return Path(os.fsdecode(unquote_to_bytes(url.removeprefix("file://"))))
+    return Path(url) if url.startswith("/") else None

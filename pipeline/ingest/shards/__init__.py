@@ -1,0 +1,1 @@
+"""Clips → tars, commit records and the tables over them all."""

@@ -1,0 +1,260 @@
+"""The end of a job: the commits joined into index.parquet and rejects.parquet, repeats marked, the sums checked.
+
+    planned sources (of all parts) = sources with clips + sources rejected as a whole
+
+Holds no table of all clips: rows pass through in pieces. Where repeats are marked, the hashes of all clips (64
+bytes each, and what duplicates.repeats keeps) are held. dataset.json is written last and names its plan.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+import reelmae.pipeline.schema as schema
+from reelmae.pipeline.errors import DatasetError
+from reelmae.pipeline.ingest.plan.parts import Plan, as_json, part_file
+from reelmae.pipeline.ingest.shards.commits import read_commit
+from reelmae.pipeline.ingest.shards.duplicates import repeats
+from reelmae.pipeline.storage.store import Store
+
+_ROWS = 50_000  # of index.parquet written at once
+HASH_BYTES = 32
+KEY_BYTES = 21
+
+
+@dataclass
+class Sums:
+    """What dataset.json says of the clips, added up task by task."""
+
+    shards: dict[str, int] = field(default_factory=dict)
+    rejected: Counter[str] = field(default_factory=Counter)
+    rejected_spans: Counter[str] = field(default_factory=Counter)
+    clips: int = 0
+    kept: int = 0
+    seconds: float = 0.0
+    duplicates: int = 0
+
+
+def finish(store: Store, plan: Plan) -> None:
+    """Join the commits of all tasks, check the ledger, write the dataset's files; DatasetError where a sum is wrong."""
+    sums = Sums()
+    with tempfile.TemporaryDirectory(prefix="reelmae-") as folder:
+        index, rejects = Path(folder, "index.parquet"), Path(folder, "rejects.parquet")
+        columns = schema.with_columns(schema.CLIPS, plan.columns)
+        with (
+            _Rows(index, columns) as index_rows,
+            _Rows(rejects, schema.REJECTS) as reject_rows,
+            _Hashes(Path(folder)) as hashes,
+        ):
+            for _, commit in commits(store, plan):
+                good, bad = judged(commit, sums)
+                index_rows.add(good)
+                reject_rows.add(bad)
+                hashes.add(good)
+        if plan.config.screens.duplicates != "off" and sums.clips:
+            index, sums.duplicates = _marked(index, columns, hashes, Path(folder), plan)
+        if sums.kept + sums.rejected.total() != plan.sources:
+            raise DatasetError(
+                f"{store.url()}: {sums.kept} kept + {sums.rejected.total()} rejected != {plan.sources} planned sources"
+            )
+        store.publish(index, schema.INDEX)
+        store.publish(rejects, schema.REJECTS_FILE)
+    store.sweep("", "shards", "commits", "plan")
+    store.publish_bytes(as_json(dataset_facts(plan, sums)), schema.DATASET_JSON)
+
+
+def commits(store: Store, plan: Plan) -> Iterator[tuple[pa.Table, pa.Table]]:
+    """Task by task: its sources, its commit, without the sources that a later part tries again."""
+    retried = retried_urls(store, plan)
+    for number, part in enumerate(plan.parts):
+        later = retried[number]
+        with part_file(store, part) as file:
+            for task in range(part.tasks):
+                sources = file.read_row_group(task)
+                commit = read_commit(store, part.first_task + task)
+                check_commit(sources, commit)
+                if later is not None:
+                    sources = sources.filter(pc.invert(pc.is_in(sources.column("url"), value_set=later)))
+                    commit = commit.filter(pc.invert(pc.is_in(commit.column("source"), value_set=later)))
+                yield sources, commit
+
+
+def retried_urls(store: Store, plan: Plan) -> list[pa.Array | None]:
+    """For each part: the urls that a later part tries again; None where there are none."""
+    found: list[pa.Array | None] = []
+    later: pa.Array | None = None
+    for part in reversed(plan.parts):
+        found.append(later)
+        if part.retry is not None:
+            with part_file(store, part) as file:
+                urls = file.read(["url"]).column("url").combine_chunks()
+            later = urls if later is None else pa.concat_arrays([later, urls])
+    return found[::-1]
+
+
+def check_commit(sources: pa.Table, commit: pa.Table) -> None:
+    """DatasetError where a task's commit does not account for each of its sources."""
+    is_clip = pc.equal(commit.column("kind"), schema.CLIP)
+    whole = commit.filter(pc.and_(pc.invert(is_clip), pc.is_null(commit.column("span_start_s"))))
+    check_ledger(
+        sources.column("url").to_pylist(),
+        set(commit.filter(is_clip).column("source").to_pylist()),
+        whole.column("source").to_pylist(),
+    )
+
+
+def check_ledger(planned: list[str], with_clips: set[str], rejected: list[str]) -> None:
+    """Every planned source has clips or one reject row, never both, and there are no others; else DatasetError."""
+    both = with_clips & set(rejected)
+    lost = set(planned) - with_clips - set(rejected)
+    extra = (with_clips | set(rejected)) - set(planned)
+    doubled = [url for url, n in Counter(rejected).items() if n > 1]
+    for words, urls in (
+        ("has clips and a reject", both),
+        ("is lost", lost),
+        ("was never planned", extra),
+        ("is rejected twice", doubled),
+    ):
+        if urls:
+            raise DatasetError(
+                f"ledger: {sorted(urls)[0]!r} {words} ({len(urls)} such sources); the commits are damaged"
+            )
+
+
+def judged(commit: pa.Table, sums: Sums) -> tuple[pa.Table, pa.Table]:
+    """Clip rows and reject rows of one task, counted."""
+    is_clip = pc.equal(commit.column("kind"), schema.CLIP)
+    good, bad = commit.filter(is_clip), commit.filter(pc.invert(is_clip))
+    of_source = pc.is_null(bad.column("span_start_s"))
+    sums.rejected.update(bad.filter(of_source).column("reason").to_pylist())
+    sums.rejected_spans.update(bad.filter(pc.invert(of_source)).column("reason").to_pylist())
+    sums.shards |= json.loads((commit.schema.metadata or {})[b"shards"])
+    sums.clips += good.num_rows
+    sums.kept += pc.count_distinct(good.column("source")).as_py()
+    sums.seconds += float(pc.sum(pc.divide(good.column("frames"), good.column("fps"))).as_py() or 0)
+    return good, bad
+
+
+def _marked(index: Path, columns: pa.Schema, hashes: _Hashes, folder: Path, plan: Plan) -> tuple[Path, int]:
+    """The index with `duplicate_of` filled in, and how many clips repeat another."""
+    near = plan.config.near_bits if plan.config.screens.duplicates == "near" else None
+    first = repeats(hashes.sha256, hashes.phash, hashes.hashed, near_bits=near)
+    marked, at = folder / "marked.parquet", 0
+    with pq.ParquetFile(index) as file, _Rows(marked, columns) as rows:
+        for batch in file.iter_batches(_ROWS):
+            here = first[at : at + len(batch)]
+            at += len(batch)
+            names = [None if i < 0 else hashes.key(int(i)) for i in here]
+            table = pa.Table.from_batches([batch])
+            where = columns.get_field_index("duplicate_of")
+            rows.add(table.set_column(where, "duplicate_of", pa.array(names, pa.string())))
+    return marked, int((first >= 0).sum())
+
+
+class _Hashes:
+    """sha256, phash and keys of all clips, in files that are mapped, not held."""
+
+    def __init__(self, folder: Path) -> None:
+        self._paths = {name: folder / name for name in ("sha256", "phash", "hashed", "keys")}
+        self._files = {name: path.open("wb") for name, path in self._paths.items()}
+
+    def add(self, clips: pa.Table) -> None:
+        """Append the clips' hashes."""
+        hashes = clips.column("phash").to_pylist()
+        self._files["sha256"].write(bytes.fromhex("".join(clips.column("sha256").to_pylist())))
+        self._files["phash"].write(b"".join(h or bytes(HASH_BYTES) for h in hashes))
+        self._files["hashed"].write(bytes(h is not None for h in hashes))
+        self._files["keys"].write("".join(clips.column("key").to_pylist()).encode("ascii"))
+
+    def __enter__(self) -> _Hashes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def _map(self, name: str, width: int) -> np.ndarray:
+        return np.memmap(self._paths[name], np.uint8, "r").reshape(-1, width)
+
+    @property
+    def sha256(self) -> np.ndarray:
+        """uint8 [N, 32]."""
+        return self._map("sha256", HASH_BYTES)
+
+    @property
+    def phash(self) -> np.ndarray:
+        """uint8 [N, 32]; zeros where there is none."""
+        return self._map("phash", HASH_BYTES)
+
+    @property
+    def hashed(self) -> np.ndarray:
+        """bool [N]: whether there is one."""
+        return self._map("hashed", 1)[:, 0].astype(bool)
+
+    def key(self, clip: int) -> str:
+        """The clip's key."""
+        return bytes(self._map("keys", KEY_BYTES)[clip]).decode("ascii")
+
+
+def dataset_facts(plan: Plan, sums: Sums) -> dict[str, Any]:
+    """dataset.json."""
+    last = plan.parts[-1]
+    return {
+        "format": schema.FORMAT,
+        "reelmae": version("reelmae"),
+        "src": plan.parts[0].src,
+        "sources": plan.sources,
+        "sources_kept": sums.kept,
+        "clips": sums.clips,
+        "seconds": round(sums.seconds, 3),
+        "duplicates": sums.duplicates,
+        "shards": len(sums.shards),
+        "bytes": sum(sums.shards.values()),
+        "rejected": dict(sorted(sums.rejected.items())),
+        "rejected_spans": dict(sorted(sums.rejected_spans.items())),
+        "columns": plan.columns,
+        "config": plan.config.model_dump(mode="json"),
+        "config_digest": plan.config_digest,
+        "encoder": plan.encoder,
+        "plan": plan.digest(),
+        "tools": {"ffmpeg": last.ffmpeg, **{p: version(p) for p in ("av", "pyarrow")}},
+    }
+
+
+class _Rows:
+    """A parquet file written in pieces of at least _ROWS rows, so that memory stays flat."""
+
+    def __init__(self, path: Path, columns: pa.Schema) -> None:
+        self._columns = columns
+        self._writer = pq.ParquetWriter(path, columns)
+        self._tables: list[pa.Table] = []
+
+    def add(self, table: pa.Table) -> None:
+        """Append the rows' columns of this file's schema."""
+        self._tables.append(table.select(self._columns.names).replace_schema_metadata(None).cast(self._columns))
+        if sum(t.num_rows for t in self._tables) >= _ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._tables:
+            self._writer.write_table(pa.concat_tables(self._tables))
+        self._tables = []
+
+    def __enter__(self) -> _Rows:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._flush()
+        self._writer.close()

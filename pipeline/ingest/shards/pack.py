@@ -1,0 +1,153 @@
+"""Clips → shards: tar by the standard library, DALI's index, and the rows of the clips.
+
+- A shard is plain USTAR: KEY.json and KEY.mp4 per clip, in that order, with fixed owner, mode and time, so equal
+  clips give equal bytes. A shard that passes `shard_bytes` is closed and the task's next one begun.
+- Offsets and sizes in rows and index are read back from the finished tar, not predicted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import tarfile
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from reelmae.pipeline.schema import IDX_VERSION, shard_name
+
+
+@dataclass(frozen=True)
+class ClipRow:
+    """One row of the index: the columns of schema.CLIPS, and under `extra` the manifest's own."""
+
+    key: str
+    shard: str
+    offset: int
+    size: int
+    sha256: str
+    source: str
+    span_start_s: float
+    span_end_s: float
+    frames: int
+    fps: float
+    width: int
+    height: int
+    codec: str
+    label: str | None
+    label_id: int
+    wanted_start_s: float
+    wanted_end_s: float
+    motion: float
+    luma: float
+    contrast: float
+    border: float
+    phash: bytes | None
+    duplicate_of: str | None
+    source_bytes: int
+    source_container: str
+    source_codec: str
+    source_width: int
+    source_height: int
+    source_fps: float
+    source_seconds: float
+    encoder: str
+    colour: str
+    extra: dict[str, Any]
+
+    def record(self) -> dict[str, Any]:
+        """The row as the index has it: the manifest's own columns beside ours."""
+        values = asdict(self)
+        return values | values.pop("extra")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A finished shard on local disk: its name in the dataset, its tar and its DALI index."""
+
+    name: str
+    tar: Path
+    idx: Path
+
+
+class Packer:
+    """Writes the shards of one task into a folder. Use as a context; `shards` and `rows` are whole after it."""
+
+    def __init__(self, folder: Path, task: int, shard_bytes: int) -> None:
+        self._folder = folder
+        self._task = task
+        self._shard_bytes = shard_bytes
+        self._tar_file: tarfile.TarFile | None = None
+        self._open_rows: list[ClipRow] = []
+        self.shards: list[Shard] = []
+        self.rows: list[ClipRow] = []
+
+    def add(self, clip: Path, row: ClipRow) -> None:
+        """Append one clip; shard, offset, size and sha256 of its row are filled in here."""
+        data = clip.read_bytes()
+        if self._tar_file is None:
+            self._tar_file = tarfile.open(self._tar(), "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+        row = replace(row, shard=self._name(), size=len(data), sha256=hashlib.sha256(data).hexdigest())
+        facts = {
+            k: getattr(row, k) for k in ("codec", "fps", "frames", "height", "label", "label_id", "source", "width")
+        }
+        facts |= {"span_s": [row.span_start_s, row.span_end_s]}
+        if row.extra:
+            facts["manifest"] = row.extra
+        for extension, content in (("json", json.dumps(facts, sort_keys=True).encode()), ("mp4", data)):
+            member = tarfile.TarInfo(f"{row.key}.{extension}")
+            member.size, member.mode = len(content), 0o444
+            member.uname = member.gname = "reelmae"
+            self._tar_file.addfile(member, io.BytesIO(content))
+        self._open_rows.append(row)
+        if self._tar_file.offset >= self._shard_bytes:
+            self._close()
+
+    def _name(self) -> str:
+        return shard_name(self._task, len(self.shards))
+
+    def _tar(self) -> Path:
+        return self._folder / Path(self._name()).name
+
+    def _close(self) -> None:
+        if self._tar_file is None:
+            return
+        self._tar_file.close()
+        self._tar_file = None
+        tar = self._tar()
+        offsets = member_offsets(tar)
+        self.rows += [replace(row, offset=offsets[f"{row.key}.mp4"][0]) for row in self._open_rows]
+        self._open_rows = []
+        idx = tar.with_suffix(".idx")
+        idx.write_text(dali_index(tar), encoding="ascii")
+        self.shards.append(Shard(self._name(), tar, idx))
+
+    def __enter__(self) -> Packer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._close()
+        elif self._tar_file is not None:
+            with contextlib.suppress(OSError):  # nobody will read it; the error under way is the one to tell
+                self._tar_file.close()
+
+
+def member_offsets(tar: Path) -> dict[str, tuple[int, int]]:
+    """Name → (offset of the data, size), in the order of the tar."""
+    with tarfile.open(tar, "r:") as f:
+        return {m.name: (m.offset_data, m.size) for m in f}
+
+
+def dali_index(tar: Path) -> str:
+    """DALI's index v1.2: a line `v1.2 N`, then per sample `ext offset size name` for each of its files."""
+    samples: dict[str, list[str]] = {}
+    for name, (offset, size) in member_offsets(tar).items():
+        key, _, extension = name.partition(".")
+        samples.setdefault(key, []).append(f"{extension} {offset} {size} {name}")
+    return "\n".join([f"{IDX_VERSION} {len(samples)}", *(" ".join(files) for files in samples.values())]) + "\n"

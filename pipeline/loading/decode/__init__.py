@@ -1,0 +1,1 @@
+"""Bytes and draws → pixels, by PyAV or DALI."""

@@ -1,0 +1,1 @@
+"""The bytes of clips: ranged reads, the shard cache, read-ahead."""

@@ -1,0 +1,251 @@
+"""Whole shards of remote datasets on a local disk: bounded, shared by all processes of a node, kept over restarts.
+
+    FOLDER/
+      lock                              held for moments, while room is made
+      <16 hex of the dataset>_<shard>.shard
+      .….shard.part                     a download; its writer holds a lock on it
+
+Properties that hold:
+- a file under its final name is whole: it is downloaded as `.part` and renamed. What is in it is checked clip by clip
+  by whoever reads (fetch.py), against the index, so that nothing need be synced to disk;
+- the files in the folder never have more than `max_bytes` together, with any number of processes and whenever they
+  are killed: room is made, and taken by giving the `.part` its full size, before the first byte is downloaded.
+  Those go first whose last use is over (`done`), then those not read for the longest time. A process that reads a
+  file in the moment it goes still gets its bytes;
+- one process downloads a shard, others that want it wait;
+- there is no daemon and nothing to clean up: locks (flock) end with the process that holds them, and a `.part` that
+  nobody holds is what a killed writer left: the next one who makes room or wants that shard removes it.
+
+The folder must be on a local disk, and all processes must be of one user.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from reelmae.pipeline.errors import ConfigError, StorageError, StorageFullError
+from reelmae.pipeline.storage.store import Store
+
+CHUNK = 8 << 20  # bytes asked for at once
+POLL_S = 0.05  # between looks at what another process does
+DONE_AGE_S = 10 * 365 * 86400.0  # how much older than it is a shard looks once its last use is over
+_OURS = re.compile(r"^\.?[0-9a-f]{16}_.*\.shard(\.part)?$")  # nothing else in the folder is counted or removed
+
+
+@dataclass(frozen=True)
+class CacheSettings:
+    """Where shards are kept, and how many bytes at most, for all processes of the node together."""
+
+    folder: str
+    max_bytes: int
+
+
+@dataclass(frozen=True)
+class _File:
+    path: Path
+    size: int
+    used_ns: int
+
+    @property
+    def is_part(self) -> bool:
+        return self.path.suffix == ".part"
+
+
+def _always() -> bool:
+    return True
+
+
+class ShardCache:
+    """The shards in one folder. Any number of these, in any threads and processes, may share it.
+
+    Raises StorageError where the folder cannot be written, StorageFullError where its disk is full.
+    """
+
+    def __init__(self, settings: CacheSettings) -> None:
+        self.folder = Path(settings.folder).absolute()
+        self.max_bytes = settings.max_bytes
+        with self._told():
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except FileNotFoundError as e:  # what /proc says
+                raise self._refused(e) from e
+            with self._locked():
+                self._remove_abandoned(self._files())
+
+    def read(self, store: Store, shard: str, offset: int, size: int) -> bytes | None:
+        """`size` bytes from `offset`, or as many as the file has; None where the shard is not here."""
+        with self._told():
+            try:
+                fd = os.open(self._path(store, shard), os.O_RDONLY)
+            except FileNotFoundError:
+                return None
+            try:
+                os.utime(fd)
+                return os.pread(fd, size, offset)
+            finally:
+                os.close(fd)
+
+    def bring(self, store: Store, shard: str, wanted: Callable[[], bool] = _always) -> bool:
+        """Have the shard here: download it, or wait for the process that does. True once it is.
+
+        False where `wanted`, asked again and again, said no first. Raises FileNotFoundError where the store has no
+        such shard, ConfigError where it is larger than the whole cache, StorageError where it cannot be read.
+        """
+        path = self._path(store, shard)
+        part = path.with_name(f".{path.name}.part")
+        while not self._touch(path):
+            if not wanted():
+                return False
+            fd = self._own(part, create=True)
+            if fd is None:
+                time.sleep(POLL_S)
+                continue
+            try:
+                if self._touch(path) or not self._fill(fd, store, shard, wanted):
+                    part.unlink()
+                else:
+                    with self._told(), self._locked():  # who makes room sees it once, under one of its names
+                        part.rename(path)
+            except BaseException:
+                part.unlink(missing_ok=True)
+                raise
+            finally:
+                os.close(fd)
+        return True
+
+    def done(self, store: Store, shard: str) -> None:
+        """Its last use is over for now: it goes before all that are still needed."""
+        then = time.time() - DONE_AGE_S
+        with self._told(), contextlib.suppress(FileNotFoundError):
+            os.utime(self._path(store, shard), (then, then))
+
+    def drop(self, store: Store, shard: str) -> None:
+        """Remove a shard that turned out to be damaged."""
+        with self._told():
+            self._path(store, shard).unlink(missing_ok=True)
+
+    def _path(self, store: Store, shard: str) -> Path:
+        dataset = hashlib.sha256(store.url().encode()).hexdigest()[:16]
+        return self.folder / f"{dataset}_{quote(shard, safe='')}.shard"
+
+    def _touch(self, path: Path) -> bool:
+        """Whether it is there, and now the last that would go."""
+        try:
+            with self._told():
+                os.utime(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _own(self, part: Path, *, create: bool) -> int | None:
+        """The file, locked; None where it is another's, or was when we looked. Only who holds it renames or removes it."""
+        with self._told():
+            try:
+                fd = os.open(part, os.O_RDWR | (os.O_CREAT if create else 0), 0o600)
+            except FileNotFoundError:
+                return None
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(fd).st_ino == part.stat().st_ino:  # else it was renamed or removed in between
+                    return fd
+            except (BlockingIOError, FileNotFoundError):
+                pass
+            os.close(fd)
+            return None
+
+    def _fill(self, fd: int, store: Store, shard: str, wanted: Callable[[], bool]) -> bool:
+        """Download into the locked part; False where it is not wanted any more."""
+        size = store.size(shard)
+        if size > self.max_bytes:
+            raise ConfigError(
+                f"{store.url(shard)} has {size} bytes, more than the cache in {self.folder} may hold "
+                f"({self.max_bytes}); let it hold several such shards, or play without a cache"
+            )
+        while not self._reserve(fd, size):
+            if not wanted():
+                return False
+            time.sleep(POLL_S)
+        for offset in range(0, size, CHUNK):
+            if not wanted():
+                return False
+            data = memoryview(store.read_range(shard, offset, min(CHUNK, size - offset)))
+            with self._told():
+                while data:
+                    written = os.pwrite(fd, data, offset)
+                    data, offset = data[written:], offset + written
+        return True
+
+    def _reserve(self, fd: int, size: int) -> bool:
+        """Take `size` bytes of the cache for this part, removing what must go; False while others' downloads fill it."""
+        with self._told(), self._locked():
+            os.ftruncate(fd, 0)  # what a killed writer left in it
+            files = self._remove_abandoned(self._files())
+            if sum(f.size for f in files if f.is_part) + size > self.max_bytes:
+                return False
+            there = sum(f.size for f in files)
+            for file in sorted((f for f in files if not f.is_part), key=lambda f: f.used_ns):
+                if there + size <= self.max_bytes:
+                    break
+                file.path.unlink(missing_ok=True)
+                there -= file.size
+            os.ftruncate(fd, size)
+            return True
+
+    def _files(self) -> list[_File]:
+        found = []
+        with os.scandir(self.folder) as entries:
+            for entry in entries:
+                if _OURS.match(entry.name):
+                    with contextlib.suppress(FileNotFoundError):
+                        stat = entry.stat()
+                        found.append(_File(Path(entry.path), stat.st_size, stat.st_mtime_ns))
+        return found
+
+    def _remove_abandoned(self, files: list[_File]) -> list[_File]:
+        """Remove the parts of writers that are no more; the files that are left."""
+        left = []
+        for file in files:
+            fd = self._own(file.path, create=False) if file.is_part else None
+            if fd is None:
+                left.append(file)
+                continue
+            file.path.unlink()
+            os.close(fd)
+        return left
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One process and thread at a time; not held while anything is downloaded."""
+        with (self.folder / "lock").open("wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """What fails on the local disk, with the folder and the remedy; what is missing stays FileNotFoundError."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except OSError as e:
+            if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise StorageFullError(
+                    f"{self.folder}: no space left for the shard cache, which may hold {self.max_bytes} bytes; "
+                    "free some, let it hold less, or choose another folder"
+                ) from e
+            raise self._refused(e) from e
+
+    def _refused(self, e: OSError) -> StorageError:
+        return StorageError(
+            f"{self.folder}: cannot be used as shard cache ({e}); check the rights, or choose another folder"
+        )

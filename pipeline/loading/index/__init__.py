@@ -1,0 +1,1 @@
+"""The clips that are played: index columns, selections, mixtures."""

@@ -1,0 +1,179 @@
+"""The index of a shard dataset as columns: what can be played, where its bytes lie, what it looks like.
+
+Properties that hold:
+- a dataset without `dataset.json` is not opened: the job that writes it has not finished;
+- `digest` names the content and the order of the clips that are played (keys and hashes of their bytes), whatever the
+  parquet's own layout; a resumed run compares it;
+- a shard's clips are consecutive rows, so that orders are made of shards: `shard_start`;
+- memory is 59 bytes a clip.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reelmae.pipeline import schema
+from reelmae.pipeline.errors import DatasetError, InputError
+from reelmae.pipeline.loading.index.columns import Columns, read_columns
+from reelmae.pipeline.loading.index.keys import key_text
+from reelmae.pipeline.loading.index.selection import Selection
+from reelmae.pipeline.loading.order.epochs import Part
+from reelmae.pipeline.storage.store import Store
+
+_EVERYTHING = Selection()
+
+
+@dataclass(frozen=True, eq=False)
+class ClipIndex:
+    """N clips in S shards, of one dataset or (see mixture.py) of several. Arrays are read-only."""
+
+    stores: tuple[Store, ...]  # of each dataset
+    parts: tuple[Part, ...]  # which shards are played as one, and their share
+    digest: str  # hex
+    shard_names: list[str]  # path within the dataset
+    shard_start: np.ndarray  # int64 [S + 1]: a shard's clips are the rows from its start to the next one's
+    shard_bytes: np.ndarray  # int64 [S]: bytes of the shard that are needed, from its beginning
+    dataset_of_shard: np.ndarray  # int32 [S], into stores
+    source_id: np.ndarray  # uint64 [N]: the first half of the key
+    ordinal: np.ndarray  # uint16 [N]: the second
+    check: np.ndarray  # uint64 [N]: first 8 bytes of the clip's sha256, big endian
+    codec_names: list[str]
+    codec_of_clip: np.ndarray  # int8 [N], into codec_names
+    offset: np.ndarray  # int64 [N], bytes within the shard
+    size: np.ndarray  # int64 [N], bytes
+    frames: np.ndarray  # int32 [N]
+    fps: np.ndarray  # float64 [N]
+    width: np.ndarray  # int32 [N]
+    height: np.ndarray  # int32 [N]
+    label_id: np.ndarray  # int32 [N], -1 = unlabelled
+    left_out: int  # clips that repeat another, marked so by the sharding job
+    unselected: int  # clips that the selection does not want
+    labels: dict[str, int]
+
+    @classmethod
+    def open(cls, url: str, selection: Selection = _EVERYTHING) -> ClipIndex:
+        """Read the index of the dataset at `url` (a folder or any fsspec URL), as far as it is selected.
+
+        Raises InputError where no finished dataset of this format is there or the selection leaves nothing of it,
+        ConfigError where the selection cannot be, DatasetError where the index is not what dataset.json says.
+        """
+        store = Store(url)
+        about = _read_about(store, url)
+        with tempfile.TemporaryDirectory(prefix="reelmae-index-") as folder:
+            columns = read_columns(_local_copy(store, schema.INDEX, Path(folder), url), url, selection)
+        if columns.clips != about["clips"]:
+            raise DatasetError(
+                f"{url}: {schema.INDEX} has {columns.clips} clips, {schema.DATASET_JSON} says {about['clips']}; "
+                "run reelmae verify on it"
+            )
+        if columns.clips and not columns.shard_names:
+            raise InputError(
+                f"{url}: none of its {columns.clips} clips is left by {selection}; "
+                f"{columns.repeats} of them as they repeat others"
+            )
+        labels = json.loads(store.read_bytes(schema.LABELS)) if store.exists(schema.LABELS) else {}
+        return cls._made(store, columns, labels)
+
+    @classmethod
+    def _made(cls, store: Store, columns: Columns, labels: dict[str, int]) -> ClipIndex:
+        shards, rows = len(columns.shard_names), columns.rows
+        return cls(
+            stores=(store,),
+            parts=(Part(0, shards),),
+            digest=_digest(rows),
+            shard_names=columns.shard_names,
+            shard_start=frozen(np.concatenate([[0], np.cumsum(columns.clips_of_shard, dtype=np.int64)])),
+            shard_bytes=frozen(columns.bytes_of_shard),
+            dataset_of_shard=frozen(np.zeros(shards, np.int32)),
+            codec_names=columns.codec_names,
+            left_out=columns.repeats,
+            unselected=columns.clips - columns.repeats - len(rows["offset"]),
+            labels=labels,
+            **{name: frozen(column) for name, column in rows.items()},
+        )
+
+    def __len__(self) -> int:
+        return len(self.offset)
+
+    def __repr__(self) -> str:
+        urls = ", ".join(repr(store.url()) for store in self.stores)
+        return f"ClipIndex({urls}, {len(self)} clips in {len(self.shard_names)} shards, {self.digest[:12]})"
+
+    @property
+    def store(self) -> Store:
+        """The dataset's files, where there is but one."""
+        assert len(self.stores) == 1, f"{len(self.stores)} datasets: take stores[dataset]"
+        return self.stores[0]
+
+    @property
+    def shard_of_clip(self) -> np.ndarray:
+        """int32 [N], into shard_names; made anew each time."""
+        return np.repeat(np.arange(len(self.shard_names), dtype=np.int32), np.diff(self.shard_start))
+
+    def shard_number(self, clip: int) -> int:
+        """The clip's shard, into shard_names."""
+        return int(np.searchsorted(self.shard_start, clip, side="right")) - 1
+
+    def key(self, clip: int) -> str:
+        """The clip's key."""
+        return key_text(int(self.source_id[clip]), int(self.ordinal[clip]))
+
+    def shard(self, clip: int) -> str:
+        """Path of the clip's shard within its store."""
+        return self.shard_names[self.shard_number(clip)]
+
+    def dataset(self, clip: int) -> int:
+        """The clip's dataset, into stores."""
+        return int(self.dataset_of_shard[self.shard_number(clip)])
+
+
+def frozen(column: np.ndarray) -> np.ndarray:
+    """The array, made read-only."""
+    column.flags.writeable = False
+    return column
+
+
+def _digest(rows: dict[str, np.ndarray]) -> str:
+    whole = hashlib.sha256()
+    for name, kind in (("source_id", "<u8"), ("ordinal", "<u2"), ("check", "<u8")):
+        whole.update(rows[name].astype(kind, copy=False).data)
+    return whole.hexdigest()
+
+
+def _read_about(store: Store, url: str) -> dict[str, Any]:
+    """dataset.json, checked."""
+    try:
+        about = json.loads(store.read_bytes(schema.DATASET_JSON))
+    except FileNotFoundError as e:
+        if not store.exists():
+            raise InputError(f"{url}: no such folder or bucket; check the path") from e
+        raise InputError(
+            f"{url}: has no {schema.DATASET_JSON}, so it is no shard dataset or its job has not finished; "
+            "run reelmae shard again with the same arguments (it resumes)"
+        ) from e
+    except ValueError as e:
+        raise InputError(f"{url}: its {schema.DATASET_JSON} is not JSON ({e}); run reelmae shard again") from e
+    found = about.get("format") if isinstance(about, dict) else None
+    if found != schema.FORMAT:
+        raise InputError(f"{url}: dataset format {found!r}, this version reads {schema.FORMAT}; shard the bucket anew")
+    return about
+
+
+def _local_copy(store: Store, name: str, folder: Path, url: str) -> Path:
+    """The file itself where the store is local, else a copy in `folder`."""
+    try:
+        if store.is_local:
+            if not store.local_path(name).is_file():
+                raise FileNotFoundError(name)
+            return store.local_path(name)
+        store.download(name, folder / "index")
+        return folder / "index"
+    except FileNotFoundError as e:
+        raise InputError(f"{url}: has no {name}; run reelmae shard again (it resumes)") from e

@@ -1,0 +1,1 @@
+"""Where files lie: a local folder or any fsspec URL, read, listed and published whole."""

@@ -1,0 +1,322 @@
+"""A folder of files anywhere fsspec reaches: list, read, ranged read, atomic publish, retry.
+
+Properties that hold:
+- `publish` leaves the whole file under its final name, or nothing: locally through `whole_file` (temporary name,
+  fsync, rename); on object stores through one `put` (which is atomic there). The file is always
+  complete on local disk before: an exception inside `fs.open(..., "wb")` of s3fs would commit a stump.
+- What is missing raises InputError or FileNotFoundError at once; what fails for other reasons is tried
+  again (`RETRIES` times, doubling pauses) and then raises StorageError naming the URL.
+- Ranges of S3 objects are read by obstore, at the endpoint and with the credentials that s3fs found; everything
+  else, and every range that obstore refuses, goes through fsspec, whose errors are the ones told.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import fsspec
+
+from reelmae.pipeline.errors import InputError, ShortFileError, StorageError, StorageFullError
+from reelmae.pipeline.storage.s3_ranges import S3Ranges
+
+RETRIES = 3
+FIRST_PAUSE_S = 0.5
+S3_PAGE = 1000  # keys asked for at once, the most a server gives
+_PROTOCOL = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*)://")
+_FINAL = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+T = TypeVar("T")
+
+
+@contextmanager
+def whole_file(final: Path, *, writer: str = "") -> Iterator[Path]:
+    """A temporary path beside `final` to write to: it takes the final name when the block ends, and is removed
+    when the block raises, so that a file under its final name is complete. The folder is made where there is none.
+
+    What a killed writer left is overwritten by the next one. Where several may write the same file at once, each
+    needs a `writer` name of its own.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = final.with_name(f".{final.name}{writer}.part")
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(final)
+    except OSError as e:
+        e.filename = e.filename or str(final)  # a failing write does not say where
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One listed file. `path` is relative to the store's root, with forward slashes."""
+
+    path: str
+    url: str
+    size: int
+    etag: str
+
+
+class Store:
+    """The files under one root: a local folder, or any fsspec URL (`s3://bucket/prefix`, `memory://x`, …)."""
+
+    def __init__(self, url: str) -> None:
+        match = _PROTOCOL.match(url)
+        self.is_local = match is None or match.group(1) == "file"
+        if self.is_local:
+            path = Path(url.removeprefix("file://"))
+            # one place has one name, since sources are known by it; `..` must follow links as the system does
+            self.root = str(path.resolve() if ".." in path.parts else path.absolute())
+            self.prefix = ""
+            self.fs = fsspec.filesystem("file")
+        else:
+            assert match is not None
+            self.prefix = match.group(0)
+            try:
+                self.fs = fsspec.filesystem(match.group(1))
+            except (ImportError, ValueError) as e:
+                raise InputError(
+                    f"{url}: no filesystem for '{match.group(1)}://' ({e}); install its fsspec package"
+                ) from e
+            self.root = self.fs._strip_protocol(url).rstrip("/")
+            if _PROTOCOL.match(self.root):  # http keeps its protocol in paths
+                self.prefix = ""
+            if not self.root:
+                raise InputError(f"{url}: names no bucket; write {match.group(0)}BUCKET/PREFIX")
+
+    def __repr__(self) -> str:
+        return f"Store({self.url()!r})"
+
+    def url(self, path: str = "") -> str:
+        """Full URL of a file here; a plain absolute path where the store is local."""
+        return f"{self.prefix}{self._full(path)}"
+
+    def local_path(self, path: str = "") -> Path:
+        """The file's own path; only for local stores."""
+        assert self.is_local, f"{self.url()} is not local"
+        return Path(self.root, path)
+
+    def _full(self, path: str) -> str:
+        return f"{self.root}/{path}" if path else self.root
+
+    def list(self, path: str = "") -> Iterator[Entry]:
+        """Every file below `path`, one after the other in flat memory; nothing where there is no such folder.
+
+        Sorted within each folder; on S3 in the server's own order, that of the whole key. An S3 key of no bytes that
+        ends in "/" marks a folder and is no file.
+        """
+        if self.is_local:
+            return self._list_local(path)
+        return self._list_s3(path) if hasattr(self.fs, "call_s3") else self._list_folders(path)
+
+    def _list_s3(self, path: str) -> Iterator[Entry]:
+        """Page by page: s3fs' own `find` would hold a dict of every key."""
+        bucket, prefix, _ = self.fs.split_path(self._full(path))
+        prefix = f"{prefix}/" if prefix else ""  # the slash keeps `raw2` out of a listing of `raw`
+        wanted = {"Bucket": bucket, "Prefix": prefix, "MaxKeys": S3_PAGE}
+        skip = len(self.root) - len(bucket)
+        while True:
+            page = self._s3_page(wanted, path)
+            for found in page.get("Contents", ()):
+                key, size = found["Key"], int(found.get("Size") or 0)
+                if key.endswith("/") and not size:
+                    continue
+                relative = key[skip:]
+                etag = found.get("ETag") or found.get("LastModified") or ""
+                yield Entry(relative, self.url(relative), size, str(etag).strip('"'))
+            if not page.get("IsTruncated"):
+                return
+            wanted["ContinuationToken"] = page["NextContinuationToken"]
+
+    def _s3_page(self, wanted: dict[str, Any], path: str) -> dict[str, Any]:
+        try:
+            return self._retry(lambda: self.fs.call_s3("list_objects_v2", **wanted), path)
+        except FileNotFoundError:
+            if "ContinuationToken" in wanted:  # gone in the middle: not the same as nothing there
+                raise
+            return {}
+
+    def _list_folders(self, path: str) -> Iterator[Entry]:
+        """Folder by folder; names that do not lie below the folder they were found in are left out."""
+        waiting = [self._full(path)]
+        while waiting:
+            folder = waiting.pop()
+            try:
+                found = self._retry(partial(self.fs.ls, folder, detail=True, refresh=True), path)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            self.fs.invalidate_cache()  # or a filesystem that caches listings keeps them all
+            below = sorted(
+                ((info["name"].rstrip("/"), info) for info in found if info["name"].startswith(f"{folder}/")),
+                key=lambda named: named[0],
+            )
+            folders = [full for full, info in below if info.get("type") == "directory" and full != folder]
+            waiting += reversed(folders)
+            for full, info in below:
+                if info.get("type") == "directory":
+                    continue
+                relative = full[len(self.root) + 1 :]
+                etag = info.get("ETag") or info.get("etag") or info.get("LastModified") or info.get("mtime") or ""
+                yield Entry(relative, self.url(relative), int(info.get("size") or 0), str(etag).strip('"'))
+
+    def _list_local(self, path: str) -> Iterator[Entry]:
+        def refused(error: OSError) -> None:
+            raise StorageError(f"{error.filename}: {error.strerror}; check the rights") from error
+
+        skip = len(self.root.rstrip("/")) + 1
+        for folder, folders, names in os.walk(
+            self._full(path), onerror=refused if Path(self._full(path)).exists() else None
+        ):
+            folders.sort()
+            # links to folders are not followed: listed as they are, so that they are told of
+            for name in sorted([*names, *(f for f in folders if Path(folder, f).is_symlink())]):
+                full = f"{folder.rstrip('/')}/{name}"
+                try:
+                    stat = os.stat(full)  # noqa: PTH116 - a Path for each of a million files takes most of the time
+                except OSError:  # a dangling link, or a ring of links: listed, so that it ends among the rejects
+                    yield Entry(full[skip:], full, 0, "")
+                    continue
+                yield Entry(full[skip:], full, stat.st_size, str(stat.st_mtime_ns))
+
+    def exists(self, path: str = "") -> bool:
+        """Whether a file or folder is there (never from a cached listing)."""
+        if self.is_local:
+            return Path(self._full(path)).exists()
+        self.fs.invalidate_cache()
+        return bool(self._retry(lambda: self.fs.exists(self._full(path)), path))
+
+    def size(self, path: str) -> int:
+        """Bytes of one file (never from a cached listing); FileNotFoundError where there is none."""
+        if self.is_local:
+            return self._retry(lambda: Path(self._full(path)).stat().st_size, path)
+        self.fs.invalidate_cache()
+        found = self._retry(lambda: self.fs.size(self._full(path)), path)
+        if found is None:
+            raise StorageError(f"{self.url(path)}: its server does not tell its size; read it without a cache")
+        return int(found)
+
+    def read_bytes(self, path: str) -> bytes:
+        """The whole file."""
+        if self.is_local:
+            return self._retry(lambda: Path(self._full(path)).read_bytes(), path)
+        return self._retry(lambda: self.fs.cat_file(self._full(path)), path)
+
+    def read_range(self, path: str, offset: int, size: int) -> bytes:
+        """`size` bytes from `offset`; ShortFileError where the file is shorter."""
+
+        def read() -> bytes:
+            if self.is_local:
+                with Path(self._full(path)).open("rb") as f:
+                    return os.pread(f.fileno(), size, offset)
+            try:
+                if self._s3_ranges is not None:
+                    return self._s3_ranges.read(self._full(path), offset, size)
+                return bytes(self.fs.cat_file(self._full(path), start=offset, end=offset + size))
+            except FileNotFoundError:
+                raise
+            except OSError:  # object stores refuse a range that begins at or beyond the end
+                self.fs.invalidate_cache()
+                there = self.fs.size(self._full(path))
+                if there is None or there > offset:
+                    raise
+                return b""
+
+        data = self._retry(read, path)
+        if len(data) != size:
+            raise ShortFileError(
+                f"{self.url(path)}: wanted {size} bytes at {offset}, got {len(data)}; the file is damaged"
+            )
+        return data
+
+    @cached_property
+    def _s3_ranges(self) -> S3Ranges | None:
+        return S3Ranges(self.fs, self.root) if hasattr(self.fs, "call_s3") else None
+
+    def download(self, path: str, to: Path) -> None:
+        """Copy the file to a local path."""
+        self._retry(lambda: self.fs.get_file(self._full(path), str(to)), path)
+
+    def publish(self, local: Path, path: str) -> None:
+        """Put a complete local file under its final name, atomically. `local` is left where it is."""
+        if not self.is_local:
+            self._retry(lambda: self.fs.put_file(str(local), self._full(path)), path)
+            return
+        self._retry(lambda: _copy(local, Path(self._full(path))), path)
+
+    def publish_bytes(self, data: bytes, path: str) -> None:
+        """Put these bytes under a final name, atomically."""
+        with tempfile.TemporaryDirectory(prefix="reelmae-") as folder:
+            local = Path(folder, "data")
+            local.write_bytes(data)
+            self.publish(local, path)
+
+    def remove(self, path: str) -> None:
+        """Remove one file; FileNotFoundError where there is none."""
+        if self.is_local:
+            self._retry(lambda: Path(self._full(path)).unlink(), path)
+            return
+        if not self.exists(path):  # object stores do not tell
+            raise FileNotFoundError(self.url(path))
+        self._retry(lambda: self.fs.rm_file(self._full(path)), path)
+
+    def sweep(self, *folders: str) -> None:
+        """Remove what writers killed in mid-publish left in these folders of a local store (elsewhere nothing is left)."""
+        if self.is_local:
+            for folder in folders:
+                for left in Path(self._full(folder)).glob(".*.part"):
+                    left.unlink(missing_ok=True)
+
+    def _retry(self, call: Callable[[], T], path: str) -> T:
+        for attempt in range(RETRIES):
+            try:
+                return call()
+            except _FINAL as e:
+                if isinstance(e, PermissionError):
+                    raise StorageError(
+                        f"{self.url(path)}: permission denied; check the rights or the credentials"
+                    ) from e
+                raise
+            except OSError as e:
+                if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                    raise StorageFullError(
+                        f"{self.url(path)}: no space left; free some, or choose another place, and run again (it resumes)"
+                    ) from e
+                if attempt == RETRIES - 1:
+                    raise StorageError(f"{self.url(path)}: {e} (tried {RETRIES} times)") from e
+                time.sleep(FIRST_PAUSE_S * 2**attempt)
+            except Exception as e:
+                # botocore and others raise their own kinds when credentials or endpoints are wrong
+                if type(e).__module__.startswith(("botocore", "aiobotocore", "aiohttp", "urllib3", "gcsfs", "google")):
+                    raise StorageError(
+                        f"{self.url(path)}: {e}; check the URL, the credentials and AWS_ENDPOINT_URL"
+                    ) from e
+                raise
+        raise AssertionError("unreachable")
+
+
+def _copy(local: Path, final: Path) -> None:
+    with whole_file(final, writer=f".{os.getpid()}.{time.monotonic_ns()}") as temporary:
+        shutil.copyfile(local, temporary)
+
+
+def require_folder(url: str) -> Store:
+    """The store at `url`; InputError where nothing is there."""
+    store = Store(url)
+    if not store.exists():
+        raise InputError(f"{url}: no such folder or bucket; check the path")
+    if store.is_local and not Path(store.root).is_dir():
+        raise InputError(f"{url}: is a file; give the folder that holds the videos")
+    return store

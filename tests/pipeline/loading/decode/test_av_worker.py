@@ -1,0 +1,130 @@
+"""A decode worker by itself: what it answers, and that it fetches ahead of what it decodes."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection, Pipe
+from typing import Any
+
+import numpy as np
+import pytest
+
+from reelmae.pipeline.errors import BadClipError
+from reelmae.pipeline.loading.decode.av_worker import WorkerSetup, map_arena
+from reelmae.pipeline.loading.fetch.clip import SourceSettings
+from reelmae.pipeline.loading.index.clips import ClipIndex
+from reelmae.pipeline.loading.order.draws import SamplePolicy, draw
+from reelmae.pipeline.loading.tasks import ClipTask
+from reelmae.pipeline.storage.store import Store
+
+SHAPE = (1, 4, 1, 3, 4, 32, 32)  # slots, videos, R, channels, T, H, W
+
+
+def task(index: ClipIndex, clip: int) -> ClipTask:
+    """The work for one clip of an index of one dataset."""
+    frames, fps = int(index.frames[clip]), float(index.fps[clip])
+    sampled = draw(
+        SamplePolicy(frames=4, size=32), seed=0, epoch=0, clip=clip, repeat=0, frames=frames, fps=fps,
+        height=int(index.height[clip]), width=int(index.width[clip]),
+    )  # fmt: skip
+    shard, offset, size = index.shard(clip), int(index.offset[clip]), int(index.size[clip])
+    digest = hashlib.sha256(index.store.read_range(shard, offset, size)).digest()
+    return ClipTask(
+        clip=clip, key=index.key(clip), dataset=0, shard=shard, offset=offset, size=size,
+        check=int.from_bytes(digest[:8], "big"), frames=frames, draws=(sampled,),
+        planned=clip, epoch=0, attempt=0,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def start_worker() -> Iterator[Callable[[str], tuple[Connection, np.ndarray]]]:
+    """start_worker(url) → the connection to a worker that is ready, and its arena."""
+    processes: list[tuple[subprocess.Popen[bytes], Connection, int]] = []
+
+    def start(url: str) -> tuple[Connection, np.ndarray]:
+        ours, theirs = Pipe()
+        arena = os.memfd_create("arena")
+        os.ftruncate(arena, int(np.prod(SHAPE)))
+        argv = [sys.executable, "-m", "reelmae.pipeline.loading.decode.av_worker", str(theirs.fileno())]
+        with theirs:
+            process = subprocess.Popen(argv, pass_fds=(theirs.fileno(), arena))
+        processes.append((process, ours, arena))
+        ours.send(WorkerSetup(os.getpid(), SourceSettings((url,)), "auto", arena, SHAPE))
+        assert ours.recv() is None
+        return ours, map_arena(arena, SHAPE)
+
+    yield start
+    for process, connection, arena in processes:
+        connection.close()
+        assert process.wait(timeout=20) == 0  # it ends with its connection
+        os.close(arena)
+
+
+class Held(http.server.BaseHTTPRequestHandler):
+    """Serves ranges of a store's files, none before the server's barrier lets it."""
+
+    store: Store
+    barrier: threading.Barrier
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        asked = re.match(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        assert asked is not None
+        start, end = int(asked[1]), int(asked[2]) + 1
+        self.barrier.wait(timeout=20)
+        data = self.store.read_range(self.path.lstrip("/"), start, end - start)
+        self.send_response(206)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Content-Range", f"bytes {start}-{end - 1}/*")
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def held_server(natural_index: ClipIndex) -> Iterator[str]:
+    """URL of the dataset on a server that answers only when three requests are waiting for it."""
+    handler = type("Handler", (Held,), {"store": natural_index.store, "barrier": threading.Barrier(3)})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_answers_come_in_order_with_what_they_cost(natural_index: ClipIndex, start_worker: Any) -> None:
+    connection, arena = start_worker(natural_index.store.url())
+    good, gone = task(natural_index, 0), task(natural_index, 1)
+    connection.send((7, 0, 0, good))
+    connection.send((8, 0, 1, ClipTask(**{**vars(gone), "check": gone.check ^ 1})))
+    connection.send((9, 0, 2, good))
+    ticket, answer, cost = connection.recv()
+    assert (ticket, answer) == (7, None)
+    assert cost.bytes_read == good.size and cost.fetch_s > 0 and cost.decode_s > 0
+    ticket, answer, _ = connection.recv()
+    assert ticket == 8 and isinstance(answer, BadClipError) and answer.key == gone.key
+    assert connection.recv()[:2] == (9, None)
+    assert arena[0, 0].std() > 5 and (arena[0, 0] == arena[0, 2]).all()
+
+
+def test_the_next_clips_are_fetched_while_one_is_waited_for(
+    natural_index: ClipIndex, held_server: str, start_worker: Any
+) -> None:
+    connection, arena = start_worker(held_server)
+    for at in range(3):
+        connection.send((at, 0, at, task(natural_index, at)))
+    assert [connection.recv()[:2] for _ in range(3)] == [(0, None), (1, None), (2, None)]
+    assert all(arena[0, at].std() > 5 for at in range(3))

@@ -1,0 +1,263 @@
+"""Features of a whole dataset equal the encoder's own on the same frames; every clip once; a bad one named."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from rich.console import Console
+
+from reelmae.model.classifier import Classifier, ClassifierConfig
+from reelmae.model.config import MAEConfig
+from reelmae.model.mae import MaskedAutoencoder
+from reelmae.model.weights import save_safetensors
+from reelmae.pipeline import schema
+from reelmae.pipeline.errors import ConfigError, DatasetError, InputError
+from reelmae.pipeline.loading.decode.pyav import AvDecoder
+from reelmae.pipeline.loading.fetch.clip import fetch
+from reelmae.pipeline.loading.index.clips import ClipIndex
+from reelmae.pipeline.loading.index.selection import Selection
+from reelmae.pipeline.loading.order.draws import SamplePolicy
+from reelmae.pipeline.loading.sweep import view_draws
+from reelmae.pipeline.loading.tasks import ClipTask
+from reelmae.tools.reconstruct import find_checkpoint
+from reelmae.train.checkpoint import load_model
+from reelmae.train.features import ClipProgress, features
+
+TINY: dict[str, Any] = {"frames": 4, "size": 32, "patch": 16, "t_patch": 2, "dim": 24, "depth": 1, "heads": 2}
+
+
+def whole_index(run: Path) -> ClipIndex:
+    return ClipIndex.open(str(run / "shards"), Selection(duplicates=True))
+
+
+def read(path: str | Path) -> tuple[list[tuple[str, int]], np.ndarray]:
+    """[(key, view), …] and float32 [rows, D]."""
+    table = pq.read_table(path)
+    rows = list(zip(table["key"].to_pylist(), table["view"].to_pylist(), strict=True))
+    return rows, np.stack([np.asarray(f, np.float32) for f in table["feature"].to_pylist()])
+
+
+def pixels(index: ClipIndex, row: int, sample: SamplePolicy, views: int) -> np.ndarray:
+    """uint8 [R, C, T, H, W] of a clip's views, decoded here."""
+    frames = int(index.frames[row])
+    draws = view_draws(
+        sample, views, frames=frames, fps=float(index.fps[row]), height=int(index.height[row]),
+        width=int(index.width[row]),
+    )  # fmt: skip
+    place: dict[str, Any] = {
+        "key": index.key(row), "shard": index.shard(row), "offset": int(index.offset[row]), "size": int(index.size[row])
+    }  # fmt: skip
+    task = ClipTask(clip=row, dataset=0, check=0, frames=frames, draws=draws, planned=row, epoch=0, attempt=0, **place)
+    out = np.empty((views, 3, sample.frames, sample.size, sample.size), np.uint8)
+    AvDecoder(frames=sample.frames, size=sample.size).decode(task, fetch(index.store, **place), out)
+    return out
+
+
+def damage(run: Path, row: int) -> str:
+    """Overwrite a clip's bytes; its key."""
+    index = whole_index(run)
+    with index.store.local_path(index.shard(row)).open("r+b") as f:
+        f.seek(int(index.offset[row]))
+        f.write(b"\xa5" * int(index.size[row]))
+    return index.key(row)
+
+
+@pytest.mark.parametrize("pool", ["mean", "cls"])
+def test_features_are_the_encoders_on_the_same_frames(tiny_run: Path, tmp_path: Path, pool: Any) -> None:
+    summary = features(
+        tiny_run / "train", str(tiny_run / "shards"), tmp_path / "f.parquet", views=2, pool=pool, batch=3, workers=0
+    )  # fmt: skip
+    rows, found = read(tmp_path / "f.parquet")
+    index = whole_index(tiny_run)
+    assert rows == [(index.key(row), view) for row in range(len(index)) for view in range(2)]
+    model, config = load_model(find_checkpoint(tiny_run / "train"))
+    trained = config.loader.sample
+    sample = SamplePolicy(frames=model.config.frames, size=model.config.size, stride=trained.stride, fps=trained.fps)
+    for row in range(len(index)):
+        clips = torch.from_numpy(pixels(index, row, sample, 2)).float()
+        with torch.no_grad():
+            tokens = model.encoder((clips / 255 - 0.45) / 0.225)
+        wanted = tokens[:, 0] if pool == "cls" else tokens[:, 1:].mean(1)
+        assert np.abs(found[2 * row : 2 * row + 2] - wanted.numpy()).max() < 1e-4
+    assert (summary["clips"], summary["views"], summary["dim"]) == (len(index), 2, model.config.dim)
+    assert summary["bad"] == {}
+    assert summary["clips_per_s"] > 0
+
+
+def test_the_table_says_label_and_how_it_was_made(tiny_run: Path, tmp_path: Path) -> None:
+    features(tiny_run / "train", str(tiny_run / "shards"), tmp_path / "f.parquet", workers=0)
+    table = pq.read_table(tmp_path / "f.parquet")
+    assert table.schema.names == ["key", "label", "label_id", "view", "feature"]
+    index = whole_index(tiny_run)
+    assert table["label_id"].to_pylist() == index.label_id.tolist()
+    assert [index.labels.get(name, -1) for name in table["label"].to_pylist()] == index.label_id.tolist()
+    assert len(set(table["label_id"].to_pylist())) > 1
+    about = json.loads(table.schema.metadata[b"reelmae"])
+    assert about["index"] == index.digest
+    summary = json.loads((tmp_path / "f.json").read_text())
+    assert about.items() <= summary.items()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["f.json", "f.parquet"]
+
+
+def test_the_same_comes_out_for_any_workers_and_batch(tiny_run: Path, tmp_path: Path) -> None:
+    run, data = tiny_run / "train", str(tiny_run / "shards")
+    features(run, data, tmp_path / "a.parquet", views=3, workers=0, batch=1)
+    features(run, data, tmp_path / "b.parquet", views=3, workers=2, batch=7)
+    (rows, a), (again, b) = read(tmp_path / "a.parquet"), read(tmp_path / "b.parquet")
+    assert rows == again
+    assert np.abs(a - b).max() < 1e-4
+
+
+def test_more_rows_than_one_group_keep_their_order(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reelmae.train.features.ROWS_TO_WRITE", 4)
+    features(tiny_run / "train", str(tiny_run / "shards"), tmp_path / "f.parquet", views=3, workers=0, batch=3)
+    index = whole_index(tiny_run)
+    rows, _ = read(tmp_path / "f.parquet")
+    assert rows == [(index.key(row), view) for row in range(len(index)) for view in range(3)]
+    assert pq.ParquetFile(tmp_path / "f.parquet").num_row_groups > 1
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_corrupt_clip_is_left_out_counted_and_named(run_copy: Path, tmp_path: Path, workers: int) -> None:
+    index, data = whole_index(run_copy), str(run_copy / "shards")
+    features(run_copy / "train", data, tmp_path / "whole.parquet", workers=0)
+    whole_rows, whole = read(tmp_path / "whole.parquet")
+    key = damage(run_copy, len(index) - 1)
+    summary = features(run_copy / "train", data, tmp_path / "f.parquet", workers=workers, batch=4)
+    rows, found = read(tmp_path / "f.parquet")
+    assert rows == whole_rows[:-1]
+    assert np.abs(found - whole[:-1]).max() < 1e-4
+    assert summary["clips"] == len(index) - 1
+    assert summary["bad_clips"] == 1
+    assert list(summary["bad"]) == [key]
+    assert "sha256" in summary["bad"][key]
+    assert json.loads((tmp_path / "f.json").read_text())["bad"] == summary["bad"]
+
+
+def test_where_no_clip_can_be_decoded_nothing_is_written(run_copy: Path, tmp_path: Path) -> None:
+    for row in range(len(whole_index(run_copy))):
+        damage(run_copy, row)
+    with pytest.raises(DatasetError, match="not one of"):
+        features(run_copy / "train", str(run_copy / "shards"), tmp_path / "f.parquet", workers=0)
+    assert not list(tmp_path.glob("*f.*"))
+
+
+def test_clips_that_repeat_others_are_among_them(run_copy: Path, tmp_path: Path) -> None:
+    path = run_copy / "shards" / schema.INDEX
+    rows = pq.read_table(path).to_pylist()
+    rows[3]["duplicate_of"] = rows[0]["key"]
+    pq.write_table(pa.Table.from_pylist(rows, schema.CLIPS), path)
+    assert len(ClipIndex.open(str(run_copy / "shards"))) == len(rows) - 1
+    summary = features(run_copy / "train", str(run_copy / "shards"), tmp_path / "f.parquet", workers=0)
+    assert summary["clips"] == len(rows)
+
+
+def test_a_condition_chooses_clips(tiny_run: Path, tmp_path: Path) -> None:
+    index = whole_index(tiny_run)
+    label = sorted(index.labels)[0]
+    summary = features(
+        tiny_run / "train", str(tiny_run / "shards"), tmp_path / "f.parquet", where=f"label == {label!r}", workers=0
+    )  # fmt: skip
+    assert 0 < summary["clips"] == int((index.label_id == index.labels[label]).sum()) < len(index)
+    assert set(pq.read_table(tmp_path / "f.parquet")["label"].to_pylist()) == {label}
+
+
+def test_frames_a_second_are_the_runs_unless_given(tiny_run: Path, tmp_path: Path) -> None:
+    run, data = tiny_run / "train", str(tiny_run / "shards")
+    trained = load_model(find_checkpoint(run))[1].loader.sample
+    own = features(run, data, tmp_path / "a.parquet", workers=0)
+    assert (own["sample"]["stride"], own["sample"]["fps"]) == (trained.stride, trained.fps)
+    given = features(run, data, tmp_path / "b.parquet", workers=0, fps=30.0)
+    assert (given["sample"]["stride"], given["sample"]["fps"]) == (None, 30.0)
+    assert np.abs(read(tmp_path / "a.parquet")[1] - read(tmp_path / "b.parquet")[1]).max() > 1e-3
+
+
+def test_exported_weights_give_what_the_checkpoint_gives(tiny_run: Path, tmp_path: Path) -> None:
+    model, config = load_model(find_checkpoint(tiny_run / "train"))
+    save_safetensors(tmp_path / "w.safetensors", model)
+    save_safetensors(tmp_path / "e.safetensors", model, encoder_only=True)
+    data, fps = str(tiny_run / "shards"), config.loader.sample.fps or 7.5
+    features(tiny_run / "train", data, tmp_path / "a.parquet", workers=0, fps=fps)
+    features(tmp_path / "w.safetensors", data, tmp_path / "b.parquet", workers=0, fps=fps)
+    features(tmp_path / "e.safetensors", data, tmp_path / "c.parquet", workers=0, fps=fps)
+    _, found = read(tmp_path / "a.parquet")
+    assert np.array_equal(found, read(tmp_path / "b.parquet")[1])
+    assert np.array_equal(found, read(tmp_path / "c.parquet")[1])
+
+
+def test_of_a_classifier_comes_what_its_head_reads_on_pixels_normalised_its_own_way(
+    tiny_run: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    imagenet = {"pixel_mean": (0.485, 0.456, 0.406), "pixel_std": (0.229, 0.224, 0.225)}
+    model = Classifier(ClassifierConfig(**TINY, **imagenet, classes=3)).eval()
+    weights = tmp_path / "c.safetensors"
+    save_safetensors(weights, model)
+    features(weights, str(tiny_run / "shards"), tmp_path / "f.parquet", workers=0)
+    _, found = read(tmp_path / "f.parquet")
+    clip = torch.from_numpy(pixels(whole_index(tiny_run), 1, SamplePolicy(frames=4, size=32), 1)).double()
+    mean, std = (torch.tensor(imagenet[f"pixel_{n}"]).view(3, 1, 1, 1) for n in ("mean", "std"))
+    with torch.no_grad():
+        wanted = model.pooled(((clip / 255 - mean) / std).float())
+    assert np.abs(found[1] - wanted[0].numpy()).max() < 1e-4
+    with pytest.raises(ConfigError, match="reads the mean"):
+        features(weights, str(tiny_run / "shards"), tmp_path / "g.parquet", pool="cls", workers=0)
+
+
+def test_a_class_token_that_is_not_there_is_missed(tiny_run: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    small = {**TINY, "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2}
+    model = MaskedAutoencoder(MAEConfig(**small, cls_token=False))
+    save_safetensors(tmp_path / "e.safetensors", model, encoder_only=True)
+    data = str(tiny_run / "shards")
+    assert features(tmp_path / "e.safetensors", data, tmp_path / "f.parquet", workers=0)["dim"] == 24
+    with pytest.raises(ConfigError, match="has no class token"):
+        features(tmp_path / "e.safetensors", data, tmp_path / "g.parquet", pool="cls", workers=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"views": 0}, "views=0"), ({"batch": 0}, "batch=0"), ({"fps": -1.0}, r"fps=-1\.0"),
+     ({"out": "f.csv"}, r"f\.csv"), ({"workers": -1}, "workers=-1"), ({"where": "nothing > 3"}, "nothing"),
+     ({"device": "tpu"}, "tpu")],
+)  # fmt: skip
+def test_a_setting_that_cannot_be_is_named(tiny_run: Path, tmp_path: Path, change: dict[str, Any], named: str) -> None:
+    out = tmp_path / change.pop("out", "f.parquet")
+    with pytest.raises(ConfigError, match=named):
+        features(tiny_run / "train", str(tiny_run / "shards"), out, **change)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_checkpoint_is_named(tiny_run: Path, tmp_path: Path) -> None:
+    data = str(tiny_run / "shards")
+    (tmp_path / "w.safetensors").write_bytes(b"not weights")
+    for given, named in (
+        ("nowhere", "nowhere"),
+        ("no.safetensors", "no such file"),
+        ("w.safetensors", "w.safe"),
+    ):
+        with pytest.raises(InputError, match=named):
+            features(tmp_path / given, data, tmp_path / "f.parquet")
+    with pytest.raises(InputError, match=r"dataset\.json"):
+        features(tiny_run / "train", str(tmp_path), tmp_path / "f.parquet")
+
+
+def test_progress_is_told_in_lines_where_there_is_no_terminal(tiny_run: Path, tmp_path: Path) -> None:
+    told = io.StringIO()
+    with ClipProgress(console=Console(file=told)) as progress:
+        features(
+            tiny_run / "train", str(tiny_run / "shards"), tmp_path / "f.parquet", workers=0, on_progress=progress
+        )  # fmt: skip
+    lines = [json.loads(line) for line in told.getvalue().splitlines()]
+    total = len(whole_index(tiny_run))
+    assert lines[-1] == {"event": "done", "clips": total, "of": total}

@@ -1,0 +1,1 @@
+"""One self-contained HTML page about a dataset, a run, or both."""

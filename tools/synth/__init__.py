@@ -1,0 +1,1 @@
+"""A generated bucket of raw video, broken files included."""
