@@ -1,14 +1,14 @@
-"""What is put on a pretrained encoder: a classifier to fine-tune, and probes over frozen features.
+"""Heads for a pretrained encoder: a classifier to fine-tune, and probes over frozen features.
 
     clips_BCTHW ── encoder, without its last norm ── mean of the tokens ── norm ── dropout ── head ── logits_BN
     frozen tokens_BLD ── their mean, pooled_BD ── LinearProbe ── logits_BN
                      └── AttentiveProbe ── logits_BN
 
 Properties that hold:
-- the classifier is that of MAE-ST (arXiv 2205.09113) and of VideoMAE (arXiv 2203.12602): it pools first and normalises
-  then, and the class token, which goes through the blocks, is left out of the mean;
-- a pretrained encoder's last norm is what `norm` begins from, where its weights are loaded (MAE-ST);
-- shapes are static and nothing is read back to the host: `torch.compile(fullgraph=True)` takes each whole.
+- The classifier is that of MAE-ST (arXiv 2205.09113) and of VideoMAE (arXiv 2203.12602). It pools first and normalises
+  then. The class token passes through the blocks, but is not in the mean.
+- In MAE-ST `norm` starts from the pretrained encoder's last norm.
+- Shapes are static and no value is read back to the host, so `torch.compile(fullgraph=True)` compiles one whole graph.
 
 Legend: B batch, C channel, T frame, H height, W width, L token, D width, N class.
 """
@@ -25,21 +25,28 @@ from reelmae.model.config import ViTConfig, is_count, require
 from reelmae.model.linear import Linear
 from reelmae.model.vit import EPS, Encoder
 
-HEAD_STD = 2e-5  # of its weights at the start, when it is fine-tuned (mae_st)
-PROBE_STD = 0.01  # of a probe's, as in MAE's linear probing
+HEAD_STD = 2e-5
+"""Deviation of a classifier's initial head weights, as in mae_st."""
+
+PROBE_STD = 0.01
+"""Deviation of a probe's initial head weights, as in MAE's linear probing."""
+
 PROBE_HEAD_WIDTH = 64
+"""Width of an attentive probe's attention heads."""
 
 
 @dataclass(frozen=True)
 class ClassifierConfig(ViTConfig):
-    """A Classifier; as it stands MAE-ST's ViT-B for Kinetics-400.
-
-    `dropout`: before the head. `drop_path`: the last block's rate, the first has 0.
-    """
+    """A Classifier. The defaults are MAE-ST's ViT-B for Kinetics-400."""
 
     classes: int = 400
+    """Number of classes."""
+
     dropout: float = 0.0
+    """Rate of the dropout before the head."""
+
     drop_path: float = 0.0
+    """Rate of stochastic depth in the last block. It grows linearly from 0 in the first."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,18 +68,18 @@ class Classifier(nn.Module):
         self.head = _head(config.dim, config.classes, HEAD_STD)
 
     def forward(self, clips_BCTHW: Tensor) -> Tensor:
-        """Logits [B, N] of clips that are float and normalised."""
-        return self.head(self.dropout(self.pooled(clips_BCTHW)))
+        """Logits [B, N] of clips that are float and normalised with the config's pixel statistics."""
+        return self.head(self.dropout(self.features(clips_BCTHW)))
 
-    def pooled(self, clips_BCTHW: Tensor) -> Tensor:
-        """What the head reads, before dropout: [B, D]. ValueError where the clips are of another size."""
+    def features(self, clips_BCTHW: Tensor) -> Tensor:
+        """The head's input before dropout: [B, D]. ValueError where the clips have another size."""
         return self.norm(self.encoder(clips_BCTHW)[:, self.encoder.n_prefix :].mean(dim=1))
 
 
 class LinearProbe(nn.Module):
-    """Linear probing as in MAE (arXiv 2111.06377, A.1): batch norm without parameters of its own, then a linear layer.
+    """Linear probing as in MAE (arXiv 2111.06377, A.1): batch norm without parameters, then a linear layer.
 
-    The norm brings features of any scale to one, so that a rate of learning serves all encoders.
+    The norm brings features of all encoders to the same scale, so that one learning rate fits them.
     """
 
     def __init__(self, dim: int, classes: int) -> None:
@@ -86,12 +93,13 @@ class LinearProbe(nn.Module):
 
 
 class AttentiveProbe(nn.Module):
-    """Attentive probing as in V-JEPA (arXiv 2404.08471): one learned query looks at all frozen tokens, then a two-layer
-    MLP beside a shortcut, then a linear layer. Its shortcut past the attention is left out: it would add the query, which is
-    a constant, as the attention's bias already does.
+    """Attentive probing as in V-JEPA (arXiv 2404.08471): one learned query attends to all frozen tokens, then a
+    two-layer MLP with a residual connection, then a linear layer.
 
-    The tokens are normalised first, as they come from encoders of any scale. `heads` is dim / 64 unless given;
-    ValueError where it does not divide `dim`.
+    V-JEPA's residual connection around the attention is left out. It would add the query, which is a constant, and the
+    attention's bias already adds one. The tokens are normalised first, because encoders differ in scale.
+
+    `heads`: dim / 64 unless given. ValueError where it does not divide `dim`.
     """
 
     def __init__(self, dim: int, classes: int, *, heads: int | None = None) -> None:
@@ -104,7 +112,7 @@ class AttentiveProbe(nn.Module):
         self.head = _head(dim, classes, PROBE_STD)
 
     def forward(self, tokens_BLD: Tensor) -> Tensor:
-        """Logits [B, N] of frozen tokens, any number of them."""
+        """Logits [B, N] of any number of frozen tokens."""
         return self.head(self.pool(self.norm(tokens_BLD)))
 
 

@@ -1,12 +1,14 @@
-"""What a masked video autoencoder is made of: sizes, positions, targets; with the published models as presets.
+"""Configs of the models: sizes, positions and targets, with presets for the published models.
 
     ViTConfig ── MAEConfig ── MaskedAutoencoder        mae_config       MAE-ST, the code of mae_st (arXiv 2205.09113)
         │            └─ MotionConfig                   slowfast_config  MAE-ST, as its published weights were trained
         └─ ClassifierConfig (model/classifier.py)      videomae_config  VideoMAE (arXiv 2203.12602)
                                                        motion_config    MotionMAE (arXiv 2210.04154)
 
-Properties that hold: a config is frozen and complete, equal configs build equal models; a value that cannot be is a
-ValueError that names it and the remedy.
+Properties that hold: a config is frozen and complete, and equal configs build equal models. An invalid value raises a
+ValueError that names the value and the remedy.
+
+Checkpoints hold these fields by name, as JSON: do not rename them.
 """
 
 from __future__ import annotations
@@ -19,7 +21,10 @@ from typing import Any, Literal, get_args
 import torch
 
 CHANNELS = 3
-HOG_CELL, HOG_BINS = 8, 9  # of the hog target: pixels of a cell's side, orientations
+HOG_CELL = 8
+"""Side of a cell in pixels, for the target `hog`."""
+HOG_BINS = 9
+"""Orientations of a cell, for the target `hog`."""
 
 Positions = Literal["separable", "joint", "sinusoid"]
 PositionInit = Literal["normal", "sincos"]
@@ -30,28 +35,50 @@ DecoderCls = Literal["own", "carried", "none"]
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """A video ViT.
-
-    `frames`, `size`: the clip, size × size pixels. `t_patch`, `patch`: frames and pixels of a token's cube. `pos`: learned
-    tables for space and time that are added (`separable`), one learned table (`joint`), or fixed sines over the token's
-    number (`sinusoid`). `qkv_bias`: `qv` leaves keys without one. `pos_init`: how learned tables begin.
-    `pixel_mean`, `pixel_std`: what the input, pixels in 0 … 1, is normalised by.
-    """
+    """A video ViT. The defaults are MAE-ST's ViT-B."""
 
     frames: int = 16
+    """Frames of a clip."""
+
     size: int = 224
+    """Height and width of a clip in pixels."""
+
     patch: int = 16
+    """Height and width of a token's cube in pixels."""
+
     t_patch: int = 2
+    """Frames of a token's cube."""
+
     dim: int = 768
+    """Width of the tokens."""
+
     depth: int = 12
+    """Number of blocks."""
+
     heads: int = 12
+    """Attention heads of a block."""
+
     mlp_ratio: float = 4.0
+    """Width of a block's MLP, as a multiple of `dim`."""
+
     cls_token: bool = True
+    """Whether a class token stands before the others."""
+
     pos: Positions = "separable"
+    """Positions of the tokens. `separable`: learned tables for space and for time, added. `joint`: one learned table.
+    `sinusoid`: fixed sines over the token's number."""
+
     qkv_bias: Literal["qkv", "qv"] = "qkv"
+    """Which projections have a bias. `qv`: queries and values, not keys, as in VideoMAE."""
+
     pos_init: PositionInit = "normal"
+    """How learned positions start: as noise (`normal`), or as sines and cosines of row, column and time (`sincos`)."""
+
     pixel_mean: tuple[float, float, float] = (0.45, 0.45, 0.45)
+    """Mean of each colour by which the input is normalised. Pixels are in 0 … 1 before that."""
+
     pixel_std: tuple[float, float, float] = (0.225, 0.225, 0.225)
+    """Deviation of each colour by which the input is normalised."""
 
     def __post_init__(self) -> None:
         for name in ("frames", "size", "patch", "t_patch", "dim", "depth", "heads"):
@@ -80,13 +107,13 @@ class ViTConfig:
 
     @property
     def n_tokens(self) -> int:
-        """L: tokens of a clip, kept and removed."""
+        """L: tokens of a clip, kept and removed ones."""
         t, h, w = self.grid_THW
         return t * h * w
 
     @property
     def patch_values(self) -> int:
-        """Values of the cube of pixels that a token is made of."""
+        """Pixel values in a token's cube."""
         return self.t_patch * self.patch**2 * CHANNELS
 
     def _whole(self, name: str) -> None:
@@ -113,19 +140,26 @@ class ViTConfig:
 
 @dataclass(frozen=True)
 class MotionConfig:
-    """The second target of MotionMAE: how the pixels change.
+    """The second target of MotionMAE: the difference between two frames.
 
-    `decoders`: one for space and one for time (`separate`), or one for both, up to their last layers (`shared`). The target
-    is the frame `gap` later minus the frame, `signed` or its `absolute` value, plain or normalised in each patch (`norm`).
-    `weight`: of its loss, where that of the pixels has 1. The paper says difference of adjacent frames, weight 1; it does not
-    say sign and normalisation: plain and signed is our reading.
+    The paper says: difference of adjacent frames, weight 1. It does not say which sign and which normalisation. The
+    defaults, signed and not normalised, are our reading.
     """
 
     decoders: Literal["separate", "shared"] = "separate"
+    """`separate`: one decoder for space and one for motion. `shared`: one for both, with two last layers."""
+
     gap: int = 1
+    """Frames between the two: the target is the frame `gap` later minus the frame."""
+
     sign: MotionSign = "signed"
+    """The difference itself (`signed`), or its absolute value (`absolute`)."""
+
     norm: Literal["patch", "none"] = "none"
+    """Whether the difference is normalised within each patch."""
+
     weight: float = 1.0
+    """Weight of the motion's loss. The pixels' loss has weight 1."""
 
     def __post_init__(self) -> None:
         require(is_count(self.gap), f"motion.gap={self.gap}", "give a whole number, at least 1")
@@ -141,30 +175,46 @@ class MotionConfig:
 
 @dataclass(frozen=True)
 class MAEConfig(ViTConfig):
-    """A MaskedAutoencoder; as it stands it is MAE-ST's ViT-B.
-
-    `encoder`: `sparse` sees the kept tokens only; `dense` sees all, with a mask token in each removed one's place.
-    `decoder_cls`: the decoder's class token is its `own`, the encoder's `carried` over, or there is `none`.
-    `embed_bias`: of the layer between encoder and decoder.
-    `target`: `pixels`, or histograms of gradients (`hog`). `target_norm`: of pixels, within each `patch` (mean 0, variance 1),
-    within each `channel` of it, or `none`. `pred_t_dim`: target frames; None is one per tube. `target_frames`: which they are:
-    `linspace(0, T - 1, pred_t_dim)` rounded down, or from 0 in equal steps (`stride`).
-    `unit_pixels`: targets are pixels in 0 … 1 instead of normalised ones.
-    """
+    """A MaskedAutoencoder. The defaults are MAE-ST's ViT-B."""
 
     encoder: Literal["sparse", "dense"] = "sparse"
+    """`sparse`: the encoder sees the kept tokens only. `dense`: it also sees a mask token for each removed one."""
+
     decoder_dim: int = 512
+    """Width of the decoder."""
+
     decoder_depth: int = 4
+    """Number of the decoder's blocks."""
+
     decoder_heads: int = 16
+    """Attention heads of the decoder."""
+
     decoder_pos: Positions = "separable"
+    """Positions in the decoder; see `pos`."""
+
     decoder_cls: DecoderCls = "own"
+    """Class token in the decoder: its `own`, the encoder's (`carried`), or `none`."""
+
     embed_bias: bool = True
+    """Whether the layer between encoder and decoder has a bias."""
+
     target: Literal["pixels", "hog"] = "pixels"
+    """What is predicted: pixels, or histograms of oriented gradients."""
+
     target_norm: TargetNorm = "patch"
+    """Target pixels get mean 0 and variance 1 within each `patch`, or within each colour of a patch (`channel`)."""
+
     target_frames: Literal["linspace", "stride"] = "linspace"
+    """Which frames are predicted: `linspace(0, T - 1, pred_t_dim)` rounded down, or equal steps from 0 (`stride`)."""
+
     pred_t_dim: int | None = None
+    """How many frames of a clip are predicted. None: one per tube."""
+
     unit_pixels: bool = False
+    """Whether target pixels are in 0 … 1 before `target_norm`. Otherwise they are as the input, normalised."""
+
     motion: MotionConfig | None = None
+    """The second target. None: there is none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -224,27 +274,27 @@ class MAEConfig(ViTConfig):
 
     @property
     def pixel_values(self) -> int:
-        """Values that a token predicts of pixels, or of their change."""
+        """Values that a token predicts where the target is pixels or motion."""
         return self.target_t_patch * self.patch**2 * CHANNELS
 
     @property
     def target_values(self) -> int:
-        """P: values that a token predicts."""
+        """P: values that a token predicts for the first target."""
         if self.target == "pixels":
             return self.pixel_values
         return self.target_t_patch * (self.patch // min(self.patch, HOG_CELL)) ** 2 * HOG_BINS * CHANNELS
 
     def target_frame_index(self) -> list[int]:
-        """Which frames are predicted: of 16, eight are 0, 2, …, 12, 15 by `linspace`, and 0, 2, …, 12, 14 by `stride`."""
+        """Numbers of the predicted frames. Of 16, by `linspace` 0, 2, …, 12, 15, and by `stride` 0, 2, …, 12, 14."""
         n = self.n_target_frames
         if self.target_frames == "stride":
             return list(range(0, self.frames, self.frames // n))
-        # float32 on purpose: the rounding down must be that of the reference
+        # float32 on purpose: it must round down as the reference does
         return torch.linspace(0, self.frames - 1, n, device="cpu").long().tolist()
 
 
 def is_count(value: Any) -> bool:
-    """Whether it is a whole number, at least 1."""
+    """Whether the value is a whole number, at least 1."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
@@ -272,13 +322,16 @@ def preset_name(preset: str) -> str:
 
 
 def mae_config(preset: str, **changes: Any) -> MAEConfig:
-    """MAE-ST of a size, T | S | B | L | H (also written `vit_b`), with any field replaced."""
+    """MAE-ST in size T, S, B, L or H (also written `vit_b`). `changes` replace any field."""
     return MAEConfig(**{**PRESETS[preset_name(preset)], **changes})
 
 
 def slowfast_config(preset: str, **changes: Any) -> MAEConfig:
-    """MAE-ST as PySlowFast trained the published weights: what differs from `mae_config` is the decoder's joint positions,
-    its heads of width 64, the encoder's class token carried into it, and target frames 0, 2, …, 14."""
+    """MAE-ST as PySlowFast trained the published weights.
+
+    It differs from `mae_config` in the decoder, which has joint positions, heads of width 64 and the encoder's class
+    token, and in the target frames, which are 0, 2, …, 14.
+    """
     width = changes.get("decoder_dim", 512)
     ours = {
         "decoder_pos": "joint",
@@ -290,19 +343,30 @@ def slowfast_config(preset: str, **changes: Any) -> MAEConfig:
 
 
 def videomae_config(preset: str, **changes: Any) -> MAEConfig:
-    """VideoMAE of a size: no class token, fixed positions, keys without bias, all frames of a cube predicted, in 0 … 1 and
-    normalised within each channel. Its masks are tubes (the loader's `mask.kind`)."""
+    """VideoMAE in a size.
+
+    It has no class token, fixed positions and keys without bias. It predicts all frames of a cube, as pixels in 0 … 1
+    that are normalised within each channel. Its masks are tubes (the loader's `mask.kind`).
+    """
     width, heads = _VIDEOMAE_DECODER[preset_name(preset)]
     ours: dict[str, Any] = {
-        "cls_token": False, "pos": "sinusoid", "qkv_bias": "qv", "decoder_dim": width, "decoder_heads": heads,
-        "decoder_pos": "sinusoid", "decoder_cls": "none", "embed_bias": False, "target_norm": "channel",
-        "pred_t_dim": changes.get("frames", 16), "unit_pixels": True,
-    }  # fmt: skip
+        "cls_token": False,
+        "pos": "sinusoid",
+        "qkv_bias": "qv",
+        "decoder_dim": width,
+        "decoder_heads": heads,
+        "decoder_pos": "sinusoid",
+        "decoder_cls": "none",
+        "embed_bias": False,
+        "target_norm": "channel",
+        "pred_t_dim": changes.get("frames", 16),
+        "unit_pixels": True,
+    }
     return mae_config(preset, **{**ours, **changes})
 
 
 def motion_config(preset: str, **changes: Any) -> MAEConfig:
-    """MotionMAE of a size: MAE-ST's ViT with one learned table of positions, and a second target, motion."""
+    """MotionMAE in a size: MAE-ST's ViT with one learned table of positions, and motion as a second target."""
     return mae_config(preset, **{"pos": "joint", "decoder_pos": "joint", "motion": MotionConfig(), **changes})
 
 

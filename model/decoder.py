@@ -1,11 +1,12 @@
-"""Latents of kept tokens to a prediction for others.
+"""The decoder: from latents of the kept tokens to predictions of other tokens.
 
 Legend: B batch, K kept token, Q predicted token, D encoder width, E decoder width, P predicted values.
 
 Properties that hold:
-- Rows are the kept tokens, then the predicted ones: attention does not see an order, positions tell it. Nothing is
-  scattered back to its place, and tokens that nobody asks for are not there: all removed ones by default, a part of them
-  with decoder masking (VideoMAE V2, arXiv 2303.16727).
+- Rows are the kept tokens, then the predicted ones. Attention does not depend on the order of rows, so none is
+  scattered back to its place.
+- Predicted are all removed tokens, or a part of them with decoder masking (VideoMAE V2, arXiv 2303.16727). Other tokens
+  have no row.
 - Only predicted rows reach the last layer.
 """
 
@@ -21,9 +22,10 @@ from reelmae.model.vit import EPS, Blocks, initialise
 
 
 class Decoder(nn.Module):
-    """`values`: how many a token predicts; `motion_values`: how many by a second last layer, `pred_motion`, if any.
+    """Decoder of a MaskedAutoencoder.
 
-    The class token is its own, the encoder's, or there is none (`decoder_cls`).
+    `values`: outputs for each token, by the last layer `pred`.
+    `motion_values`: outputs of a second last layer, `pred_motion`. None: there is no such layer.
     """
 
     def __init__(self, config: MAEConfig, values: int, motion_values: int | None = None) -> None:
@@ -45,11 +47,10 @@ class Decoder(nn.Module):
     def forward(
         self, latent_BND: Tensor, ids_keep_BK: Tensor, ids_BQ: Tensor, latent_BQD: Tensor | None = None
     ) -> Tensor:
-        """Hidden rows of kept and predicted tokens, normalised: [B, K + Q, E]; `pred` and `pred_motion` make values
-        of them.
+        """Rows of kept and predicted tokens after the last norm: [B, K + Q, E]. `pred` and `pred_motion` read them.
 
-        `latent_BND`: the encoder's rows of its class token, where it has one, and of the kept tokens. `latent_BQD`: those of
-        the predicted tokens, which a dense encoder has.
+        `latent_BND`: the encoder's rows of its class token, where it has one, and of the kept tokens.
+        `latent_BQD`: the encoder's rows of the predicted tokens, where it is dense.
         """
         prefix = latent_BND.shape[1] - ids_keep_BK.shape[1]
         carried = self.config.decoder_cls == "carried"

@@ -4,18 +4,19 @@
 
 Legend: B batch, C channel, F target frame, H height, W width, K orientation, L token, P values of a patch.
 
-From the paper: 9 orientations over half a turn, cells of 8 × 8 pixels, each colour apart, L2-normalised, taken of whole
-frames (so that a patch's border is no edge) and then cut into patches. Where it leaves a choice, this file:
-- takes differences of the two neighbours, [−1, 0, 1]; a frame's border repeats its last pixel;
-- lets a pixel vote with its gradient's length, shared between the two nearest orientations (Dalal and Triggs, CVPR 2005),
-  so that the target is continuous in the pixels; no interpolation between cells, no Gaussian window;
+From the paper: 9 orientations over 180°, cells of 8 × 8 pixels, each colour on its own, L2-normalised. Histograms are
+taken of whole frames and then cut into patches, so that a patch's border is no edge. Where the paper leaves a choice,
+this file:
+- takes differences of the two neighbours, [−1, 0, 1]; at a frame's border the last pixel is repeated;
+- lets a pixel vote with its gradient's length, shared between the two nearest orientations (Dalal and Triggs, CVPR
+  2005), so that the target is continuous in the pixels; no interpolation between cells, no Gaussian window;
 - normalises each cell's 9 values of one colour to length 1.
 
 Properties that hold:
-- Brightness and contrast of a colour change nothing: the input's normalisation does not matter.
-- A cell without gradient is 0; one with less than EPS, which is rounding and no picture, stays below length 1.
-- The sums have a fixed order (nothing is scattered), so equal frames give equal bits, on CUDA too.
-- Nothing is read back to the host: `torch.compile(fullgraph=True)` takes it whole.
+- Brightness and contrast of a colour change nothing, so the input's normalisation does not matter.
+- A cell without gradient is 0. A cell with a mean gradient below EPS, which is rounding noise, stays below length 1.
+- The sums have a fixed order (no scatter), so equal frames give equal bits, on CUDA too.
+- No value is read back to the host, so `torch.compile(fullgraph=True)` compiles one whole graph.
 """
 
 from __future__ import annotations
@@ -30,22 +31,23 @@ from torch import Tensor
 from reelmae.model.config import HOG_BINS, HOG_CELL, require
 from reelmae.model.patches import patchify
 
-EPS = 1e-6  # mean gradient of a cell below which it is not stretched to length 1; a grey level is about 1e-2
+EPS = 1e-6
+"""Mean gradient below which a cell is not scaled to length 1. One grey level is about 1e-2."""
 
 
 def hog_patches(frames_BCFHW: Tensor, t_patch: int, patch: int) -> Tensor:
     """hog_BLP float32: [B, C, F, H, W] → [B, F/t_patch · H/patch · W/patch, P], tokens t-major as in patches.py.
 
     `t_patch`: target frames of a token. Values are in the order (frame in tube, cell row, cell column, channel,
-    orientation); orientation k is that of gradients around (k + ½) · 20° from the x axis towards greater y, so k = 4 is a
-    horizontal edge and 8 with 0 a vertical one. ValueError names a patch that cells do not divide.
+    orientation). Orientation k holds gradients around (k + ½) · 20° from the x axis towards greater y: a horizontal
+    edge votes for k = 4, a vertical one for 8 and 0. ValueError names a patch that cells do not divide.
     """
     cell = hog_cell(patch)
     return patchify(cell_histograms(frames_BCFHW, cell), t_patch, patch // cell)
 
 
 def hog_cell(patch: int) -> int:
-    """Pixels of a cell's side: 8, or the patch's where that is smaller; ValueError where cells do not fill the patch."""
+    """Side of a cell in pixels: 8, or less for smaller patches. ValueError where cells do not fill the patch."""
     cell = min(patch, HOG_CELL)
     require(patch >= 1 and patch % cell == 0, f"hog patch={patch}", f"give a multiple of {HOG_CELL}, or 1 … 7")
     return cell
@@ -55,9 +57,9 @@ def cell_histograms(frames_BCFHW: Tensor, cell: int) -> Tensor:
     """Normalised histograms of each cell, float32: [B, C·9, F, H/cell, W/cell], channel-major."""
     dx, dy = gradients(frames_BCFHW.float())
     length = (dx.square() + dy.square()).sqrt()
-    # in units of an orientation's width; half a turn on is the same orientation
+    # in units of an orientation's width; gradients 180° apart have the same orientation
     turn = torch.atan2(dy, dx) * (HOG_BINS / math.pi)
-    # one orientation at a time: nine small maps of cells are kept, never nine of pixels
+    # one orientation at a time, so that memory holds nine maps of cells and not nine of pixels
     histograms = [
         reduce(length * _share(turn, k), "b c f (h p) (w q) -> b c f h w", "mean", p=cell, q=cell)
         for k in range(HOG_BINS)
@@ -66,7 +68,7 @@ def cell_histograms(frames_BCFHW: Tensor, cell: int) -> Tensor:
 
 
 def gradients(frames_BCFHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Along x and y, right minus left and lower minus upper neighbour: two tensors of the frames' shape."""
+    """Right minus left neighbour, and lower minus upper neighbour: two tensors of the frames' shape."""
     padded = F.pad(frames_BCFHW, (1, 1, 1, 1, 0, 0), mode="replicate")
     dx = padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]
     dy = padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]
@@ -74,6 +76,6 @@ def gradients(frames_BCFHW: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _share(turn: Tensor, k: int) -> Tensor:
-    """What orientation k gets of each vote: 1 at its middle, falling to 0 at its neighbours' middles."""
+    """Share of each vote for orientation k: 1 at its centre, falling to 0 at its neighbours' centres."""
     away = (turn - (k + 0.5)).remainder(HOG_BINS)
     return (1 - torch.minimum(away, HOG_BINS - away)).clamp(min=0)

@@ -1,13 +1,13 @@
 """Linear layers that run through oneDNN on a CPU in float32.
 
-torch sends a float32 matrix product on x86 to MKL. On AMD's Zen 5 that reaches some 165 GFLOP/s on two cores, where oneDNN,
-which torch carries too, reaches 300 to 390 (train/RESULTS.md). The arithmetic is float32 in both.
+torch computes a float32 matrix product on x86 with MKL. On two cores of AMD's Zen 5 MKL reaches some 165 GFLOP/s;
+oneDNN, which torch contains too, reaches 300 to 390 (train/RESULTS.md). The arithmetic is float32 in both.
 
 Properties that hold:
 - `Linear` has the parameters, the state dict and the gradients of `nn.Linear`; only rounding differs.
-- Elsewhere (CUDA, bfloat16, autocast, float64, meta tensors, other processors) it is `nn.Linear`.
-- The product is one registered operator, `reelmae::linear`: `torch.compile(fullgraph=True)` takes it, torch's FLOP counter
-  counts it.
+- Elsewhere (CUDA, bfloat16, autocast, float64, meta tensors, other processors) it computes as `nn.Linear` does.
+- The product is one registered operator, `reelmae::linear`, so `torch.compile(fullgraph=True)` compiles it and torch's
+  FLOP counter counts it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, library, nn
 from torch.utils.flop_counter import register_flop_formula
 
-# the operator that torch's own compiler emits for inference; it is not public, so it may be gone one day
+# the operator that torch's compiler emits for inference; it is not public, so a later torch may not have it
 ONEDNN = (
     platform.machine() in ("x86_64", "AMD64")
     and torch.backends.mkldnn.is_available()
@@ -66,12 +66,12 @@ linear.register_autograd(_backward, setup_context=_remember)
 
 
 def fast_linear(x: Tensor, weight_ND: Tensor, bias_N: Tensor | None) -> Tensor:
-    """As `F.linear`; through oneDNN where that is float32 on a CPU."""
+    """As `F.linear`, computed by oneDNN where the arguments are float32 on a CPU."""
     if (
         ONEDNN
         and x.device.type == "cpu"
         and x.numel() > 0
-        and x.shape[-1] == weight_ND.shape[1]  # what does not fit is told by torch, in plainer words
+        and x.shape[-1] == weight_ND.shape[1]  # otherwise torch raises the clearer error
         and x.dtype == weight_ND.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
     ):
@@ -80,7 +80,7 @@ def fast_linear(x: Tensor, weight_ND: Tensor, bias_N: Tensor | None) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """nn.Linear through `fast_linear`."""
+    """nn.Linear, computed by `fast_linear`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in_features] → [..., out_features]."""
@@ -88,9 +88,9 @@ class Linear(nn.Linear):
 
 
 class QVLinear(nn.Module):
-    """Queries, keys and values in one product; keys have no bias, as in VideoMAE.
+    """Queries, keys and values in one product. Keys have no bias, as in VideoMAE.
 
-    `weight` [3D, D], rows q, k, v; `q_bias` and `v_bias` [D].
+    Parameters: `weight` [3D, D] with rows q, k, v; `q_bias` and `v_bias` [D].
     """
 
     def __init__(self, dim: int) -> None:

@@ -5,8 +5,8 @@ Legend: B batch, C channel, T frame, H height, W width, L token, K kept token, P
 Properties that hold:
 - Tokens are t-major: token = (t · H' + h) · W' + w, with T' = T / t_patch, H' = H / patch, W' = W / patch.
 - Values inside a patch are in the order (frame in tube, row, column, channel); P = t_patch · patch² · C.
-- `unpatchify` is the exact inverse of `patchify`; `gather_patches` is `patchify` followed by a gather, but
-  reads only the patches it returns.
+- `unpatchify` is the exact inverse of `patchify`. `gather_patches` equals `patchify` followed by a gather, but reads
+  only the patches that it returns.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 def patchify(clips_BCTHW: Tensor, t_patch: int, patch: int) -> Tensor:
-    """[B, C, T, H, W] → patches_BLP [B, T'·H'·W', t_patch·patch·patch·C]; dtype kept."""
+    """[B, C, T, H, W] → patches_BLP [B, T'·H'·W', t_patch·patch·patch·C] of the same dtype."""
     return rearrange(clips_BCTHW, "b c (t u) (h p) (w q) -> b (t h w) (u p q c)", u=t_patch, p=patch, q=patch)
 
 
@@ -39,12 +39,12 @@ def unpatchify(patches_BLP: Tensor, grid_THW: tuple[int, int, int], t_patch: int
 def gather_patches(
     clips_BCTHW: Tensor, ids_BK: Tensor, t_patch: int, patch: int, frame_index_F: Tensor | None = None
 ) -> Tensor:
-    """Only the patches `ids_BK` (int64, token numbers): [B, C, T, H, W] → patches_BKP, in the order of the ids.
+    """The patches of the tokens `ids_BK` (int64): [B, C, T, H, W] → patches_BKP, in the order of the ids.
 
-    At 90 % masking a tenth of the clip is read and moved. With `frame_index_F` (int64 [T'·t_patch]) the patches are those of
-    `clips_BCTHW[:, :, frame_index_F]`, which is not made.
+    At 90 % masking a tenth of the clip is read and moved. With `frame_index_F` (int64 [T'·t_patch]) the patches are
+    those of `clips_BCTHW[:, :, frame_index_F]`, without making that tensor.
     """
-    # a view, nothing is copied: one axis for each part of a patch's place, then the values inside it
+    # a view without a copy: axes of a patch's place first, then axes of the values inside it
     frames = rearrange(clips_BCTHW, "b c t (h p) (w q) -> b t h w p q c", p=patch, q=patch)
     height, width = frames.shape[2], frames.shape[3]
     batch_B11 = torch.arange(len(frames), device=ids_BK.device)[:, None, None]

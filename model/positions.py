@@ -1,6 +1,6 @@
 """Positions of space-time tokens: learned for space and time apart, learned jointly, or fixed.
 
-Properties that hold: tokens are numbered t-major; the class token, where there is one, has a row of its own (`cls`); nothing
+Properties that hold: tokens are numbered t-major. The class token, where there is one, has its own row (`cls`). Nothing
 here depends on the batch.
 """
 
@@ -19,9 +19,10 @@ GridTHW = tuple[int, int, int]
 
 
 class PositionTable(nn.Module, ABC):
-    """What the kinds have in common; `cls` is [1, 1, D] where there is a class token, else None."""
+    """Base of all kinds of positions."""
 
     cls: nn.Parameter | None
+    """The class token's position [1, 1, D]; None without a class token."""
 
     @abstractmethod
     def tokens(self) -> Tensor:
@@ -40,8 +41,9 @@ class PositionTable(nn.Module, ABC):
 class SeparablePositions(PositionTable):
     """Spatial [1, H'W', D] + temporal [1, T', D], learned: a token's position is spatial[h, w] + temporal[t].
 
-    They begin as trunc-normal(0.02) noise, as in MAE-ST, or as `sincos`: sines and cosines of row, column and time,
-    so that neighbours are alike before the first step. A short run gets further from there (train/RESULTS.md).
+    They start as trunc-normal(0.02) noise, as in MAE-ST, or as `sincos`: sines and cosines of row, column and time, so
+    that neighbours are similar before the first step. A short run reaches a lower loss with `sincos`
+    (train/RESULTS.md).
     """
 
     def __init__(self, grid_THW: GridTHW, dim: int, *, cls: bool = True, init: PositionInit = "normal") -> None:
@@ -61,7 +63,7 @@ class SeparablePositions(PositionTable):
 
 
 class JointPositions(PositionTable):
-    """One learned row for each token, `table` [1, L, D]; begins as SeparablePositions do."""
+    """One learned row for each token, `table` [1, L, D]. It starts as SeparablePositions do."""
 
     def __init__(self, grid_THW: GridTHW, dim: int, *, cls: bool = True, init: PositionInit = "normal") -> None:
         super().__init__()
@@ -78,7 +80,7 @@ class JointPositions(PositionTable):
 
 
 class SinusoidPositions(PositionTable):
-    """Fixed sines and cosines over the token's number, as in VideoMAE; not in the state dict.
+    """Fixed sines and cosines over the token's number, as in VideoMAE. They are not in the state dict.
 
     Column j of row n is the sine (j even) or cosine (j odd) of n / 10000^(2·⌊j/2⌋ / D).
     """
@@ -92,7 +94,7 @@ class SinusoidPositions(PositionTable):
         turns_D = 10000.0 ** (2.0 * (column_D // 2).double() / dim)
         angle_LD = torch.arange(n, device="cpu").double()[:, None] / turns_D
         table_LD = torch.where(column_D % 2 == 0, angle_LD.sin(), angle_LD.cos())
-        # a meta device asked for from outside gets its wish here, not in the arithmetic above
+        # computed on the CPU above, so that a default device (such as meta) changes where the table is, not its values
         self.register_buffer("table", table_LD.float()[None].to(torch.get_default_device()), persistent=False)
         self._begin(dim, cls)
 
@@ -102,14 +104,14 @@ class SinusoidPositions(PositionTable):
 
 
 def positions(kind: Positions, grid_THW: GridTHW, dim: int, *, cls: bool, init: PositionInit) -> PositionTable:
-    """The positions of a kind; fixed ones have no `init`."""
+    """Positions of the given kind. `init` has no effect on fixed ones."""
     if kind == "sinusoid":
         return SinusoidPositions(grid_THW, dim, cls=cls)
     return (SeparablePositions if kind == "separable" else JointPositions)(grid_THW, dim, cls=cls, init=init)
 
 
 def _sincos(table_THWD: Tensor, *, times: bool = True, places: bool = True) -> None:
-    """In place: a third of the width each for row, column and time; what is left over stays as it is."""
+    """Fill in place: a third of the width each for row, column and time. Columns left over keep their values."""
     t, h, w, dim = table_THWD.shape
     third = dim // 6 * 2
     if places:
@@ -120,7 +122,7 @@ def _sincos(table_THWD: Tensor, *, times: bool = True, places: bool = True) -> N
 
 
 def waves(n: int, dim: int) -> Tensor:
-    """[n, dim] sines and cosines of 0 … n - 1, from a quarter turn a step to a quarter turn over the axis."""
+    """Sines and cosines of 0 … n - 1, [n, dim]. The fastest turns 90° per step, the slowest 90° over the whole axis."""
     turns = math.pi / 2 / torch.logspace(0, math.log2(max(n, 2)), dim // 2, base=2)
     angles = torch.arange(n)[:, None] * turns
     return torch.cat((angles.sin(), angles.cos()), dim=1)

@@ -1,9 +1,9 @@
-"""What a masked autoencoder is asked to predict, made for the tokens that the loss reads and no others.
+"""Targets of a masked autoencoder, made only for the tokens that the loss reads.
 
 Legend: B batch, C channel, T frame, F target frame, L token, Q predicted token, P values of a token.
 
-Properties that hold: targets are float32 and without gradient; the values of a token are in the order (frame in tube, row,
-column, channel); a pixel target can be undone, given the true clip (`Targets.to_clip`).
+Properties that hold: targets are float32 and without gradient. The values of a token are in the order (frame in tube,
+row, column, channel). Given the true clip, a pixel target can be turned back into pixels (`Targets.to_clip`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from reelmae.model.hog import hog_patches
 from reelmae.model.motion import change, motion_pairs
 from reelmae.model.patches import gather_patches, patchify, unpatchify
 
-EPS = 1e-6  # beside the variance of a patch
+EPS = 1e-6
+"""Added to the variance of a patch, or to its deviation for `channel`."""
 
 
 class Targets(nn.Module):
@@ -42,7 +43,7 @@ class Targets(nn.Module):
             frames_BCFHW = clips_BCTHW.index_select(2, self.frame_index_F).float()
             hog_BLP = hog_patches(frames_BCFHW, c.target_t_patch, c.patch)
             return hog_BLP.gather(1, ids_BQ[..., None].expand(-1, -1, hog_BLP.shape[-1]))
-        return self._normalised(self._pixels(clips_BCTHW, ids_BQ))
+        return self._normalise(self._pixels(clips_BCTHW, ids_BQ))
 
     @torch.no_grad()
     def motion(self, clips_BCTHW: Tensor, ids_BQ: Tensor) -> Tensor:
@@ -61,10 +62,10 @@ class Targets(nn.Module):
         return diff_BQP
 
     def to_clip(self, pred_BLP: Tensor, clips_BCTHW: Tensor) -> Tensor:
-        """A prediction of all tokens' pixels as frames [B, C, F, H, W], in the pixel scale of `clips_BCTHW`.
+        """A prediction of all tokens' pixels as frames [B, C, F, H, W], on the scale of `clips_BCTHW`.
 
-        Normalised targets are given the mean and deviation of the true clip: those are not predicted. ValueError where the
-        target is no pixels.
+        Where the target is normalised, mean and deviation are those of the true clip, because the model does not
+        predict them. ValueError where the target is not pixels.
         """
         c = self.config
         if c.target != "pixels":
@@ -81,7 +82,7 @@ class Targets(nn.Module):
             pred_BLP = (pred_BLP - self.mean_P) / self.std_P
         return unpatchify(pred_BLP, c.grid_THW, c.target_t_patch, c.patch)
 
-    def _normalised(self, pixels_BQP: Tensor) -> Tensor:
+    def _normalise(self, pixels_BQP: Tensor) -> Tensor:
         norm = self.config.target_norm
         if norm == "patch":
             mean, std = _moments(pixels_BQP)
@@ -94,20 +95,20 @@ class Targets(nn.Module):
     def _pixels(self, clips_BCTHW: Tensor, ids_BQ: Tensor) -> Tensor:
         c = self.config
         some_BQP = gather_patches(clips_BCTHW, ids_BQ, c.target_t_patch, c.patch, self.frame_index_F)
-        return self._scaled(some_BQP)
+        return self._to_target_scale(some_BQP)
 
     def _all_pixels(self, clips_BCTHW: Tensor) -> Tensor:
         c = self.config
         frames_BCFHW = clips_BCTHW.index_select(2, self.frame_index_F)
-        return self._scaled(patchify(frames_BCFHW, c.target_t_patch, c.patch))
+        return self._to_target_scale(patchify(frames_BCFHW, c.target_t_patch, c.patch))
 
-    def _scaled(self, pixels_BQP: Tensor) -> Tensor:
+    def _to_target_scale(self, pixels_BQP: Tensor) -> Tensor:
         pixels_BQP = pixels_BQP.float()
         return pixels_BQP * self.std_P + self.mean_P if self.config.unit_pixels else pixels_BQP
 
 
 def _moments(patches_BQP: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of each patch, unbiased variance, eps within the root (MAE-ST): [B, Q, 1] each."""
+    """Mean and deviation of each patch: unbiased variance, eps inside the root (MAE-ST). [B, Q, 1] each."""
     var, mean = torch.var_mean(patches_BQP, dim=-1, correction=1, keepdim=True)
     return mean, (var + EPS).sqrt()
 
@@ -118,6 +119,6 @@ def _by_channel(patches_BQP: Tensor) -> Tensor:
 
 
 def _channel_moments(patches_BQP: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of each colour in a patch, unbiased, eps beside the root (VideoMAE): [B, Q, 1, C] each."""
+    """Mean and deviation of each colour in a patch: unbiased, eps outside the root (VideoMAE). [B, Q, 1, C] each."""
     var, mean = torch.var_mean(_by_channel(patches_BQP), dim=-2, correction=1, keepdim=True)
     return mean, var.sqrt() + EPS

@@ -1,11 +1,11 @@
-"""The video ViT that is pretrained, fine-tuned, probed and exported: patches to latents.
+"""The video ViT: patches to latents. It is pretrained, fine-tuned, probed and exported.
 
 Legend: B batch, C channel, T frame, L token, K kept token, R removed token, D width.
 
 Properties that hold:
 - With ids only the kept patches are read, embedded and moved: a gather and one matrix product.
-- Dense, a learned mask token stands in each removed one's place, and all L go through the blocks.
-- Shapes are static and nothing is read back to the host: `torch.compile(fullgraph=True)` takes it whole.
+- A dense encoder puts a learned mask token in the place of each removed one, and all L pass through the blocks.
+- Shapes are static and no value is read back to the host, so `torch.compile(fullgraph=True)` compiles one whole graph.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from reelmae.model.linear import Linear, QVLinear
 from reelmae.model.patches import gather_patches, patchify
 from reelmae.model.positions import positions
 
-EPS = 1e-6  # of every LayerNorm
+EPS = 1e-6
+"""Of every LayerNorm."""
 
 
 class Blocks(nn.ModuleList):
@@ -51,7 +52,7 @@ class Blocks(nn.ModuleList):
                 block.get_submodule("attn").qkv = QVLinear(dim)
 
     def forward(self, x_BND: Tensor) -> Tensor:
-        """[B, N, D] → [B, N, D]; with `checkpointing`, activations inside a block are computed again in backward."""
+        """[B, N, D] → [B, N, D]. With `checkpointing`, backward computes the activations inside a block again."""
         for block in self:
             if self.checkpointing and self.training and torch.is_grad_enabled():
                 x_BND = checkpoint(block, x_BND, use_reentrant=False)
@@ -69,11 +70,13 @@ def _use_our_linears(block: nn.Module) -> None:
 
 
 class Encoder(nn.Module):
-    """Patches to latents, with the class token, where there is one, in row 0.
+    """Patches to latents. The class token, where the config has one, is row 0.
 
     `patch_embed` is a Linear over a patch's values in the order of `patchify` (frame in tube, row, column,
     channel); a Conv3d kernel [D, C, t, p, p] becomes its weight by `permute(0, 2, 3, 4, 1).flatten(1)`.
-    `dense`: has a mask token. `norm`: ends with a LayerNorm. `drop_path`: the last block's rate, the first has 0.
+
+    `dense`: has a mask token. `norm`: ends with a LayerNorm.
+    `drop_path`: rate of stochastic depth in the last block. It grows linearly from 0 in the first.
     """
 
     def __init__(self, config: ViTConfig, *, dense: bool = False, norm: bool = True, drop_path: float = 0.0) -> None:
@@ -100,14 +103,14 @@ class Encoder(nn.Module):
         return int(self.config.cls_token)
 
     def forward(self, clips_BCTHW: Tensor, ids_BK: Tensor | None = None, ids_rest_BR: Tensor | None = None) -> Tensor:
-        """Latents [B, n_prefix + K, D] in the order of the ids; of all L tokens, in their own order, without ids.
+        """Latents: with ids [B, n_prefix + K, D] in their order, without ids [B, n_prefix + L, D] by token number.
 
         Dense with ids: [B, n_prefix + L, D], first the kept tokens, then the removed ones (`ids_rest_BR`).
         """
         return self.norm(self.blocks(self.embed(clips_BCTHW, ids_BK, ids_rest_BR)))
 
     def embed(self, clips_BCTHW: Tensor, ids_BK: Tensor | None = None, ids_rest_BR: Tensor | None = None) -> Tensor:
-        """Tokens with positions and class token, before the blocks. ValueError where the clips are of another size."""
+        """Tokens with positions and class token, before the blocks. ValueError where the clips have another size."""
         c = self.config
         expected = (CHANNELS, c.frames, c.size, c.size)
         if tuple(clips_BCTHW.shape[1:]) != expected:
@@ -120,7 +123,7 @@ class Encoder(nn.Module):
             patches_BKP = gather_patches(clips_BCTHW, ids_BK, c.t_patch, c.patch)
             x_BND = self.patch_embed(patches_BKP)
             if self.mask_token is not None:
-                assert ids_rest_BR is not None, "a dense encoder is told which tokens are removed"
+                assert ids_rest_BR is not None, "a dense encoder needs the removed tokens, ids_rest_BR"
                 removed = self.mask_token.to(x_BND.dtype).expand(len(x_BND), ids_rest_BR.shape[1], -1)
                 x_BND = torch.cat((x_BND, removed), dim=1)
                 ids_BK = torch.cat((ids_BK, ids_rest_BR), dim=1)
@@ -134,12 +137,13 @@ class Encoder(nn.Module):
 
 @torch.no_grad()
 def initialise(module: nn.Module, config: ViTConfig) -> None:
-    """As the reference codes leave an encoder or a decoder, by what they do, not by what their papers say.
+    """Initialise an encoder or a decoder as the reference codes do. Where a paper says something else, the code counts.
 
-    Both: xavier-uniform Linears, biases 0, the patch embedding's bias as a torch convolution has it. MAE-ST: q, k and v
-    each for itself, the patch kernel as a Linear, the encoder's class token trunc-normal(0.02), the decoder's 0, mask tokens
-    normal(0.02). VideoMAE (`qkv_bias` qv): q, k and v as one, the patch kernel and the layer between encoder and decoder
-    as torch has them, mask tokens normal(0.02) cut at one deviation.
+    - Both: xavier-uniform weights of Linears, biases 0, the patch embedding's bias as in a torch convolution.
+    - MAE-ST: q, k and v each on their own, the patch kernel as a Linear, the encoder's class token trunc-normal(0.02),
+      the decoder's 0, mask tokens normal(0.02).
+    - VideoMAE (`qkv_bias` is qv): q, k and v as one matrix, the patch kernel and the layer between encoder and decoder
+      as torch initialises them, mask tokens normal(0.02) cut at one deviation.
     """
     videomae = config.qkv_bias == "qv"
     for part in module.modules():
@@ -158,7 +162,7 @@ def initialise(module: nn.Module, config: ViTConfig) -> None:
         if plain:
             layer = module.get_submodule(name.partition(".")[0])
             assert isinstance(layer, nn.Linear)
-            bound = layer.weight.shape[1] ** -0.5  # what torch gives a layer with as many inputs
+            bound = layer.weight.shape[1] ** -0.5  # torch's own bound for a layer with so many inputs
             nn.init.uniform_(parameter, -bound, bound)
         elif name == "cls_token":
             if isinstance(module, Encoder):

@@ -4,7 +4,8 @@ ReelmaeError                        exit status 1: failed while running
 ├── UsageError (also ValueError)    exit status 2: wrong usage, configuration or input
 │   ├── ConfigError                 a key or value of a flag, recipe or override
 │   ├── InputError                  a path, URL, bucket or manifest that is missing, empty or not what it should be
-│   └── JobMismatchError            DST already holds another job
+│   │   └── WeightsError            a file of weights that cannot be read, or does not fit the model or layout
+│   └── JobMismatchError            DST holds another job, or one that needs other tools than this machine has
 ├── StorageError                    reading or writing failed after retries
 │   ├── StorageFullError            no space left
 │   └── ShortFileError              a file ends before the bytes that were asked for
@@ -34,15 +35,19 @@ class UsageError(ReelmaeError, ValueError):
 
 
 class ConfigError(UsageError):
-    """A configuration key or value."""
+    """A wrong configuration key or value."""
 
 
 class InputError(UsageError):
     """A path, URL, bucket or manifest that is missing, empty or not what it should be."""
 
 
+class WeightsError(InputError):
+    """A file of weights that cannot be read, or that does not fit the model or the layout."""
+
+
 class JobMismatchError(UsageError):
-    """The destination already holds another job."""
+    """The destination holds another job, or one that needs other tools than this machine has."""
 
 
 class StorageError(ReelmaeError):

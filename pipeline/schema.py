@@ -33,35 +33,52 @@ PLAN_SOURCES = "plan/sources.parquet"
 
 
 class Reason(StrEnum):
-    """Why a source or a span gave no clip. A closed list: a new reason is a change of the format."""
+    """Why a source or a span gave no clip, each with its meaning. A closed list: a new reason changes the format."""
 
-    EMPTY_FILE = "empty_file"  # zero bytes
-    NOT_A_VIDEO = "not_a_video"  # by its content no container we take (text, picture, playlist, random bytes)
-    UNREADABLE = "unreadable"  # a known container whose header cannot be read (truncated, no moov)
-    NO_VIDEO_STREAM = "no_video_stream"  # audio or data only
-    ENCRYPTED = "encrypted"  # encrypted media without a key
-    UNSUPPORTED_CODEC = "unsupported_codec"  # this ffmpeg has no decoder for it
-    NO_FRAMES = "no_frames"  # the decoder gave no picture
-    TOO_FEW_FRAMES = "too_few_frames"  # fewer decoded frames than `min_frames`
-    TOO_SMALL = "too_small"  # a side under 16 pixels, or under `min_side`
-    TOO_LARGE = "too_large"  # more bytes or pixels than the limits
-    TOO_LONG = "too_long"  # longer than `max_duration`
-    BAD_TIMESTAMPS = "bad_timestamps"  # no usable frame rate can be told from the timestamps
-    DECODE_ERRORS = "decode_errors"  # the decoder reported damage
-    TRUNCATED = "truncated"  # far fewer frames than the index promises
-    TIMEOUT = "timeout"  # a child ran past its wall-clock limit
-    CRASHED = "crashed"  # a child died of a signal or a resource limit
-    FETCH_FAILED = "fetch_failed"  # the source could not be read from storage after retries
-    VERIFY_FAILED = "verify_failed"  # the encoded clip did not decode to what was asked
-    UNSUPPORTED_COLOUR = "unsupported_colour"  # HDR or wide gamut, and this ffmpeg cannot convert it
-    SPAN_OUTSIDE = "span_outside"  # a manifest's span begins beyond the end of the video
-    TOO_SHORT = "too_short"  # shorter than `min_seconds`, a scene than `min_scene_seconds`, a dropped remainder
-    LOW_FPS = "low_fps"  # fewer frames a second than `min_fps`
-    BAD_ASPECT = "bad_aspect"  # longer side over shorter side above `max_aspect`
-    STATIC = "static"  # hardly anything moves: under `min_motion`
-    DARK = "dark"  # under `min_luma`
-    BLANK = "blank"  # hardly any contrast: under `min_contrast`
-    BORDERS = "borders"  # more of the picture is black border than `max_border`
+    meaning: str
+
+    def __new__(cls, value: str, meaning: str = "") -> Reason:
+        """A member: its value in the tables, and its meaning for people."""
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.meaning = meaning
+        return member
+
+    EMPTY_FILE = "empty_file", "zero bytes"
+    NOT_A_VIDEO = "not_a_video", "its content is no video container (text, picture, playlist, random bytes)"
+    UNREADABLE = "unreadable", "a video container with a header that cannot be read (truncated, no moov)"
+    NO_VIDEO_STREAM = "no_video_stream", "sound or data only"
+    ENCRYPTED = "encrypted", "encrypted, without a key"
+    UNSUPPORTED_CODEC = "unsupported_codec", "this ffmpeg has no decoder for it"
+    NO_FRAMES = "no_frames", "the decoder gave no picture"
+    TOO_FEW_FRAMES = "too_few_frames", "fewer frames than min_frames"
+    TOO_SMALL = "too_small", "a side under 16 pixels or under min_side"
+    TOO_LARGE = "too_large", "more bytes than max_source_bytes or more pixels than max_pixels"
+    TOO_LONG = "too_long", "longer than max_duration_s, or more than 10,000 spans"
+    BAD_TIMESTAMPS = "bad_timestamps", "no usable frame rate in its timestamps"
+    DECODE_ERRORS = "decode_errors", "the decoder reported damage"
+    TRUNCATED = "truncated", "far fewer frames than the container promises"
+    TIMEOUT = "timeout", "took longer than allowed"
+    CRASHED = "crashed", "its decoder died of a signal or a resource limit"
+    FETCH_FAILED = "fetch_failed", "could not be read from storage"
+    VERIFY_FAILED = "verify_failed", "the encoded clip does not decode to what was planned"
+    UNSUPPORTED_COLOUR = "unsupported_colour", "HDR or wide gamut, and this ffmpeg cannot convert it"
+    SPAN_OUTSIDE = "span_outside", "the span begins beyond the end of the video"
+    TOO_SHORT = "too_short", "shorter than min_seconds or min_scene_seconds, or a dropped remainder"
+    LOW_FPS = "low_fps", "fewer frames a second than min_fps"
+    BAD_ASPECT = "bad_aspect", "longer side over shorter side above max_aspect"
+    STATIC = "static", "hardly anything moves: under min_motion"
+    DARK = "dark", "too dark: under min_luma"
+    BLANK = "blank", "hardly any contrast: under min_contrast"
+    BORDERS = "borders", "mostly black border: over max_border"
+
+
+def reason_meaning(reason: str) -> str:
+    """The meaning of a reason as a table has it; "" for one that this version does not know."""
+    try:
+        return Reason(reason).meaning
+    except ValueError:
+        return ""
 
 
 SOURCES = pa.schema(
@@ -70,14 +87,14 @@ SOURCES = pa.schema(
         pa.field("size", pa.int64(), nullable=False),  # bytes
         pa.field("etag", pa.string(), nullable=False),  # etag, else modification time; "" where storage has neither
         pa.field("label", pa.string()),  # null = unlabelled
-        # a manifest's rows of this source, sorted by start and end; null: the whole source, and nothing but its label
+        # the manifest's rows of this source, sorted by start and end; null: the whole source with at most a label
         pa.field(
             "rows",
             pa.list_(
                 pa.struct(
                     [
-                        pa.field("start_s", pa.float64()),  # null: both, the whole source, cut as the job says
-                        pa.field("end_s", pa.float64()),  # null beside a start: to the end of the video
+                        pa.field("start_s", pa.float64()),  # both null: the whole source, cut as the config says
+                        pa.field("end_s", pa.float64()),  # null with a start: the end of the video
                         pa.field("label", pa.string()),
                         pa.field("extra", pa.string()),  # the manifest's other columns, a JSON object; null = none
                     ]
@@ -105,10 +122,10 @@ CLIPS = pa.schema(
         pa.field("codec", pa.string(), nullable=False),  # h264 | vp9 | hevc
         pa.field("label", pa.string()),
         pa.field("label_id", pa.int32(), nullable=False),  # -1 = unlabelled
-        # the span that was asked for (a manifest's row, a scene, a window); the actual one is above
+        # the wanted span (a manifest's row, a scene, a window); the actual one is above
         pa.field("wanted_start_s", pa.float64(), nullable=False),
         pa.field("wanted_end_s", pa.float64(), nullable=False),
-        # screening scores, of frames 64x64 in grey, about four a second (ingest/scores.py)
+        # screening scores, from grey frames of 64x64, about four a second (ingest/clips/scores.py)
         pa.field("motion", pa.float32(), nullable=False),  # upper quartile of differences between neighbours, 0 to 255
         pa.field("luma", pa.float32(), nullable=False),  # mean, 0 to 255
         pa.field("contrast", pa.float32(), nullable=False),  # standard deviation within a frame, mean over frames
@@ -139,8 +156,9 @@ REJECTS = pa.schema(
 )
 
 CLIP, REJECT = "clip", "reject"  # kinds of rows in a commit record
-# One task's rows, without the manifest's own columns (see with_columns): clips fill the columns of CLIPS, rejects those of REJECTS; the others are null.
-# The schema's metadata holds under b"shards" a JSON object: shard name → bytes of its tar.
+# One task's rows, without the manifest's own columns (see with_columns): clips fill the columns of CLIPS, rejects those
+# of REJECTS; the others are null. The schema's metadata has, under b"shards", a JSON object: shard name → bytes of its
+# tar.
 COMMITS = pa.schema(
     [
         pa.field("kind", pa.string(), nullable=False),
@@ -152,7 +170,7 @@ COMMITS = pa.schema(
 
 
 def with_columns(columns: pa.Schema, extra: dict[str, str]) -> pa.Schema:
-    """CLIPS or COMMITS with a manifest's own columns behind: name → int64, double, bool or string; all may be null."""
+    """CLIPS or COMMITS, then the manifest's own columns: name → int64, double, bool or string; all may be null."""
     return pa.schema([*columns, *(pa.field(name, pa.type_for_alias(kind)) for name, kind in extra.items())])
 
 

@@ -121,6 +121,28 @@ class ReadyClip:
     label: str | None = None
 
 
+def _index_row(clip: ReadyClip, key: str, shard: str, offset: int, labels: dict[str, int]) -> dict[str, Any]:
+    """A row of index.parquet: the clip is the whole of its source."""
+    seconds = clip.frames / clip.fps
+    where = {"key": key, "shard": shard, "offset": offset, "size": len(clip.video)}
+    span = {"span_start_s": 0.0, "span_end_s": seconds, "wanted_start_s": 0.0, "wanted_end_s": seconds}
+    pictures = {"frames": clip.frames, "fps": float(clip.fps), "width": clip.width, "height": clip.height}
+    label = {"label": clip.label, "label_id": labels.get(clip.label or "", -1)}
+    scores = {"motion": 5.0, "luma": 100.0, "contrast": 50.0, "border": 0.0, "phash": None, "duplicate_of": None}
+    of_source = {
+        "source": clip.source,
+        "source_bytes": len(clip.video),
+        "source_container": "mov",
+        "source_codec": clip.codec,
+        "source_width": clip.width,
+        "source_height": clip.height,
+        "source_fps": float(clip.fps),
+        "source_seconds": seconds,
+    }
+    made = {"sha256": hashlib.sha256(clip.video).hexdigest(), "codec": clip.codec, "encoder": "x264", "colour": "none"}
+    return {**where, **span, **pictures, **label, **scores, **of_source, **made}
+
+
 def write_ready_dataset(folder: Path, clips: Sequence[ReadyClip], clips_per_shard: int) -> str:
     """A whole dataset of format 1, written with webdataset and pyarrow alone; its path."""
     (folder / "shards").mkdir(parents=True)
@@ -139,20 +161,7 @@ def write_ready_dataset(folder: Path, clips: Sequence[ReadyClip], clips_per_shar
             offsets = {member.name: member.offset_data for member in tar.getmembers()}
         for clip in members:
             key = schema.clip_key(clip.source, 0)
-            rows.append(
-                {
-                    "key": key, "shard": shard, "offset": offsets[f"{key}.mp4"], "size": len(clip.video),
-                    "sha256": hashlib.sha256(clip.video).hexdigest(), "source": clip.source, "span_start_s": 0.0,
-                    "span_end_s": clip.frames / clip.fps, "frames": clip.frames, "fps": float(clip.fps),
-                    "width": clip.width, "height": clip.height, "codec": clip.codec, "label": clip.label,
-                    "label_id": labels.get(clip.label or "", -1),
-                    "wanted_start_s": 0.0, "wanted_end_s": clip.frames / clip.fps, "motion": 5.0, "luma": 100.0,
-                    "contrast": 50.0, "border": 0.0, "phash": None, "duplicate_of": None, "source_bytes": len(clip.video),
-                    "source_container": "mov", "source_codec": clip.codec, "source_width": clip.width,
-                    "source_height": clip.height, "source_fps": float(clip.fps), "source_seconds": clip.frames / clip.fps,
-                    "encoder": "x264", "colour": "none",
-                }
-            )  # fmt: skip
+            rows.append(_index_row(clip, key, shard, offsets[f"{key}.mp4"], labels))
     pq.write_table(pa.Table.from_pylist(rows, schema=schema.CLIPS), folder / schema.INDEX)
     (folder / schema.LABELS).write_text(json.dumps(labels))
     (folder / schema.DATASET_JSON).write_text(json.dumps({"format": schema.FORMAT, "clips": len(rows)}))
@@ -227,11 +236,10 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     folder = tmp_path_factory.mktemp("weed")
     port = _free_ports(4)
     keys = {"AWS_ACCESS_KEY_ID": "reelmae", "AWS_SECRET_ACCESS_KEY": "reelmae-secret"}
-    argv = [
-        weed, "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false",
-        "-webdav=false", "-admin.ui=false", f"-s3.port={port}", f"-master.port={port + 1}",
-        f"-volume.port={port + 2}", f"-filer.port={port + 3}", "-s3.port.iceberg=0", "-s3.port.lance=0",
-    ]  # fmt: skip
+    ports = {"s3.port": port, "master.port": port + 1, "volume.port": port + 2, "filer.port": port + 3}
+    off = ("-master.telemetry=false", "-webdav=false", "-admin.ui=false", "-s3.port.iceberg=0", "-s3.port.lance=0")
+    argv = [weed, "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", *off]
+    argv += [f"-{name}={number}" for name, number in ports.items()]
     environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "GOMEMLIMIT": "400MiB", **keys}
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(argv, env=environment, stdout=log, stderr=log, cwd=folder, start_new_session=True)
@@ -313,14 +321,14 @@ def tiny_run(raw_bucket: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     """Laid out as the demo's folder: shards/ and train/."""
     from reelmae.pipeline.ingest.config import ShardConfig
     from reelmae.pipeline.ingest.job import shard
-    from reelmae.train.config import load
+    from reelmae.train.config import load_recipe
     from reelmae.train.pretraining import pretrain
 
     folder = tmp_path_factory.mktemp("tiny")
     shards, train = folder / "shards", folder / "train"
     shard(str(raw_bucket), str(shards), ShardConfig(short_side=64, labels="folder"))
     small = ("model.depth=1", "model.decoder_depth=1", "loader.batch_videos=4", "loader.workers=0")
-    pretrain(load("demo", [f"data.url={shards}", f"run.out={train}", "run.steps=3", "run.log_every=1", *small]))
+    pretrain(load_recipe("demo", [f"data.url={shards}", f"run.out={train}", "run.steps=3", "run.log_every=1", *small]))
     return folder
 
 

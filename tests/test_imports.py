@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import sys
 import tomllib
 from pathlib import Path
@@ -12,56 +13,72 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("pipeline", "model", "train", "tools")
 
+PUBLIC = ("pipeline/ingest", "pipeline/loading", "pipeline/dataset", "model", "train")  # packages with public names
+BASE = ("pipeline.errors", "pipeline.cores", "pipeline.schema", "pipeline.storage")
+SETTINGS = ("pipeline.ingest.config", "pipeline.ingest.encoders", "pipeline.ingest.ffmpeg", "pipeline.ingest.sandbox")
+
 # file or folder (the longest match counts) → what of ours it may import
 ALLOWED: dict[str, tuple[str, ...]] = {
     "pipeline/__init__.py": (),
     "pipeline/errors.py": (),
     "pipeline/cores.py": (),
-    "pipeline/storage.py": ("pipeline.errors", "pipeline.s3_ranges"),
-    "pipeline/s3_ranges.py": (),
     "pipeline/schema.py": (),
-    "pipeline/ingest": (
-        "pipeline.errors",
-        "pipeline.cores",
-        "pipeline.storage",
-        "pipeline.schema",
-        "pipeline.ingest",
+    "pipeline/devices.py": ("pipeline.errors",),
+    "pipeline/lazy.py": (),
+    **{f"{package}/__init__.py": ("pipeline.lazy", package.replace("/", ".")) for package in PUBLIC},
+    "pipeline/storage": ("pipeline.errors", "pipeline.storage"),
+    # sharding, from the top down: job → run → clips → shards → plan → settings
+    "pipeline/ingest": (*BASE, "pipeline.ingest"),
+    "pipeline/ingest/run": (
+        *BASE,
+        *SETTINGS,
+        *(f"pipeline.ingest.{folder}" for folder in ("run", "clips", "shards", "plan")),
     ),
-    "pipeline/ingest/plan.py": ("pipeline.schema", "pipeline.ingest.config"),
+    "pipeline/ingest/clips": (*BASE, *SETTINGS, "pipeline.ingest.clips", "pipeline.ingest.shards"),
+    "pipeline/ingest/clips/cut.py": ("pipeline.schema",),
+    "pipeline/ingest/shards": (*BASE, "pipeline.ingest.config", "pipeline.ingest.shards", "pipeline.ingest.plan"),
+    "pipeline/ingest/plan": (*BASE, *SETTINGS, "pipeline.ingest.plan"),
+    "pipeline/ingest/plan/deal.py": ("pipeline.schema", "pipeline.ingest.config"),
+    "pipeline/ingest/config.py": BASE,
+    "pipeline/ingest/encoders.py": (*BASE, *SETTINGS),
+    "pipeline/ingest/ffmpeg.py": ("pipeline.errors", "pipeline.ingest.sandbox"),
     "pipeline/ingest/sandbox.py": ("pipeline.errors",),
-    "pipeline/ingest/cut.py": ("pipeline.schema",),
-    "pipeline/loading": (
-        "pipeline.errors",
-        "pipeline.cores",
-        "pipeline.storage",
-        "pipeline.schema",
-        "pipeline.loading",
+    # loading, from the top down: loader → decode → fetch → index → order
+    "pipeline/loading": (*BASE, "pipeline.devices", "pipeline.loading"),
+    "pipeline/loading/order": ("pipeline.errors", "pipeline.loading.order"),
+    "pipeline/loading/index": (*BASE, "pipeline.loading.order", "pipeline.loading.index"),
+    "pipeline/loading/index/keys.py": (),
+    "pipeline/loading/index/where.py": ("pipeline.errors",),
+    "pipeline/loading/fetch": (
+        *BASE,
+        *(f"pipeline.loading.{name}" for name in ("order", "index", "fetch", "tasks")),
     ),
-    "pipeline/loading/order.py": ("pipeline.errors", "pipeline.loading.philox", "pipeline.loading.shares"),
-    "pipeline/loading/shares.py": ("pipeline.loading.philox",),
-    "pipeline/loading/passes.py": (),
-    "pipeline/loading/mp4.py": (),
-    "pipeline/loading/keys.py": (),
-    "pipeline/loading/where.py": ("pipeline.errors",),
-    "pipeline/loading/draws.py": ("pipeline.errors", "pipeline.loading.philox"),
-    "pipeline/loading/masks.py": ("pipeline.errors", "pipeline.loading.philox"),
+    "pipeline/loading/decode": (
+        *BASE,
+        *(f"pipeline.loading.{name}" for name in ("order", "index", "fetch", "decode", "tasks", "config")),
+    ),
+    "pipeline/loading/decode/mp4.py": (),
+    "pipeline/dataset": (*BASE, "pipeline.ingest", "pipeline.dataset"),
     "model": ("model",),
+    "model/weights": ("pipeline.errors", "model"),
     "model/config.py": (),
     "model/linear.py": (),
     "model/patches.py": (),
     "model/motion.py": ("model.config",),
     "model/hog.py": ("model.config", "model.patches"),
     "model/positions.py": ("model.config",),
-    "train": ("pipeline.errors", "pipeline.storage", "pipeline.loading", "model", "train"),
+    "train": ("pipeline.errors", "pipeline.storage", "pipeline.devices", "pipeline.loading", "model", "train"),
+    "train/recipe.py": ("pipeline.errors",),
     "tools": ("pipeline", "model", "train", "tools"),
 }
 TORCH_FREE = (
     "pipeline/errors.py",
     "pipeline/cores.py",
-    "pipeline/storage.py",
-    "pipeline/s3_ranges.py",
     "pipeline/schema.py",
+    "pipeline/storage",
     "pipeline/ingest",
+    "pipeline/dataset",
+    "tools/cli.py",
 )
 
 
@@ -105,6 +122,40 @@ def test_each_file_imports_only_what_the_design_allows(path: Path) -> None:
         assert any(ours == a or ours.startswith(a + ".") for a in allowed), f"{relative} may not import {name}"
 
 
+def test_no_circle_of_imports_anywhere() -> None:
+    """Imports within functions and for type checking count too: a circle that is hidden is still one."""
+    modules = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in _files()}
+
+    def module_of(name: str) -> str:
+        while name and name not in modules:  # the name may be that of something in a module
+            name = name.rpartition(".")[0]
+        return name
+
+    graph = {
+        module: {module_of(n.removeprefix("reelmae.")) for n in _imports(path) if n.startswith("reelmae.")}
+        - {module, ""}
+        for module, path in modules.items()
+    }
+    graphlib.TopologicalSorter(graph).prepare()  # CycleError names the modules of a circle
+
+
+def test_no_module_hides_one_of_the_standard_library() -> None:
+    """`python tools/cli.py` puts that folder first on the path: an `inspect.py` in it would be imported by others."""
+    for path in _files():
+        assert path.stem not in sys.stdlib_module_names - {"__init__"}, path
+
+
+def test_no_public_name_of_a_package_is_also_a_module_in_it() -> None:
+    """Once such a module is imported, the package's attribute is the module, and the function cannot be had any more."""
+    for init in (p for p in _files() if p.name == "__init__.py"):
+        beside = {p.stem for p in init.parent.glob("*.py")} | {p.name for p in init.parent.iterdir() if p.is_dir()}
+        for node in ast.parse(init.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Assign) and any(
+                isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets
+            ):
+                assert not set(ast.literal_eval(node.value)) & beside, init
+
+
 def test_ingest_never_imports_torch() -> None:
     for path in _files():
         relative = path.relative_to(ROOT).as_posix()
@@ -139,8 +190,11 @@ def test_every_third_party_import_is_a_declared_dependency() -> None:
     groups = [project["dependencies"], *project["optional-dependencies"].values()]
     declared = {d.split(";")[0].split(">")[0].split("[")[0].strip().lower() for group in groups for d in group}
     distribution = {
-        "ffmpeg": "ffmpeg-python", "imageio_ffmpeg": "imageio-ffmpeg", "PIL": "pillow", "nvidia": "nvidia-dali-cuda130"
-    }  # fmt: skip
+        "ffmpeg": "ffmpeg-python",
+        "imageio_ffmpeg": "imageio-ffmpeg",
+        "PIL": "pillow",
+        "nvidia": "nvidia-dali-cuda130",
+    }
     for path in _files():
         for name in _imports(path):
             top = name.split(".")[0]

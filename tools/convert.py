@@ -1,9 +1,10 @@
-"""`reelmae import-weights` and `reelmae export`: others' checkpoints to files of ours, and ours to others'.
+"""`reelmae import-weights` and `reelmae export`: checkpoints of other codes to files of ours, and ours to theirs.
 
 Properties that hold:
-- a result says what was placed, what was resized and what was left, by name; tensors that differ in the number of their
-  block only are one line (`blocks.0-11.norm1.weight`); anything else that does not fit is an error and nothing is written;
-- a file under its final name is complete.
+- A result names the tensors that were placed, that were resized, and that were left out. Tensors that differ only in the
+  number of their block are one line: `blocks.0-11.norm1.weight`.
+- Whatever else does not fit is an error, and nothing is written.
+- A file under its final name is complete.
 """
 
 from __future__ import annotations
@@ -17,17 +18,10 @@ from typing import Any, Literal, get_args
 from safetensors import SafetensorError
 
 from reelmae.model.config import ViTConfig
-from reelmae.model.weights import (
-    WeightsError,
-    fed,
-    load,
-    read_checkpoint,
-    save_as,
-    save_safetensors,
-)
+from reelmae.model.weights import WeightsError, find_checkpoint, load, read_checkpoint, save_as, save_safetensors
+from reelmae.model.weights.pixels import pixel_statistics
 from reelmae.pipeline.errors import ConfigError, InputError, StorageError
 from reelmae.pipeline.storage.store import whole_file
-from reelmae.tools.reconstruct import find_checkpoint
 
 Format = Literal["safetensors", "timm", "mae_st", "slowfast", "videomae"]
 
@@ -41,25 +35,22 @@ def import_weights(
     encoder_only: bool = False,
     **hints: Any,
 ) -> dict[str, Any]:
-    """Write the checkpoint SRC, of any layout that is known, as OUT.safetensors with its config; returns what became of it.
+    """Write the checkpoint SRC, in any layout that we know, as OUT.safetensors with its config; returns what became of it.
 
-    `allow`: patterns of SRC's keys that may be left. `grid`: (T', H', W') of a joint table of positions for another clip
-    than `frames` and `size`. `encoder_only`: SRC's decoder or head is left unread. `hints`: fields of the config that shapes do
-    not tell, or others than SRC's (None: not given).
-    InputError where SRC cannot be read or anything of it has no place.
+    `allow`: patterns of tensors in SRC to ignore. `grid`: tokens along time, height and width of SRC's joint table of
+    positions, if they are not those of `frames` and `size`. `encoder_only`: ignore SRC's decoder or head. `hints`: fields of
+    the config that shapes do not tell, or that shall differ from SRC's; None means not given.
+    Raises InputError if SRC cannot be read, or if a tensor in it has no place.
     """
     out = Path(out)
     if out.suffix != ".safetensors":
         raise ConfigError(f"{out}: give a name that ends in .safetensors")
-    try:
-        foreign = read_checkpoint(src)
-        given = {name: value for name, value in hints.items() if value is not None}
-        model, report = load(foreign, allow=allow, grid=grid, encoder_only=encoder_only, **given)
-        config = model.config
-        assert isinstance(config, ViTConfig)
-    except WeightsError as e:
-        raise InputError(str(e)) from e
-    if report.missing:  # allowed by a pattern that meant the file: an initial value is nobody's weight
+    foreign = read_checkpoint(src)
+    given = {name: value for name, value in hints.items() if value is not None}
+    model, report = load(foreign, allow=allow, grid=grid, encoder_only=encoder_only, **given)
+    config = model.config
+    assert isinstance(config, ViTConfig)
+    if report.missing:  # a pattern of `allow` matched tensors of the model too; their initial values are no weights
         raise InputError(f"{src}: holds no {', '.join(report.missing)}; give a whole checkpoint")
     _write(out, lambda part: save_safetensors(part, model))
     return {
@@ -74,7 +65,7 @@ def import_weights(
 
 
 def _ranges(names: Sequence[str]) -> list[str]:
-    """Names that are alike but for a number as one: `blocks.0-2,5.norm1.weight`."""
+    """Names that differ only in a number, as one: `blocks.0-2,5.norm1.weight`."""
     numbers: dict[tuple[str, str], list[int]] = {}
     for name in names:
         match = re.fullmatch(r"(.*\.)(0|[1-9]\d*)(\..*)", name)
@@ -93,30 +84,28 @@ def _runs(numbers: list[int]) -> str:
 def export(
     checkpoint: str | Path, out: str | Path, *, format: Format = "safetensors", encoder_only: bool = False
 ) -> dict[str, Any]:
-    """Write a model of ours (a checkpoint, a run's folder, a safetensors file) for others; returns what was written, and how
-    it is to be fed: `pixel_mean` and `pixel_std`, by which pixels in 0 … 1 are normalised.
+    """Write a model of ours for others; returns what was written, with `pixel_mean` and `pixel_std`: whoever uses the file
+    normalises pixels in 0 … 1 by them.
 
-    `safetensors`: under our names with the config. Another `format` is the layout of that code, written as torch.save does
-    under the key that it reads, or as safetensors where OUT ends so; `timm` is the encoder alone, or the classifier.
-    ConfigError where the layout has no place for the model. InputError on a checkpoint of another code: it does not say its
-    heads and clip, `import_weights` makes one of ours of it.
+    `checkpoint`: a run's folder, a checkpoint file, or our own safetensors file. `format`: safetensors keeps our names and the
+    config. The others are the layout of that code, written by torch.save under the key that the code reads, or as
+    safetensors if OUT's name ends so. timm holds an encoder or a classifier.
+    Raises ConfigError if the layout has no place for the model, and InputError for a checkpoint of another code: it does not
+    say its heads and clip, so `import_weights` must make one of ours of it first.
     """
     if format not in get_args(Format):
         raise ConfigError(f"format={format}: give one of {', '.join(get_args(Format))}")
-    path, out = find_checkpoint(Path(checkpoint)), Path(out)
+    path, out = find_checkpoint(checkpoint), Path(out)
     if format == "safetensors" and out.suffix != ".safetensors":
         raise ConfigError(f"{out}: give a name that ends in .safetensors, or another --format")
-    try:
-        foreign = read_checkpoint(path)
-        if foreign.config is None:
-            raise InputError(
-                f"{path}: holds no config of ours (its layout is {foreign.layout!r}); make a file of it that does "
-                f"first: reelmae import-weights {path} OUT.safetensors"
-            )
-        config = foreign.config
-        model, _ = load(foreign)
-    except WeightsError as e:
-        raise InputError(str(e)) from e
+    found = read_checkpoint(path)
+    config = found.config
+    if config is None:
+        raise InputError(
+            f"{path}: holds no config of ours (its layout is {found.layout!r}); import it first: "
+            f"reelmae import-weights {path} OUT.safetensors"
+        )
+    model, _ = load(found)
 
     def save(part: Path) -> None:
         if format == "safetensors":
@@ -130,7 +119,7 @@ def export(
     except WeightsError as e:
         raise ConfigError(f"{path}: {e}") from e
     ours = format == "safetensors"
-    mean, std = (config.pixel_mean, config.pixel_std) if ours else fed(format)
+    mean, std = (config.pixel_mean, config.pixel_std) if ours else pixel_statistics(format)
     return {
         "checkpoint": str(path),
         "out": str(out),
@@ -145,5 +134,5 @@ def _write(out: Path, save: Any) -> None:
     try:
         with whole_file(out) as part:
             save(part)
-    except (RuntimeError, SafetensorError) as e:  # what torch and safetensors make of a failing write
+    except (RuntimeError, SafetensorError) as e:  # a failed write, as torch and safetensors report it
         raise StorageError(f"{out}: could not be written ({e}); free some space and run again") from e

@@ -9,9 +9,9 @@
     OUT/bench_step.json  dense against sparse
     OUT/report.html      OUT/summary.json (last)
 
-The resume contract: a stage that is finished has its record in OUT/stages, written last, and is not done again;
-a stage that was stopped goes on where it can (bucket, shards, training) or starts anew. Another `src` or `quick`
-in the same OUT replaces what the earlier demo made there; an OUT that holds anything else is refused.
+The resume contract: a finished stage has a record in OUT/stages, written last, and is not done again. A stage that was
+stopped continues where it can (bucket, shards, training), or starts again. Another `src` or `quick` in the same OUT
+replaces what the earlier demo made there. An OUT that holds anything else is refused.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from reelmae.pipeline.dataset.verification import verify
 from reelmae.pipeline.errors import DatasetError, InputError
@@ -34,23 +33,28 @@ from reelmae.tools import show
 from reelmae.tools.bench.step import BenchStepConfig, bench_step
 from reelmae.tools.machine import machine, versions
 from reelmae.tools.reconstruct import reconstruct
-from reelmae.tools.report.write import BENCH, DEMO, RECONSTRUCTION, SHARDS, TRAIN, VERIFY, write_report
+from reelmae.tools.report.facts import BENCH, DEMO, RECONSTRUCTION, SHARDS, TRAIN, VERIFY
+from reelmae.tools.report.write import write_report
+from reelmae.tools.show import Result
 from reelmae.tools.synth.bucket import make_bucket
-from reelmae.train.config import load
+from reelmae.train.config import load_recipe
 from reelmae.train.pretraining import pretrain
 
 BUCKET, STAGES, SUMMARY, REPORT = "bucket", "stages", "summary.json", "report.html"
 OURS = (BUCKET, SHARDS, TRAIN, RECONSTRUCTION, STAGES, VERIFY, BENCH, REPORT, SUMMARY, DEMO)
-Result = dict[str, Any]
+Stage = tuple[Result, str]  # what a stage found, and a line about it for stderr
 
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """`src` a bucket (folder or fsspec URL), None = a generated one; `quick` the short form."""
+    """What the demo is made of."""
 
     src: str | None = None
+    """A bucket (folder or fsspec URL). None: a generated one."""
     out: str = "runs/demo"
+    """Folder for everything."""
     quick: bool = False
+    """Shorter videos, fewer training steps, a smaller model to time."""
 
     @property
     def seconds(self) -> float:
@@ -63,19 +67,19 @@ class DemoConfig:
         return 120 if self.quick else 600
 
     @property
-    def timed_model(self) -> str:
+    def model_to_time(self) -> str:
         """The preset whose step is timed."""
         return "vit_s" if self.quick else "vit_b"
 
     def shard_config(self) -> ShardConfig:
-        """The generated bucket has labels by folder; nothing is known of another."""
+        """The generated bucket has a folder for each label; of another bucket nothing is known."""
         if self.src is None:
             return ShardConfig(labels="folder")
         return ShardConfig()
 
 
 def demo(config: DemoConfig) -> Result:
-    """Do what is not done yet and return what summary.json holds. Errors are those of the stages."""
+    """Do what is not done yet; returns what summary.json holds. Raises the errors of the stages."""
     started = time.perf_counter()
     run = _Demo(config)
     run.open()
@@ -105,7 +109,7 @@ class _Demo:
         self.total = 6 + (config.src is None)
 
     def open(self) -> None:
-        """Take OUT: new, ours to go on with, ours to replace, or refused."""
+        """Make OUT, or resume or replace the demo in it. InputError if it holds something else."""
         if self.out.exists() and not self.out.is_dir():
             raise InputError(f"{self.out}: is a file; give --out a folder")
         if self.out.is_dir() and any(self.out.iterdir()):
@@ -121,8 +125,8 @@ class _Demo:
         self.out.mkdir(parents=True, exist_ok=True)
         _write_json(self.out / DEMO, self.identity)
 
-    def stage(self, name: str, work: Callable[[], Result]) -> Result:
-        """Do one stage, unless its record is there; say so on stderr."""
+    def stage(self, name: str, work: Callable[[], Stage]) -> Result:
+        """Do one stage, or take its result from its record if there is one; say so on stderr."""
         self.done += 1
         head = f"[{self.done}/{self.total}] {name}"
         record = self.out / STAGES / f"{name.replace(' ', '_')}.json"
@@ -132,62 +136,62 @@ class _Demo:
             return kept["result"]
         _say(f"{head} …")
         started = time.perf_counter()
-        result = work()
-        told = str(result.pop("told"))
-        _write_json(record, {"result": result, "told": told})
-        _say(f"{head}: {told} ({time.perf_counter() - started:.1f} s)")
+        result, line = work()
+        _write_json(record, {"result": result, "told": line})
+        _say(f"{head}: {line} ({time.perf_counter() - started:.1f} s)")
         return result
 
-    def bucket(self) -> Result:
+    def bucket(self) -> Stage:
         made = make_bucket(self.src, seconds=self.config.seconds)
-        return {
-            "videos": made.videos, "broken": made.broken, "bytes": made.bytes,
-            "told": f"{made.videos} videos and {made.broken} broken or hostile files, {made.bytes / 1e6:.1f} MB",
-        }  # fmt: skip
+        line = f"{made.n_videos} videos and {made.n_broken} broken or hostile files, {made.bytes / 1e6:.1f} MB"
+        return {"videos": made.n_videos, "broken": made.n_broken, "bytes": made.bytes}, line
 
-    def shard(self) -> Result:
+    def shard(self) -> Stage:
         with show.ShardProgress() as progress:
             made = shard(self.src, self.shards, self.config.shard_config(), on_progress=progress)
-        told = f"{made.sources} sources gave {made.clips} clips in {made.shards} shards, {sum(made.rejected.values())} rejected"
-        return asdict(made) | {"told": told}
+        rejected = sum(made.rejected.values())
+        line = f"{made.sources} sources gave {made.clips} clips in {made.shards} shards, {rejected} rejected"
+        return asdict(made), line
 
-    def verify(self) -> Result:
+    def verify(self) -> Stage:
         found = verify(self.shards, deep=True).as_dict()
         if not found["ok"]:
             raise DatasetError(
                 f"{self.shards}: {len(found['faults'])} faults, the first: {found['faults'][0]}; remove {self.out} and run again"
             )
         _write_json(self.out / VERIFY, found)
-        return found | {"told": "every clip decoded, every sum right"}
+        return found, "every clip decodes, every checksum is right"
 
-    def pretrain(self, clips: int) -> Result:
-        recipe = load("demo", [f"data.url={self.shards}", f"run.out={self.train}", f"run.steps={self.config.steps}"])
+    def pretrain(self, clips: int) -> Stage:
+        recipe = load_recipe(
+            "demo", [f"data.url={self.shards}", f"run.out={self.train}", f"run.steps={self.config.steps}"]
+        )
         if clips < recipe.loader.batch_videos:
-            # a small bucket: all its clips are one batch; the learning rate follows by the recipe's own rule
+            # all clips of a small bucket are one batch; the recipe's rule adapts the learning rate
             _say(f"{clips} clips are fewer than a batch of {recipe.loader.batch_videos}: batches of {clips}")
             loader = recipe.loader.model_copy(update={"batch_videos": clips})
             recipe = recipe.model_copy(update={"loader": loader})
         made = pretrain(recipe)
         mae = asdict(recipe.model.mae())
-        told = f"{made.steps} steps, loss {made.loss_first:.3f} → {made.loss_last:.3f}, {made.clips_per_s:.1f} clips/s"
-        return asdict(made) | {"model": mae, "told": told}
+        line = f"{made.steps} steps, loss {made.loss_first:.3f} → {made.loss_last:.3f}, {made.clips_per_s:.1f} clips/s"
+        return asdict(made) | {"model": mae}, line
 
-    def reconstruct(self) -> Result:
+    def reconstruct(self) -> Stage:
         made = reconstruct(self.train, self.shards, self.out / RECONSTRUCTION)
-        return made | {"told": f"{made['clips']} clips, loss {made['loss']:.3f}"}
+        return made, f"{made['clips']} clips, loss {made['loss']:.3f}"
 
-    def bench(self) -> Result:
+    def bench(self) -> Stage:
         timed = bench_step(self.bench_config())
         _write_json(self.out / BENCH, timed)
         ms = timed["step_ms"]
-        return timed | {"told": f"dense {ms['dense']:.0f} ms, sparse {ms['sparse']:.0f} ms"}
+        return timed, f"dense {ms['dense']:.0f} ms, sparse {ms['sparse']:.0f} ms"
 
     def bench_config(self) -> BenchStepConfig:
-        return BenchStepConfig(model=self.config.timed_model, data=self.shards, decoder_mask=0.0)
+        return BenchStepConfig(model=self.config.model_to_time, data=self.shards, decoder_mask=0.0)
 
-    def report(self) -> Result:
+    def report(self) -> Stage:
         path = write_report(self.out)
-        return {"report": str(path), "told": f"{path.stat().st_size / 1e6:.1f} MB in one file"}
+        return {"report": str(path)}, f"{path.stat().st_size / 1e6:.1f} MB in one file"
 
     def provenance(self, sharded: Result) -> Result:
         labels = self.config.shard_config()

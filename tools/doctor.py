@@ -1,4 +1,4 @@
-"""`reelmae doctor`: what this machine can do, and what it cannot, each with what that means."""
+"""`reelmae doctor`: what this machine can do, and a warning for each thing that it cannot."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from reelmae.tools.machine import machine, versions
 
 LIBRARIES = {"x264": "libx264", "x265": "libx265", "vp9": "libvpx-vp9"}
 MEANING = {
-    "limits": "no limits on memory, processor time and file size of the children that read foreign video: install util-linux (prlimit)",
-    "no_network": "children that read foreign video are not cut off from the network: allow user namespaces (unshare -rn)",
-    "dies_with_parent": "children may outlive a job that is killed: install util-linux (setpriv)",
+    "limits": "child processes that read foreign video run without limits on memory, processor time and file size: install util-linux (prlimit)",
+    "no_network": "child processes that read foreign video can reach the network: allow user namespaces (unshare -rn)",
+    "dies_with_parent": "child processes may outlive a job that is killed: install util-linux (setpriv)",
     "x264": "this ffmpeg has no libx264: profiles default, fast-decode and copy cannot encode without NVENC; set REELMAE_FFMPEG",
     "x265": "this ffmpeg has no libx265: profile small cannot encode without NVENC; set REELMAE_FFMPEG",
     "vp9": "this ffmpeg has no libvpx-vp9: profile vp9 cannot encode; set REELMAE_FFMPEG",
-    "nvenc_h264": "no NVENC for H.264 (it needs an NVIDIA GPU that has it and an ffmpeg with h264_nvenc): clips are encoded on the processor",
-    "nvenc_hevc": "no NVENC for HEVC (it needs an NVIDIA GPU that has it and an ffmpeg with hevc_nvenc): profile small is encoded on the processor",
+    "nvenc_h264": "no NVENC for H.264 (it needs an NVIDIA GPU with NVENC and an ffmpeg with h264_nvenc): clips are encoded on the CPU",
+    "nvenc_hevc": "no NVENC for HEVC (it needs an NVIDIA GPU with NVENC and an ffmpeg with hevc_nvenc): profile small is encoded on the CPU",
     "tonemaps": "this ffmpeg has no zscale and tonemap: HDR and wide gamut sources are rejected as unsupported_colour; set REELMAE_FFMPEG",
     "scenes": "PySceneDetect is not installed: --cut scenes is refused; install reelmae[curate]",
-    "gpu": "no GPU that torch can see: clips are decoded and models trained on the processor",
+    "gpu": "torch sees no GPU: clips are decoded and models trained on the CPU",
 }
 
 
 def doctor() -> dict[str, Any]:
-    """ffmpeg and its encoders, the limits a sandboxed child can be put under, scene detection, machine, versions,
-    and a warning for each of these that is missing."""
+    """ffmpeg and its encoders, scene detection, the sandbox's limits, machine and versions, and a warning for each thing
+    that is missing."""
     import torch
 
     tool, can = find_ffmpeg(), sandbox.capabilities().as_dict()
@@ -49,7 +49,7 @@ def doctor() -> dict[str, Any]:
 
 
 def _encoders(ffmpeg: str) -> dict[str, bool]:
-    """Those ffmpeg was built with; NVENC only where a few frames could be encoded with it."""
+    """Whether ffmpeg was built with each encoder; for NVENC, whether it encoded a few frames."""
     argv = [ffmpeg, "-hide_banner", "-encoders"]
     listed = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60).stdout
     names = {line.split()[1] for line in listed.splitlines() if len(line.split()) > 1}

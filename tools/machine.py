@@ -1,4 +1,4 @@
-"""What stands beside every number: the machine and the versions."""
+"""The machine and the versions that a number was measured with."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ REPORTED = (
 
 
 def machine() -> dict[str, object]:
-    """Processor, usable cores, memory, GPU (null without one), system."""
+    """Processor, usable cores, memory, GPU (null if there is none), system."""
     import torch
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None

@@ -1,14 +1,15 @@
 """Pictures of what a pretrained model fills in: original | masked | reconstructed, as a PNG and as an animation.
 
 Properties that hold:
-- Clips, windows, crops and masks come from the real loader, with a seed that no training run uses: the clips may
-  have been trained on, these draws of them were not.
-- Only removed patches are painted by the model; kept patches are shown as they went in. With normalised targets each
-  painted patch has the mean and the deviation of the true one (they are not predicted), as is usual for such
-  pictures; the caption says so.
-- A model that predicts one frame per tube is shown at those frames, for the time they stand in the clip.
+- Clips, windows, crops and masks come from the real loader, with a seed that no training run uses. The model may have
+  been trained on these clips, but not on these windows, crops and masks of them.
+- The model paints removed patches only; kept patches are shown as they went in. With normalised targets each painted
+  patch gets the mean and the deviation of the true one, which are not predicted. Such pictures are usually made so, and
+  the caption says it.
+- A model that predicts one frame per tube is shown at those frames, each for the time until the next.
+- Pixels are normalised on the way in by the model's own `pixel_mean` and `pixel_std`, and on the way out by the same.
 
-Legend: B batch, C channel, T frame, H height, W width, L token, P values of a patch.
+Legend: B batch, C channel, T frame, H height, W width, K kept token, L token.
 """
 
 from __future__ import annotations
@@ -26,18 +27,18 @@ from torch import Tensor
 
 from reelmae.model.mae import MaskedAutoencoder
 from reelmae.model.patches import unpatchify
+from reelmae.model.weights import find_checkpoint, load_model
 from reelmae.pipeline.errors import ConfigError, InputError
-from reelmae.pipeline.loading.batch import MEAN, STD, ClipBatch
+from reelmae.pipeline.loading.batch import ClipBatch
 from reelmae.pipeline.loading.index.clips import ClipIndex
 from reelmae.pipeline.loading.loader import ClipLoader
 from reelmae.pipeline.storage.store import whole_file
-from reelmae.train.checkpoint import checkpoints, load_model
-from reelmae.train.config import PretrainConfig
+from reelmae.train.config import PretrainConfig, load_config
 
 ROWS = ("original", "masked", "reconstructed")
 PNG, ANIMATION, FACTS = "reconstruction.png", "reconstruction.webp", "reconstruction.json"
 PICTURE_SEED = 0x5EED_0000  # far from the seeds that people train with: other windows, crops and masks
-GREY = 0.45  # of a removed patch
+GREY = 0.45  # of a removed patch, in 0 … 1
 INK, PAPER = (31, 35, 40), (255, 255, 255)
 
 U8 = NDArray[np.uint8]
@@ -45,26 +46,30 @@ U8 = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Panels:
-    """The three films of each clip, uint8 [B, T, H, W, 3], and how long each frame stands, in ms."""
+    """What is drawn of a batch."""
 
     films: tuple[U8, U8, U8]
+    """Original, masked and reconstructed, each uint8 [B, T, H, W, 3]."""
     durations_ms: list[int]
-    loss: float  # of the model on these clips, on removed patches
+    """How long each frame is shown."""
+    loss: float
+    """The model's loss on the removed patches of these clips."""
 
 
 def reconstruct(
     checkpoint: str | Path, data: str, out: str | Path, *, clips: int = 6, seed: int = 0, tile: int = 128
 ) -> dict[str, Any]:
-    """Write OUT/reconstruction.png, .webp (animated) and .json; returns the facts of the last, with the paths.
+    """Write OUT/reconstruction.png, .webp (animated) and .json; returns what the last holds.
 
-    `checkpoint` is a file or a run's folder, `data` a shard dataset, `tile` the side of a shown frame in pixels.
+    `checkpoint`: a run's folder or a checkpoint file. `data`: a shard dataset. `tile`: side of a shown frame in pixels.
     Raises ConfigError and InputError on bad arguments.
     """
     if clips < 1:
         raise ConfigError(f"clips={clips}: give at least 1")
-    path = find_checkpoint(Path(checkpoint))
+    path = find_checkpoint(checkpoint)
     index = ClipIndex.open(data)
-    model, config = load_model(path)
+    config, model = load_config(path), load_model(path)
+    assert isinstance(model, MaskedAutoencoder), type(model)
     if model.config.target != "pixels":
         raise InputError(
             f"{path}: predicts target={model.config.target!r}, no pixels; give a model that predicts pixels"
@@ -79,9 +84,8 @@ def reconstruct(
         grid.save(part, "PNG", optimize=True)
     frames = draw_frames(panels, tile)
     with whole_file(out / ANIMATION) as part:
-        frames[0].save(
-            part, "WEBP", save_all=True, append_images=frames[1:], duration=panels.durations_ms, loop=0, quality=85, method=4
-        )  # fmt: skip
+        options = {"duration": panels.durations_ms, "loop": 0, "quality": 85, "method": 4}
+        frames[0].save(part, "WEBP", save_all=True, append_images=frames[1:], **options)
     facts = {
         "checkpoint": str(path),
         "data": data,
@@ -100,18 +104,6 @@ def reconstruct(
     return facts
 
 
-def find_checkpoint(path: Path) -> Path:
-    """The file itself, or the newest checkpoint of a run's folder."""
-    if path.is_dir():
-        found = checkpoints(path)
-        if not found:
-            raise InputError(f"{path}: holds no checkpoints/step_*.pt; give a checkpoint or the folder of a run")
-        return found[-1]
-    if not path.is_file():
-        raise InputError(f"{path}: no such checkpoint or run; check the path")
-    return path
-
-
 def caption(model: MaskedAutoencoder, batch: ClipBatch, panels: Panels) -> str:
     """What the picture shows, in one or two sentences."""
     c = model.config
@@ -128,13 +120,16 @@ def caption(model: MaskedAutoencoder, batch: ClipBatch, panels: Panels) -> str:
 
 def _draw(index: ClipIndex, config: PretrainConfig, clips: int, seed: int) -> ClipBatch:
     """One batch of `clips` different clips, each with one window, crop and mask."""
-    wanted = config.loader_config().model_copy(
-        update={
-            "batch_videos": clips, "repeats": 1, "seed": PICTURE_SEED + seed, "workers": 0, "prefetch": 1,
-            "backend": "auto", "device": "cpu",
-        }
-    )  # fmt: skip
-    with ClipLoader(index, wanted) as loader:
+    changes = {
+        "batch_videos": clips,
+        "repeats": 1,
+        "seed": PICTURE_SEED + seed,
+        "workers": 0,
+        "prefetch": 1,
+        "backend": "auto",
+        "device": "cpu",
+    }
+    with ClipLoader(index, config.loader_config().model_copy(update=changes)) as loader:
         return next(iter(loader))
 
 
@@ -156,21 +151,21 @@ def make_panels(model: MaskedAutoencoder, batch: ClipBatch, frame_seconds: float
     values = c.pixel_values
     removed_BL = torch.ones(len(clips_BCTHW), c.n_tokens).scatter(1, ids_keep_BK, 0.0)
     removed_BCTHW = unpatchify(removed_BL[..., None].expand(-1, -1, values), c.grid_THW, c.target_t_patch, c.patch)
-    grey = torch.tensor((GREY - MEAN) / STD)
+    mean_C111, std_C111 = (torch.tensor(v).view(-1, 1, 1, 1) for v in (c.pixel_mean, c.pixel_std))
     films = (
         true_BCTHW,
-        torch.where(removed_BCTHW > 0.5, grey, true_BCTHW),
+        torch.where(removed_BCTHW > 0.5, (GREY - mean_C111) / std_C111, true_BCTHW),
         torch.where(removed_BCTHW > 0.5, painted_BCTHW, true_BCTHW),
     )
     ends = [*shown[1:], c.frames]
     durations = [round(1000 * frame_seconds * (b - a)) for a, b in zip(shown, ends, strict=True)]
-    original, masked, reconstructed = (_pixels(film) for film in films)
+    original, masked, reconstructed = (_pixels(film_BCTHW.float() * std_C111 + mean_C111) for film_BCTHW in films)
     return Panels((original, masked, reconstructed), durations, float(loss))
 
 
-def _pixels(clips_BCTHW: Tensor) -> U8:
-    """Normalised floats → uint8 [B, T, H, W, C]."""
-    scaled = (clips_BCTHW.float() * STD + MEAN).clamp(0, 1) * 255
+def _pixels(film_BCTHW: Tensor) -> U8:
+    """Floats in 0 … 1 → uint8 [B, T, H, W, C]."""
+    scaled = film_BCTHW.clamp(0, 1) * 255
     return scaled.round().to(torch.uint8).permute(0, 2, 3, 4, 1).contiguous().numpy()
 
 

@@ -1,7 +1,7 @@
-"""What a person sees of a running command: a progress bar on a terminal, JSON lines elsewhere; results as a short table.
+"""What a person sees of a command: a progress bar on a terminal, JSON lines elsewhere; the result as a short table.
 
-All of it goes to stderr but the result, so that a pipe gets only what was asked for. Here too: the words for
-reasons, bytes and times that the report and `inspect` share.
+Progress goes to stderr, results to stdout, so that a pipe gets the result alone. The texts for bytes, times and
+names that the report and `inspect` share are here too.
 """
 
 from __future__ import annotations
@@ -10,63 +10,53 @@ import json
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 if TYPE_CHECKING:
     from reelmae.pipeline.ingest.job import Progress as ShardState
 
+Result = dict[str, Any]
+"""What a command returns: values that JSON can hold."""
 LINE_EVERY_S = 5.0
-WINDOW_S = 30.0  # over which rates are told
-SAMPLE_S = 0.5  # of states held within it
-
-MEANING = {
-    "empty_file": "zero bytes", "not_a_video": "by its content no video container",
-    "unreadable": "a container whose header cannot be read", "no_video_stream": "sound or data only",
-    "encrypted": "encrypted, without a key", "unsupported_codec": "no decoder for it",
-    "no_frames": "the decoder gave no picture", "too_few_frames": "too short to train on",
-    "too_small": "a side too small", "too_large": "more bytes or pixels than allowed", "too_long": "longer than allowed",
-    "bad_timestamps": "no frame rate can be told from its times", "decode_errors": "the decoder reported damage",
-    "truncated": "far fewer frames than promised", "timeout": "took longer than allowed",
-    "crashed": "its decoder died", "fetch_failed": "could not be read from storage",
-    "verify_failed": "the encoded clip was not what was asked",
-    "unsupported_colour": "HDR or wide gamut, and this ffmpeg cannot convert it",
-    "span_outside": "the span begins beyond the end of the video", "too_short": "shorter than asked for",
-    "low_fps": "too few frames a second", "bad_aspect": "too long and narrow", "static": "hardly anything moves",
-    "dark": "too dark", "blank": "hardly any contrast", "borders": "mostly black border",
-}  # fmt: skip
+WINDOW_S = 30.0  # rates are those of this time
+SAMPLE_S = 0.5  # at least between two states that are held
 
 
-class ShardProgress:
-    """Progress of a sharding job: called with its state, from the main thread.
+class _ProgressDisplay:
+    """A progress bar on a terminal; elsewhere one JSON object a line. All of it goes to stderr.
 
-    Rates are those of the last WINDOW_S; what is left is told from the sources that this run has done since its
-    first state. Where stderr is no terminal, one JSON object a line: the first state, then one every LINE_EVERY_S,
-    and, when the job has ended well, the last state as event "done". Of a run that failed there is no "done".
+    The lines are: the first state, one state every LINE_EVERY_S and, when the work has ended well, the last state as
+    event "done". After an error there is no "done". A context manager.
     """
+
+    unit: ClassVar[str]
 
     def __init__(self, *, now: Callable[[], float] = time.monotonic, console: Console | None = None) -> None:
         self.console = Console(stderr=True, highlight=False) if console is None else console
         self.now = now
         self.bar: Progress | None = None
-        self.first: float | None = None  # when the first state came
-        self.last_line = 0.0
         self.last: dict[str, Any] | None = None
-        self.window: deque[tuple[float, ShardState]] = deque()
+        self.last_line: float | None = None
 
-    def __enter__(self) -> ShardProgress:
+    def _columns(self) -> Sequence[ProgressColumn]:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
         if self.console.is_terminal:
-            wide = self.console.width >= 100
-            columns = [
-                TextColumn("sources"), BarColumn(bar_width=12 if wide else 6), MofNCompleteColumn(),
-                TextColumn("{task.fields[text]}", markup=False), *([TimeElapsedColumn()] if wide else []),
-                TextColumn("{task.fields[left]}", markup=False),
-            ]  # fmt: skip
-            self.bar = Progress(*columns, console=self.console)
-            self.task = self.bar.add_task("sources", total=None, text="", left="")
+            self.bar = Progress(*self._columns(), console=self.console)
+            self.task = self.bar.add_task(self.unit, total=None, text="", left="")
             self.bar.start()
         return self
 
@@ -74,7 +64,45 @@ class ShardProgress:
         if self.bar is not None:
             self.bar.stop()
         elif error is None and self.last is not None:
-            self._line("done", self.last)
+            self._print_line("done", self.last)
+
+    def _show(self, now: float, values: dict[str, Any], done: int, total: int, **texts: Any) -> None:
+        """Show a state: `done` of `total` and `texts` in the bar, or `values` on a line."""
+        self.last = values
+        if self.bar is not None:
+            self.bar.update(self.task, completed=done, total=total, **texts)
+        elif self.last_line is None or now - self.last_line >= LINE_EVERY_S:
+            self.last_line = now
+            self._print_line("progress", values)
+
+    def _print_line(self, event: str, values: dict[str, Any]) -> None:
+        self.console.print(json.dumps({"event": event, **values}), soft_wrap=True, markup=False)
+
+
+class ShardProgress(_ProgressDisplay):
+    """Progress of a sharding job. Call it with the job's state, from the main thread.
+
+    Rates are those of the last WINDOW_S. The time left follows from the sources done since this run's first state.
+    """
+
+    unit = "sources"
+
+    def __init__(self, *, now: Callable[[], float] = time.monotonic, console: Console | None = None) -> None:
+        super().__init__(now=now, console=console)
+        self.first: float | None = None  # time of the first state
+        self.window: deque[tuple[float, ShardState]] = deque()
+
+    def _columns(self) -> Sequence[ProgressColumn]:
+        wide = self.console.width >= 100
+        elapsed = [TimeElapsedColumn()] if wide else []
+        return [
+            TextColumn(self.unit),
+            BarColumn(bar_width=12 if wide else 6),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[text]}", markup=False),
+            *elapsed,
+            TextColumn("{task.fields[left]}", markup=False),
+        ]
 
     def __call__(self, state: ShardState) -> None:
         """Show this state."""
@@ -82,17 +110,14 @@ class ShardProgress:
         if self.first is None:
             self.first = now
         self._remember(now, state)
-        values = self.last = self._values(now, state)
-        if self.bar is not None:
-            text = f"{values['sources_per_s']:.1f}/s  {values['clips_per_s']:.1f} clips/s  {values['read_mb_per_s']:.1f} MB/s  {state.rejected} rejected"
-            left = "" if values["left_s"] is None else f"{seconds_text(values['left_s'])} left"
-            self.bar.update(self.task, completed=state.sources_done, total=state.sources, text=text, left=left)
-        elif now == self.first or now - self.last_line >= LINE_EVERY_S:
-            self.last_line = now
-            self._line("progress", values)
+        values = self._values(now, state)
+        rates = f"{values['sources_per_s']:.1f}/s  {values['clips_per_s']:.1f} clips/s"
+        text = f"{rates}  {values['read_mb_per_s']:.1f} MB/s  {state.rejected} rejected"
+        left = "" if values["left_s"] is None else f"{seconds_text(values['left_s'])} left"
+        self._show(now, values, state.sources_done, state.sources, text=text, left=left)
 
     def _remember(self, now: float, state: ShardState) -> None:
-        """The last state of the window is always this one; the others are at least SAMPLE_S apart."""
+        """Add this state to the window. Earlier states are kept at least SAMPLE_S apart."""
         if len(self.window) > 1 and self.window[-1][0] - self.window[-2][0] < SAMPLE_S:
             self.window.pop()
         self.window.append((now, state))
@@ -122,12 +147,22 @@ class ShardProgress:
             "left_s": left,
         }
 
-    def _line(self, event: str, values: dict[str, Any]) -> None:
-        self.console.print(json.dumps({"event": event, **values}), soft_wrap=True, markup=False)
+
+class ClipProgress(_ProgressDisplay):
+    """Progress of `features`. Call it with the clips that are done and all clips."""
+
+    unit = "clips"
+
+    def _columns(self) -> Sequence[ProgressColumn]:
+        return [TextColumn(self.unit), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+
+    def __call__(self, clips: int, of: int) -> None:
+        """Show this state."""
+        self._show(self.now(), {"clips": clips, "of": of}, clips, of)
 
 
 def bytes_text(n: float) -> str:
-    """3 digits: 12345 → 12.3 kB."""
+    """A number of bytes to three digits: 12345 → 12.3 kB."""
     for unit in ("B", "kB", "MB", "GB"):
         if n < 999.5:
             return f"{n:.3g} {unit}"
@@ -144,20 +179,30 @@ def seconds_text(seconds: float) -> str:
     return f"{seconds / 3600:,.1f} h"
 
 
+def length_text(seconds: float) -> str:
+    """The length of a clip: exact under a minute and a half, else as `seconds_text`."""
+    return f"{seconds:g} s" if seconds < 90 else seconds_text(seconds)
+
+
+def short_name(source: str, src: str) -> str:
+    """The source's url relative to its bucket `src`, on one line."""
+    return printable(source.removeprefix(src.rstrip("/") + "/") if src else source)
+
+
 def printable(text: str) -> str:
-    """The text on one line and with nothing in it that steers a terminal or turns the direction of reading: such
-    characters as Python writes them, so that a name cannot pass for another."""
+    """The text on one line. Characters that could control a terminal or turn the direction of reading are escaped as
+    Python writes them, so that one name cannot pass for another."""
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-def result(values: dict[str, Any], *, indent: int = 0) -> None:
-    """Print a result on stdout: one line a value, nested groups indented."""
+def print_result(values: dict[str, Any], *, indent: int = 0) -> None:
+    """Print a command's result on stdout: one line for each value, nested groups indented."""
     for name, value in values.items():
         if name == "exit_status":
             continue
         if isinstance(value, dict):
             print(" " * indent + f"{name}:" + ("" if value else " none"))
-            result(value, indent=indent + 2)
+            print_result(value, indent=indent + 2)
         elif isinstance(value, float):
             print(" " * indent + f"{name}: {value:.4g}")
         elif isinstance(value, list | tuple):

@@ -1,8 +1,9 @@
 """`reelmae inspect`: what a shard dataset holds, on a terminal, as JSON, or line by line.
 
-The facts are those of the report (dataset_facts.py). An unfinished dataset is told of with how far its job is. Names
-and decoders' words are printed on one line with nothing in them that steers a terminal; in lines of fields a
-backslash is doubled, so that every name can be told. The lists of rejects and of sources stream: memory is flat.
+The facts are those of the report (pipeline/dataset/contents.py). Of an unfinished dataset it prints how far the job
+is. Names and decoders' words are printed on one line without characters that control a terminal. In lines of fields
+a backslash is doubled, so that no two names look the same. The lists of rejects and of sources stream: memory does
+not grow with their length.
 """
 
 from __future__ import annotations
@@ -20,25 +21,19 @@ from rich.table import Table
 from rich.text import Text
 
 from reelmae.pipeline import schema
-from reelmae.pipeline.dataset import contents
-from reelmae.pipeline.dataset.contents import (
-    UNITS,
-    Count,
-    DatasetFacts,
-    Histogram,
-    Job,
-    Rejects,
-    duration_bins,
-)
+from reelmae.pipeline.dataset.contents import DatasetFacts, Histogram, JobState, duration_bins, job_state
+from reelmae.pipeline.dataset.contents import facts as dataset_facts
+from reelmae.pipeline.dataset.sums import Count, RejectGroup, batches
 from reelmae.pipeline.errors import InputError
+from reelmae.pipeline.schema import reason_meaning
 from reelmae.pipeline.storage.store import Store
-from reelmae.tools.show import MEANING, bytes_text, printable, seconds_text
+from reelmae.tools.show import bytes_text, length_text, printable, seconds_text, short_name
 
 WIDTH = 100
 BAR = 34  # columns of the longest bar
-SHOWN = 8  # values of a distribution
-ROWS = 16  # of a histogram
-EXAMPLES = 2  # rejects of a reason
+COUNTED = 8  # values of a distribution that have a line each
+HISTOGRAM_ROWS = 16
+EXAMPLES = 2  # rejects of each reason
 DETAIL = 110  # characters of the decoder's words
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
@@ -46,30 +41,31 @@ _EIGHTHS = " ▏▎▍▌▋▊▉█"
 def inspect(
     dst: str, *, rejects: Sequence[str] | None = None, source: str | None = None, as_json: bool = False
 ) -> dict[str, Any]:
-    """Print what there is at `dst`; with `as_json` print nothing and return it.
+    """Print what the dataset at `dst` holds; with `as_json` print nothing and return it.
 
-    rejects: list what was rejected instead, for these reasons (none: any). source: list what became of the sources
-    whose url holds this text. InputError where there is no dataset, or it is not finished and a list is asked for.
+    `rejects`: list the rejects for these reasons instead (no reason: all rejects). `source`: list the clips and rejects
+    of the sources whose url contains this text. Raises InputError where there is no dataset, or where a list is asked
+    for and the dataset is not finished.
     """
     store = Store(dst)
     ready = store.exists(schema.DATASET_JSON)
     if ready and (rejects is not None or source is not None):
         return _lists(store, rejects, source, as_json)
-    facts = contents.gather(store) if ready else None
-    job = contents.read_job(store) if facts is None else facts.job
+    facts = dataset_facts(store) if ready else None
+    job = job_state(store) if facts is None else facts.job
     if facts is None and job is None:
         raise InputError(f"{dst}: no shard dataset (neither {schema.DATASET_JSON} nor {schema.PLAN_JSON})")
     if facts is None and (rejects is not None or source is not None):
-        raise InputError(f"{dst}: {_unfinished(job)}; its lists are there when it has ended")
+        raise InputError(f"{dst}: {_progress(job)}; there are no lists before the job has ended")
     finished = facts is not None and (job is None or job.finished)
     if as_json:
-        told = {"url": store.url(), "job": asdict(job) if job else None} if facts is None else as_dict(facts)
-        return {"finished": finished} | told
+        values = {"url": store.url(), "job": asdict(job) if job else None} if facts is None else as_dict(facts)
+        return {"finished": finished} | values
     console = Console(highlight=False, markup=False)
     console.width = min(WIDTH, console.width) if console.is_terminal else WIDTH
     if not finished:
-        before = "" if facts is None else "; what follows was there before"
-        console.print(Text(f"{printable(store.url())}: {_unfinished(job)}{before}\n", style="yellow"))
+        before = "" if facts is None else "; the tables show the dataset as it was before"
+        console.print(Text(f"{printable(store.url())}: {_progress(job)}{before}\n", style="yellow"))
     for title, table in tables(facts) if facts is not None else ():
         console.print(Text(printable(title), style="bold"))
         console.print(table)
@@ -78,11 +74,11 @@ def inspect(
 
 
 def as_dict(facts: DatasetFacts) -> dict[str, Any]:
-    """All facts as JSON takes them; the contact sheet's rows are left out."""
+    """The facts as JSON takes them, without the rows of the contact sheet."""
     return {k: v for k, v in asdict(replace(facts, sheet=())).items() if k != "sheet"}
 
 
-def _unfinished(job: Job | None) -> str:
+def _progress(job: JobState | None) -> str:
     if job is None:
         return "not finished"
     return (
@@ -97,52 +93,51 @@ def _unfinished(job: Job | None) -> str:
 def _lists(store: Store, reasons: Sequence[str] | None, source: str | None, as_json: bool) -> dict[str, Any]:
     unknown = [r for r in reasons or () if r not in list(schema.Reason)]
     if unknown:
-        raise InputError(
-            f"--rejects {unknown[0]}: is no reason; take one of {', '.join(r.value for r in schema.Reason)}"
-        )
+        reasons_text = ", ".join(r.value for r in schema.Reason)
+        raise InputError(f"--rejects {unknown[0]}: is no reason; take one of {reasons_text}")
     bad = reject_rows(store, reasons or (), source) if reasons is not None or source is not None else iter(())
     good = clip_rows(store, source) if source is not None and reasons is None else iter(())
     if as_json:
         found = {"clips": list(good), "rejects": list(bad)}
         return found if source is not None and reasons is None else {"rejects": found["rejects"]}
-    seen = _write(
+    seen = _write_lines(
         [
-            (("clip", r["source"], r["span_start_s"], r["span_end_s"], _kept(r)) for r in good),
+            (("clip", r["source"], r["span_start_s"], r["span_end_s"], _clip_text(r)) for r in good),
             ((r["reason"], r["source"], r["span_start_s"], r["span_end_s"], r["detail"]) for r in bad),
         ]
     )
     if not seen and source is not None:
-        raise InputError(f"--source {source}: no clip and no reject at {store.url()} is of such a source")
+        raise InputError(f"--source {source}: no clip and no reject at {store.url()} has a source with this text")
     return {}
 
 
 def reject_rows(store: Store, reasons: Sequence[str], source: str | None) -> Iterator[dict[str, Any]]:
-    """Rows of rejects.parquet, of these reasons (none: any) and of sources whose url holds the text."""
-    for batch in contents.batches(store, schema.REJECTS_FILE, schema.REJECTS.names):
+    """Rows of rejects.parquet for these reasons (none: all), of sources whose url contains the text."""
+    for batch in batches(store, schema.REJECTS_FILE, schema.REJECTS.names):
         if reasons:
             batch = batch.filter(pc.is_in(batch.column("reason"), value_set=pa.array(reasons, pa.string())))
-        yield from _of(batch, source).to_pylist()
+        yield from _filter_source(batch, source).to_pylist()
 
 
 def clip_rows(store: Store, source: str | None) -> Iterator[dict[str, Any]]:
-    """Rows of index.parquet of sources whose url holds the text."""
+    """Rows of index.parquet, of sources whose url contains the text."""
     names = ["source", "span_start_s", "span_end_s", "key", "shard", "label", "duplicate_of"]
-    for batch in contents.batches(store, schema.INDEX, names):
-        yield from _of(batch, source).to_pylist()
+    for batch in batches(store, schema.INDEX, names):
+        yield from _filter_source(batch, source).to_pylist()
 
 
-def _of(batch: pa.RecordBatch, source: str | None) -> pa.RecordBatch:
+def _filter_source(batch: pa.RecordBatch, source: str | None) -> pa.RecordBatch:
     return batch if source is None else batch.filter(pc.match_substring(batch.column("source"), source))
 
 
-def _kept(row: dict[str, Any]) -> str:
+def _clip_text(row: dict[str, Any]) -> str:
     repeats = f", repeats {row['duplicate_of']}" if row["duplicate_of"] else ""
     label = f", label {row['label']}" if row["label"] is not None else ""
     return f"{row['key']} in {row['shard']}{label}{repeats}"
 
 
-def _write(groups: Iterable[Iterable[tuple[str, str, float | None, float | None, str]]]) -> int:
-    """Lines of five fields on stdout; how many. Ends in silence where the reader has gone (`| head`)."""
+def _write_lines(groups: Iterable[Iterable[tuple[str, str, float | None, float | None, str]]]) -> int:
+    """Write lines of five fields to stdout; returns how many. Stops quietly when the reader has gone (`| head`)."""
     lines = 0
     try:
         for rows in groups:
@@ -152,7 +147,7 @@ def _write(groups: Iterable[Iterable[tuple[str, str, float | None, float | None,
                 lines += 1
         sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python fails again when it exits
     return lines
 
 
@@ -164,12 +159,13 @@ def _field(text: str) -> str:
 
 
 def tables(facts: DatasetFacts) -> Iterator[tuple[str, Table]]:
-    """What is printed, part by part, each with its title."""
+    """The tables that are printed, each with its title."""
     yield facts.url, _totals(facts)
     if facts.durations is not None:
         d = facts.durations
-        words = f"{_length(d.shortest)} to {_length(d.longest)}, median {_length(d.median)}, mean {_length(d.mean)}"
-        yield f"Duration of clips: {words}", _bars([(f"{at:g} s", n) for at, n in duration_bins(d, ROWS)])
+        words = f"{length_text(d.shortest)} to {length_text(d.longest)}"
+        words += f", median {length_text(d.median)}, mean {length_text(d.mean)}"
+        yield f"Duration of clips: {words}", _bars([(f"{at:g} s", n) for at, n in duration_bins(d, HISTOGRAM_ROWS)])
     for title, values in (
         ("Sources that gave clips, by codec and container", facts.codec_in),
         ("… by size, pixels as coded", facts.size_in),
@@ -181,7 +177,7 @@ def tables(facts: DatasetFacts) -> Iterator[tuple[str, Table]]:
         ("… by colour rule", facts.colours),
     ):
         if values:
-            shown = len(values) if len(values) <= SHOWN + 1 else SHOWN
+            shown = len(values) if len(values) <= COUNTED + 1 else COUNTED
             yield title, _bars(values[:shown], values[shown:])
     if facts.rejects:
         yield "Rejected; reelmae inspect DST --rejects lists all", _rejects(facts)
@@ -190,17 +186,17 @@ def tables(facts: DatasetFacts) -> Iterator[tuple[str, Table]]:
     if facts.clips:
         yield from ((_title(h), _bars(_coarse(h))) for h in facts.scores)
     yield from _labels(facts)
-    yield "How it was made", _how_made(facts)
+    yield "How it was made", _settings(facts)
 
 
 def _totals(f: DatasetFacts) -> Table:
     table = _table("", "", plain=True)
     known = "" if f.sources_timed == f.sources_kept else f" (of {f.sources_timed:,} sources)"
+    repeats = f", {f.duplicates:,} of them repeat others and are left out in training" if f.duplicates else ""
     rows = {
         "sources": f"{f.sources:,}: {f.sources_kept:,} gave clips, {f.sources_rejected:,} rejected",
         "spans rejected": f"{f.spans_rejected:,}, of sources that gave other clips" if f.spans_rejected else "",
-        "clips": f"{f.clips:,}"
-        + (f", {f.duplicates:,} of them repeat others and are left out in training" if f.duplicates else ""),
+        "clips": f"{f.clips:,}{repeats}",
         "video": f"{seconds_text(f.seconds_in)} in{known}, {seconds_text(f.seconds_out)} out",
         "bytes": f"{bytes_text(f.bytes_in)} in, {bytes_text(f.bytes_out)} out, in {f.shards:,} shards",
         "most clips of": f"{_short(f.largest[0], f)}: {f.largest[1]:,}" if f.clips else "",
@@ -218,8 +214,8 @@ def _rejects(f: DatasetFacts) -> Table:
     return table
 
 
-def _examples(r: Rejects, f: DatasetFacts) -> Text:
-    text = Text(f"{MEANING.get(r.reason, '')}", style="dim")
+def _examples(r: RejectGroup, f: DatasetFacts) -> Text:
+    text = Text(reason_meaning(r.reason), style="dim")
     for example in r.examples[:EXAMPLES]:
         detail = printable(" ".join(example.detail.split()))
         span = "" if example.start_s is None else f" from {example.start_s:g} s"
@@ -243,39 +239,34 @@ def _title(h: Histogram) -> str:
     side = "over" if h.at_most else "under"
     if not h.threshold:
         off = f"{h.setting} is off; {h.beyond_common:,} clips lie {side} {h.common:g} (preset uncurated)"
-        return f"{h.name.capitalize()}, {UNITS[h.name]}; {off}"
+        return f"{h.name.capitalize()}, {h.unit}; {off}"
     gone = f"rejected {side} it: {h.sources:,} sources, {h.spans:,} spans"
-    return f"{h.name.capitalize()}, {UNITS[h.name]}; {h.setting} {h.threshold:g}, {gone}"
+    return f"{h.name.capitalize()}, {h.unit}; {h.setting} {h.threshold:g}, {gone}"
 
 
 def _coarse(h: Histogram) -> list[Count]:
-    """Bins joined to ROWS of them at most, up to the last that holds a clip; the one with the threshold is marked."""
+    """The histogram in at most HISTOGRAM_ROWS bins, up to the last with a clip; the threshold's bin is marked."""
     last = max((i for i, n in enumerate(h.counts) if n), default=0) + 1
-    joined = -(-last // ROWS)
+    stride = -(-last // HISTOGRAM_ROWS)
     found = []
-    for i in range(0, last, joined):
-        low, high = h.edges[i], h.edges[min(i + joined, len(h.counts))]
-        open_end = i + joined >= len(h.counts) and h.name == "motion"
+    for i in range(0, last, stride):
+        low, high = h.edges[i], h.edges[min(i + stride, len(h.counts))]
+        open_end = i + stride >= len(h.counts) and h.name == "motion"
+        span = f"{low:g} and more" if open_end else f"{low:g} to {high:g}"
         mark = f" ← {h.setting}" if h.threshold and low <= h.threshold < high else ""
-        found.append(
-            (
-                f"{low:g} and more{mark}" if open_end else f"{low:g} to {high:g}{mark}",
-                sum(h.counts[i : i + joined]),
-            )
-        )
+        found.append((span + mark, sum(h.counts[i : i + stride])))
     return found
 
 
 def _labels(f: DatasetFacts) -> Iterator[tuple[str, Table]]:
     found = f.labels
     if found.labels:
-        words = f"{found.labels:,} labels, {found.without_clips:,} without a clip, {found.clips_unlabelled:,} clips unlabelled"
-        yield f"{words}; those with the most", _bars(found.largest, total=f.clips)
+        words = f"{found.labels:,} labels, {found.without_clips:,} without a clip"
+        words += f", {found.clips_unlabelled:,} clips unlabelled; those with the most"
+        yield words, _bars(found.largest, total=f.clips)
         if found.smallest:
-            yield (
-                "… and those with the fewest clips",
-                _bars(found.smallest, top=found.largest[0][1], total=f.clips),
-            )
+            bars = _bars(found.smallest, top=found.largest[0][1], total=f.clips)
+            yield "… and those with the fewest clips", bars
     if f.columns:
         table = _table("column", "type", "clips with a value", "")
         for c in f.columns:
@@ -283,7 +274,7 @@ def _labels(f: DatasetFacts) -> Iterator[tuple[str, Table]]:
         yield "The manifest's own columns", table
 
 
-def _how_made(f: DatasetFacts) -> Table:
+def _settings(f: DatasetFacts) -> Table:
     table = _table("", "", plain=True)
     for name, value, usual in f.changed:
         table.add_row(name, Text(f"{value} (default {usual})"))
@@ -295,8 +286,10 @@ def _how_made(f: DatasetFacts) -> Table:
 
 
 def _bars(values: Sequence[Count], others: Sequence[Count] = (), *, top: int = 0, total: int = 0) -> Table:
-    """Name, count, bar and share of each value; the longest bar is `top` (the largest unless given), the shares are
-    of `total` (their sum unless given)."""
+    """Name, count, bar and share of each value.
+
+    The longest possible bar stands for `top`, by default the largest count. Shares are of `total`, by default the sum.
+    """
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(min_width=22, overflow="fold")
     table.add_column(justify="right", min_width=7)
@@ -312,7 +305,7 @@ def _bars(values: Sequence[Count], others: Sequence[Count] = (), *, top: int = 0
 
 
 def bar(n: int, top: int, width: int = BAR) -> str:
-    """A bar of block characters, to an eighth of a column; never empty where there is something."""
+    """A bar of block characters, to an eighth of a column; empty only where n is 0."""
     eighths = max(round(8 * width * n / top), 1) if n else 0
     return "█" * (eighths // 8) + (_EIGHTHS[eighths % 8] if eighths % 8 else "")
 
@@ -333,10 +326,5 @@ def _share(part: float, whole: float) -> str:
     return f"{100 * part / whole:.1f} %" if whole else ""
 
 
-def _length(seconds: float) -> str:
-    return f"{seconds:g} s" if seconds < 90 else seconds_text(seconds)
-
-
 def _short(source: str, f: DatasetFacts) -> str:
-    src = str(f.about.get("src", ""))
-    return printable(source.removeprefix(src.rstrip("/") + "/") if src else source)
+    return short_name(source, str(f.about.get("src", "")))

@@ -2,51 +2,56 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from dataclasses import dataclass, fields
+from typing import Annotated
 
+from pydantic import Field
+
+from reelmae.pipeline.errors import ConfigError
 from reelmae.pipeline.loading.index.clips import ClipIndex
 from reelmae.pipeline.loading.index.mixture import mix
 from reelmae.pipeline.loading.index.selection import Selection
 
 
-class _Selected(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    where: str | None = None  # a condition on the index's columns: "duration > 4 and label != 'x'"
-    fraction: tuple[float, float] | None = None  # the sources whose hash lies there: (0, 0.9) and (0.9, 1) are apart
-    keys: str | None = None  # a file or URL with one clip's key a line
-    duplicates: bool = False  # play clips that repeat another (marked by the sharding job) as well
+@dataclass(frozen=True)
+class _Selected(Selection):
+    """The keys of a Selection, beside others."""
 
     def selection(self) -> Selection:
-        """ConfigError where a condition or fraction cannot be."""
-        return Selection(self.where, self.fraction, self.keys, self.duplicates)
+        """They alone."""
+        return Selection(**{field.name: getattr(self, field.name) for field in fields(Selection)})
 
 
+@dataclass(frozen=True, kw_only=True)
 class DataPart(_Selected):
-    """One dataset of a mix."""
+    """One dataset of a mix, and which of its clips are played."""
 
     url: str
-    weight: float | None = Field(None, gt=0)  # its share of what is played, of all weights; give it for all or for none
+    """A dataset written by `reelmae shard`: a folder or any fsspec URL."""
+    weight: Annotated[float | None, Field(gt=0)] = None
+    """Its share of the clips played is weight / sum of all weights. Give it for every part, or for none."""
 
 
-class DataSection(_Selected):
-    """Where the clips are: `url`, a dataset written by `reelmae shard` (a folder or any fsspec URL), or `mix`, several."""
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(_Selected):
+    """Where the clips are: `url`, or `mix` for several datasets. The other keys select clips of `url`."""
 
     url: str | None = None
+    """A dataset written by `reelmae shard`: a folder or any fsspec URL."""
     mix: tuple[DataPart, ...] = ()
+    """Several datasets, each with its own selection and weight."""
 
-    @model_validator(mode="after")
-    def _url_or_mix(self) -> DataSection:
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.url is None and not self.mix:
-            raise ValueError("url: is not given; add data.url=VALUE (or data.mix)")
+            raise ConfigError("url: is not given; add data.url=VALUE (or data.mix)")
         if self.mix:
-            for name, field in type(self).model_fields.items():
-                if name != "mix" and getattr(self, name) != field.default:
-                    raise ValueError(f"{name} beside data.mix: put it into the parts of the mix")
-        return self
+            for field in fields(self):
+                if field.name != "mix" and getattr(self, field.name) != field.default:
+                    raise ConfigError(f"{field.name} beside data.mix: put it into the parts of the mix")
 
     def open(self) -> ClipIndex:
-        """The index of what is played. Errors as those of ClipIndex.open, and ConfigError for a mix that cannot be."""
+        """The index of the clips played. Errors are those of ClipIndex.open and of `mix`."""
         if self.url is not None:
             return ClipIndex.open(self.url, self.selection())
         return mix([(ClipIndex.open(part.url, part.selection()), part.weight) for part in self.mix])

@@ -6,13 +6,12 @@
 Properties that hold:
 - every clip of the index is in the file once for each view, or in the summary's `bad` with the reason; rows are in the
   index's order, views of a clip together;
-- nothing is drawn: windows are spread evenly, crops are central, so two runs give the same features, up to the
+- nothing is random: windows are spread evenly and crops are central, so two runs give the same features, up to the
   rounding of a batch's arithmetic;
 - pixels are normalised as the model was trained on them;
-- the files are there whole or not at all.
+- the files are written whole or not at all.
 
-Tokens are not written: those of one clip are thousands of vectors, and what needs them (an attentive probe) reads them
-from the encoder as it goes.
+Tokens are not written: one clip has thousands of them. What needs them (an attentive probe) runs the encoder itself.
 
 Legend: V clip, R view of it, B batch of views, C channel, T frame, H height, W width, D width of the encoder.
 """
@@ -30,33 +29,27 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor, nn
+from torch import Tensor
 
 from reelmae.model.classifier import Classifier
 from reelmae.model.config import ViTConfig
 from reelmae.model.mae import MaskedAutoencoder
-from reelmae.model.vit import Encoder
-from reelmae.model.weights import WeightsError
-from reelmae.model.weights import load_model as load_weights
+from reelmae.model.weights import find_checkpoint, load_model
+from reelmae.model.weights.models import Model
 from reelmae.pipeline.devices import resolve_device
 from reelmae.pipeline.errors import ConfigError, InputError
 from reelmae.pipeline.loading.index.clips import ClipIndex
 from reelmae.pipeline.loading.index.selection import Selection
-from reelmae.pipeline.loading.order.draws import SamplePolicy
+from reelmae.pipeline.loading.order.draws import SampleOptions, SamplePolicy
 from reelmae.pipeline.loading.sweep import ClipSweep, SweepBatch
 from reelmae.pipeline.storage.store import whole_file
-from reelmae.tools.reconstruct import find_checkpoint
-from reelmae.tools.show import LINE_EVERY_S
-from reelmae.train.checkpoint import load_model as load_run
-from reelmae.train.config import Precision, autocast_dtype
+from reelmae.train.config import load_config
+from reelmae.train.precision import Precision, autocast_dtype
 
 Pool = Literal["mean", "cls"]
-Model = MaskedAutoencoder | Classifier | Encoder
 OnProgress = Callable[[int, int], None]
-"""Called with the clips that are done, bad ones among them, and all of them."""
-ROWS_TO_WRITE = 4096  # features held back for one row group
+"""Called with the number of clips that are done, bad ones included, and the number of all clips."""
+ROWS_TO_WRITE = 4096  # features collected for one row group
 
 
 def features(
@@ -74,21 +67,24 @@ def features(
     precision: Precision = "auto",
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
-    """Write OUT (parquet: key, label, label_id, view, feature) and the summary beside it (.json); returns the latter.
+    """Write OUT (parquet: key, label, label_id, view, feature) and the summary beside it (.json); returns the summary.
 
-    `checkpoint`: a run's folder, one of its checkpoints, or a .safetensors of `reelmae export` or `import-weights`;
-    `data`: a shard dataset, of which `where` chooses clips (clips that repeat others are among them). Of each clip
-    `views` windows, sampled as in the checkpoint's own training, at `fps` frames a second where that is given; a file
-    of weights alone knows no training and takes the method's 7.5. `pool`: the mean of the encoder's tokens, or its
-    class token; of a classifier, what its head reads. `batch` views go through the encoder at a time.
+    `checkpoint`: a run's folder, one of its checkpoints, or a .safetensors of `reelmae export` or `import-weights`.
+    `data`: a shard dataset. `where` selects clips of it; duplicates are included.
+    `views`: windows of each clip, sampled as in the checkpoint's own training, or at `fps` frames a second where that is
+    given. A file of weights alone does not know its training: it is sampled at the method's 7.5 frames a second.
+    `pool`: the mean of the encoder's tokens, or its class token; for a classifier, what its head reads.
+    `batch`: views that go through the encoder at a time.
 
     Raises ConfigError and InputError on bad arguments, DatasetError where no clip can be decoded.
     """
     out = Path(out)
     _check(out, views=views, batch=batch, fps=fps)
     on = resolve_device(device)
-    model, sample = load(Path(checkpoint), fps)
-    model = model.to(on).eval()
+    path = find_checkpoint(checkpoint)
+    # exported weights do not say how clips were sampled in their training
+    trained = SampleOptions() if path.suffix == ".safetensors" else load_config(path).loader.sample
+    model = load_model(path, device=on)
     if pool == "cls" and (isinstance(model, Classifier) or not model.config.cls_token):
         what = "reads the mean of the tokens" if isinstance(model, Classifier) else "has no class token"
         raise ConfigError(f"pool='cls': the model {what}; give pool=mean")
@@ -96,19 +92,33 @@ def features(
     if not len(index):
         raise InputError(f"{data}: holds no clip")
     encode = partial(_encode, model, pool, batch, autocast_dtype(precision, on))
-    about = {
-        "checkpoint": str(checkpoint), "data": data, "index": index.digest, "where": where, "pool": pool, "views": views,
-        "dim": model.config.dim, "sample": {"frames": sample.frames, "size": sample.size, "stride": sample.stride, "fps": sample.fps},
-    }  # fmt: skip
+    stride, fps = (trained.stride, trained.fps) if fps is None else (None, fps)
+    sample = SamplePolicy(frames=model.config.frames, size=model.config.size, stride=stride, fps=fps)
+    facts = {
+        "checkpoint": str(checkpoint),
+        "data": data,
+        "index": index.digest,
+        "where": where,
+        "pool": pool,
+        "views": views,
+        "dim": model.config.dim,
+        "sample": {name: getattr(sample, name) for name in ("frames", "size", "stride", "fps")},
+    }
     began = time.monotonic()
     sweep = ClipSweep(index, sample, views=views, batch_videos=max(1, batch // views), workers=workers)
     with sweep, whole_file(out) as part:
-        clips = _write(part, about, index, _told(sweep, len(index), on_progress), encode)
+        clips = _write(part, facts, index, _report_batches(sweep, len(index), on_progress), encode)
     seconds = time.monotonic() - began
     summary = {
-        **about, "out": str(out), "clips": clips, "bad_clips": len(sweep.bad), "seconds": seconds,
-        "clips_per_s": clips / seconds, "device": str(on), "bad": sweep.bad,
-    }  # fmt: skip
+        **facts,
+        "out": str(out),
+        "clips": clips,
+        "bad_clips": len(sweep.bad),
+        "seconds": seconds,
+        "clips_per_s": clips / seconds,
+        "device": str(on),
+        "bad": sweep.bad,
+    }
     with whole_file(out.with_suffix(".json")) as part:
         part.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     return summary
@@ -124,44 +134,24 @@ def _check(out: Path, *, views: int, batch: int, fps: float | None) -> None:
         raise ConfigError(f"fps={fps}: give more than 0")
 
 
-def load(checkpoint: Path, fps: float | None) -> tuple[Model, SamplePolicy]:
-    """A model and how its clips are sampled; InputError where it is neither a run, a checkpoint nor weights of ours."""
-    model: nn.Module
-    stride = None
-    if checkpoint.suffix == ".safetensors":
-        model = _weights(checkpoint)
-    else:
-        model, config = load_run(find_checkpoint(checkpoint))
-        if fps is None:
-            stride, fps = config.loader.sample.stride, config.loader.sample.fps
-    assert isinstance(model, MaskedAutoencoder | Classifier | Encoder), type(model)
-    return model, SamplePolicy(frames=model.config.frames, size=model.config.size, stride=stride, fps=fps)
-
-
-def _weights(path: Path) -> nn.Module:
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; check the path")
-    try:
-        return load_weights(path)
-    except WeightsError as e:
-        raise InputError(str(e)) from e
-
-
 # --- encoding ----------------------------------------------------------------------------------------------------
 
 
-def normalised(pixels_BCTHW: Tensor, config: ViTConfig) -> Tensor:
-    """uint8 → float32 as the model was trained on it."""
+def normalise(pixels_BCTHW: Tensor, config: ViTConfig) -> Tensor:
+    """uint8 → float32, normalised as in the model's training.
+
+    The loader computes the same as one product and one sum (loading/batch.py), which may differ in the last bit.
+    """
     shift, scale = (
         torch.tensor(v, device=pixels_BCTHW.device).view(3, 1, 1, 1) for v in (config.pixel_mean, config.pixel_std)
     )
     return (pixels_BCTHW.float() / 255 - shift) / scale
 
 
-def pooled(model: Model, clips_BCTHW: Tensor, pool: Pool) -> Tensor:
+def pool_tokens(model: Model, clips_BCTHW: Tensor, pool: Pool) -> Tensor:
     """[B, D] of normalised clips: mean or class token of the encoder's output, or what a classifier's head reads."""
     if isinstance(model, Classifier):
-        return model.pooled(clips_BCTHW)
+        return model.features(clips_BCTHW)
     encoder = model.encoder if isinstance(model, MaskedAutoencoder) else model
     tokens_BLD = encoder(clips_BCTHW)
     return tokens_BLD[:, 0] if pool == "cls" else tokens_BLD[:, encoder.n_prefix :].mean(dim=1)
@@ -173,17 +163,17 @@ def _encode(model: Model, pool: Pool, batch: int, autocast: torch.dtype | None, 
     device = next(model.parameters()).device
     found = []
     for some in torch.from_numpy(pixels_BCTHW).split(batch):
-        clips_BCTHW = normalised(some.to(device), model.config)  # bytes travel, not floats
+        clips_BCTHW = normalise(some.to(device), model.config)  # bytes travel, not floats
         with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-            found.append(pooled(model, clips_BCTHW, pool).float().cpu())
+            found.append(pool_tokens(model, clips_BCTHW, pool).float().cpu())
     return torch.cat(found).numpy()
 
 
 # --- writing -----------------------------------------------------------------------------------------------------
 
 
-def _told(sweep: ClipSweep, total: int, on_progress: OnProgress | None) -> Iterator[SweepBatch]:
-    """The sweep's batches, with a word on each."""
+def _report_batches(sweep: ClipSweep, total: int, on_progress: OnProgress | None) -> Iterator[SweepBatch]:
+    """The sweep's batches; `on_progress` is called after each."""
     clips = 0
     for batch in sweep:
         yield batch
@@ -194,13 +184,13 @@ def _told(sweep: ClipSweep, total: int, on_progress: OnProgress | None) -> Itera
 
 def _write(
     part: Path,
-    about: dict[str, Any],
+    facts: dict[str, Any],
     index: ClipIndex,
     batches: Iterator[SweepBatch],
     encode: Callable[[np.ndarray], np.ndarray],
 ) -> int:
-    """Write the parquet, row group by row group; the number of clips in it."""
-    schema = table_schema(about)
+    """Write the parquet, row group by row group; returns the number of clips in it."""
+    schema = table_schema(facts)
     names = {number: name for name, number in index.labels.items()}
     clips, rows = 0, 0
     held: list[pa.Table] = []
@@ -218,17 +208,17 @@ def _write(
     return clips
 
 
-def table_schema(about: dict[str, Any]) -> pa.Schema:
-    """The columns; `about` goes with them as JSON, under `reelmae`."""
+def table_schema(facts: dict[str, Any]) -> pa.Schema:
+    """The columns; `facts` go with them as JSON, under `reelmae`."""
     return pa.schema(
         [
             pa.field("key", pa.string(), nullable=False),
             pa.field("label", pa.string()),  # null = unlabelled
             pa.field("label_id", pa.int32(), nullable=False),  # -1 = unlabelled
             pa.field("view", pa.int32(), nullable=False),  # 0 … views - 1, in the order of time
-            pa.field("feature", pa.list_(pa.float32(), about["dim"]), nullable=False),
+            pa.field("feature", pa.list_(pa.float32(), facts["dim"]), nullable=False),
         ],
-        metadata={"reelmae": json.dumps(about)},
+        metadata={"reelmae": json.dumps(facts)},
     )
 
 
@@ -246,45 +236,3 @@ def _rows(
         pa.FixedSizeListArray.from_arrays(pa.array(features_BD.reshape(-1), pa.float32()), dim),
     ]
     return pa.Table.from_arrays(columns, schema=schema)
-
-
-# --- progress ----------------------------------------------------------------------------------------------------
-
-
-class ClipProgress:
-    """An `on_progress`: a bar on a terminal; elsewhere one JSON object a line, the first state, one every few seconds,
-    and, when the work has ended well, the last as event "done". All of it on stderr."""
-
-    def __init__(self, *, console: Console | None = None) -> None:
-        self._console = Console(stderr=True, highlight=False) if console is None else console
-        self._bar: Progress | None = None
-        self._state: tuple[int, int] | None = None
-        self._next_line = 0.0
-
-    def __enter__(self) -> ClipProgress:
-        if self._console.is_terminal:
-            columns = (TextColumn("clips"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._bar = Progress(*columns, console=self._console)
-            self._task = self._bar.add_task("clips", total=None)
-            self._bar.start()
-        return self
-
-    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-        elif error is None and self._state is not None:
-            self._line("done")
-
-    def __call__(self, clips: int, of: int) -> None:
-        """Show this state."""
-        self._state = (clips, of)
-        if self._bar is not None:
-            self._bar.update(self._task, completed=clips, total=of)
-        elif time.monotonic() >= self._next_line:
-            self._next_line = time.monotonic() + LINE_EVERY_S
-            self._line("progress")
-
-    def _line(self, event: str) -> None:
-        assert self._state is not None
-        values = {"event": event, "clips": self._state[0], "of": self._state[1]}
-        self._console.print(json.dumps(values), soft_wrap=True, markup=False)

@@ -1,56 +1,63 @@
 """Weights to begin a run from, in place of random ones.
 
-Properties that hold: the file is one of reelmae's, so that it says what no shape does (heads, how pixels are normalised), and
-what it says must agree with the model; what is placed, resized and left is told; nothing is dropped silently.
+Properties that hold: the file is one of reelmae's, so that its config says what no shape tells (heads, pixel statistics), and
+that config must agree with the model. The report names what was loaded, resized and ignored. Nothing is dropped silently.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
 from reelmae.model.config import ViTConfig
 from reelmae.model.weights import WeightsError, load_into, read_checkpoint
-from reelmae.pipeline.errors import InputError
 
 UNSEEN = ("heads", "pixel_mean", "pixel_std")  # of the encoder, in no tensor's shape
 UNSEEN_IN_DECODER = ("decoder_heads", "decoder_cls")
 
 
 def begin_from(model: nn.Module, path: str, allow: Sequence[str] = ()) -> str:
-    """Put the weights of a file into `model`; returns what became of them in a line or more.
+    """Put the weights of a file into `model`; returns a line that says what was loaded, resized and ignored.
 
-    `allow`: patterns of tensors of the file that may be left, and of the model that may stay as they are. InputError names
-    what does not fit; the model is then as it was.
+    `allow`: patterns such as "decoder*" of names: file tensors to ignore, and model tensors to leave as initialised.
+    WeightsError names what does not fit; the model is then as it was.
     """
     config = model.config
     assert isinstance(config, ViTConfig)
+    checkpoint = read_checkpoint(path)
+    if checkpoint.config is None:
+        raise WeightsError(
+            f"run.init={path}: is a checkpoint of another code ({checkpoint.layout}) and does not say its heads; "
+            f"first make a file of ours from it: reelmae import-weights {path} OUT.safetensors"
+        )
+    with_decoder = any(n.startswith("decoder.") for n in checkpoint.state) and "decoder*" not in allow
+    _check_agreement(path, checkpoint.config, config, UNSEEN + (UNSEEN_IN_DECODER if with_decoder else ()))
     try:
-        foreign = read_checkpoint(path)
-        if foreign.config is None:
-            raise InputError(
-                f"run.init={path}: is of another code ({foreign.layout}) and does not say its heads; "
-                f"make a file of it first: reelmae import-weights {path} OUT.safetensors"
-            )
-        with_decoder = any(n.startswith("decoder.") for n in foreign.state) and "decoder*" not in allow
-        names = UNSEEN + (UNSEEN_IN_DECODER if with_decoder else ())
-        differ = [
-            f"{n}={getattr(foreign.config, n)} (the model has {getattr(config, n)})"
-            for n in names
-            if getattr(foreign.config, n) != getattr(config, n)
-        ]
-        if differ:
-            raise InputError(f"run.init={path}: is of a model with {', '.join(differ)}; give the model the same")
-        report = load_into(model, foreign.state, foreign.layout, allow=allow, grid=foreign.config.grid_THW)
+        report = load_into(model, checkpoint.state, checkpoint.layout, allow=allow, grid=checkpoint.config.grid_THW)
     except WeightsError as e:
-        raise InputError(f"run.init={path}: {e}, in run.init_allow=[…]") from e
-    told = [f"began from {path}: {len(report.placed)} tensors placed"]
+        raise WeightsError(f"run.init={path}: {e}, in run.init_allow=[…]") from e
+    notes = [f"began from {path}: {len(report.placed)} tensors placed"]
     if report.resized:
         resized = (f"{name} {list(old)} → {list(new)}" for name, (old, new) in report.resized.items())
-        told.append("resized: " + ", ".join(resized))
+        notes.append("resized: " + ", ".join(resized))
     if report.left:
-        told.append("left: " + ", ".join(report.left))
+        notes.append("left: " + ", ".join(report.left))
     if report.missing:
-        told.append("as initialised: " + ", ".join(report.missing))
-    return "; ".join(told)
+        notes.append("as initialised: " + ", ".join(report.missing))
+    return "; ".join(notes)
+
+
+def _check_agreement(path: str, theirs: ViTConfig, ours: ViTConfig, names: Sequence[str]) -> None:
+    """WeightsError where the file's config and the model's differ in these fields, with the keys to give the run."""
+    differ = [name for name in names if getattr(theirs, name) != getattr(ours, name)]
+    if differ:
+        facts = ", ".join(f"{n}={getattr(theirs, n)} (the model has {getattr(ours, n)})" for n in differ)
+        keys = " ".join(f"model.{n}={_as_override(getattr(theirs, n))}" for n in differ)
+        raise WeightsError(f"run.init={path}: is of a model with {facts}; give the run the same: {keys}")
+
+
+def _as_override(value: Any) -> str:
+    """The value as `section.key=value` takes it on the command line, without spaces."""
+    return f"[{','.join(map(str, value))}]" if isinstance(value, tuple) else str(value)

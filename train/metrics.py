@@ -1,7 +1,7 @@
-"""What a run tells: metrics.jsonl, TensorBoard, and a line or a bar on stderr.
+"""The metrics of a run: metrics.jsonl, TensorBoard, and a line or a bar on stderr.
 
-Properties that hold: metrics.jsonl has one row for each logged step, in order, each step once: after a resume
-the rows beyond the checkpoint are dropped, since they will be made again.
+Properties that hold: metrics.jsonl has one row for each logged step, in order, each step once. On a resume the rows
+after the checkpoint are dropped, since those steps are run again.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from reelmae.pipeline.storage.store import whole_file
 
 Row = dict[str, float]
-LINE_EVERY_S = 5.0  # plain lines, where stderr is no terminal
+LINE_EVERY_S = 5.0  # between plain lines, where stderr is no terminal
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The complete rows of a metrics.jsonl; none where there is no file. A half-written last row is no row."""
+    """The complete rows of a metrics.jsonl; none where there is no file. A half-written last row is left out."""
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
@@ -32,7 +32,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 class MetricsLog:
-    """Appends rows to OUT/metrics.jsonl and OUT/tensorboard; rows beyond `step` are dropped first."""
+    """Appends rows to OUT/metrics.jsonl and OUT/tensorboard; rows after `step` are dropped first."""
 
     def __init__(self, out: Path, step: int) -> None:
         path = out / "metrics.jsonl"
@@ -68,11 +68,11 @@ class Display:
             self._bar = Progress(
                 TextColumn("pretrain"),
                 BarColumn(),
-                TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.fields[told]}"),
+                TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.fields[text]}"),
                 TimeRemainingColumn(),
                 console=console,
             )
-            self._task = self._bar.add_task("pretrain", total=steps, completed=start, told="")
+            self._task = self._bar.add_task("pretrain", total=steps, completed=start, text="")
 
     def __enter__(self) -> Display:
         if self._bar:
@@ -84,14 +84,14 @@ class Display:
             self._bar.stop()
 
     def show(self, row: Row) -> None:
-        """Tell of a row: at once on a terminal, else at most every few seconds, and at the end."""
-        told = f"loss {row['loss']:.4f}  {row['clips_per_s']:.1f} clips/s  waiting {row['wait_share']:.0%}"
+        """Show a row: at once on a terminal; elsewhere one line every few seconds at most, and one at the end."""
+        text = f"loss {row['loss']:.4f}  {row['clips_per_s']:.1f} clips/s  waiting {row['wait_share']:.0%}"
         step = int(row["step"])
         if self._bar:
-            self._bar.update(self._task, completed=step, told=told)
+            self._bar.update(self._task, completed=step, text=text)
         elif step == self._steps or time.monotonic() - self._last_line >= LINE_EVERY_S:
             self._last_line = time.monotonic()
-            self.note(f"step {step}/{self._steps}  {told}")
+            self.note(f"step {step}/{self._steps}  {text}")
 
     def note(self, text: str) -> None:
         """One line on stderr, above the bar where there is one."""
@@ -102,5 +102,5 @@ class Display:
 
 
 def as_json(value: Any) -> str:
-    """Indented JSON with a newline at its end, as files of a run have it."""
+    """Indented JSON that ends with a newline, as in the files of a run."""
     return json.dumps(value, indent=2, default=str) + "\n"

@@ -1,16 +1,16 @@
-"""Video object segmentation with frozen features: the first frame's mask is carried along by likeness; J and F.
+"""Video object segmentation with frozen features: the first frame's mask is propagated to the others; J and F.
 
     features_THWD + mask of frame 0 ── frame by frame: nearest patches of the context vote ── masks_TYX
 
-The protocol is the one of the space-time walk (arXiv 2006.14613) as DINO set it (arXiv 2104.14294), which MotionMAE
-and others report on DAVIS-2017: context of the first frame and the last 7, 5 nearest patches by cosine within 12
-patches up, down and to either side, weights of temperature 0.1. The measures are those of DAVIS (Perazzi et al. 2016;
-arXiv 1704.00675).
+The protocol is that of the space-time walk (arXiv 2006.14613) with the settings of DINO (arXiv 2104.14294), which MotionMAE
+and others report on DAVIS-2017. The context is the first frame and the last 7. The 5 nearest patches by cosine vote, within
+12 patches up, down and to either side, with weights of temperature 0.1. The measures are those of DAVIS (Perazzi et al.
+2016; arXiv 1704.00675).
 
 Properties that hold:
 - pure functions of tensors; nothing is trained and no threshold is chosen;
-- memory is that of one row of patches against the context, whatever the height of the picture;
-- the first frame's mask comes back as it was given, and no label comes out that was not in it.
+- memory is for one row of patches against the context, whatever the height of the picture;
+- the first frame's mask is returned as given, and the other masks hold only labels of the first.
 
 Legend: T frame, C context frame, H × W patches, Y × X pixels, D width, N label (one of the mask's numbers).
 """
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from reelmae.model.vit import Encoder
 
-TOLERANCE = 0.008  # of a boundary's place, in diagonals of the picture
+TOLERANCE = 0.008  # distance at which two boundaries still match, in diagonals of the picture
 
 
 @torch.no_grad()
@@ -39,17 +39,19 @@ def propagate(
     radius: int = 12,
     temperature: float = 0.1,
 ) -> Tensor:
-    """Masks of all frames, int64 [T, Y, X], at the size of the first and with its numbers.
+    """Masks of all frames, int64 [T, Y, X], with the size and the labels of the first mask.
 
-    `features_THWD` float, one vector for each patch of each frame; `first_mask_YX` integers, 0 for what is no object.
-    A frame's patch takes the weighted mean of the soft labels of the `topk` patches whose cosine with it is largest,
-    weights softmax(cosine / `temperature`), among those of frame 0 and of the `context` frames before it that lie
-    within `radius` patches along both axes. Labels of frame 0 are those of the pixel at each patch's middle. Soft
-    labels go on to the next frames; for the masks they are interpolated to pixels (bilinear), each label is
-    stretched over its frame to 0 … 1, and the largest wins. An object smaller than a patch may be lost at the
-    start, as in the protocol.
+    `features_THWD`: float, one vector for each patch of each frame. `first_mask_YX`: integers, 0 is background.
 
-    Raises ValueError naming what does not fit.
+    - A patch of frame 0 has the label of the pixel at its middle. An object smaller than a patch may be lost here, as in
+      the protocol.
+    - A patch of another frame has a soft label: the weighted mean over the `topk` patches whose cosine with it is largest,
+      with weights softmax(cosine / `temperature`). Candidates are the patches of frame 0 and of the `context` frames
+      before, within `radius` patches along both axes.
+    - For the masks, soft labels are interpolated to pixels (bilinear), each label is stretched over its frame to 0 … 1,
+      and the largest wins.
+
+    ValueError names what does not fit.
     """
     _check(features_THWD, first_mask_YX, context=context, topk=topk, radius=radius, temperature=temperature)
     frames, height, width, _ = features_THWD.shape
@@ -107,19 +109,21 @@ def vote(
         cosine_WS = target_HWD[y] @ context_CHWD[:, near].reshape(-1, dim).T
         far_WS = far_WW.repeat(1, cosine_WS.shape[1] // width)  # sources are (frame, row, column)
         best_WK, at_WK = cosine_WS.masked_fill(far_WS, -torch.inf).topk(min(topk, cosine_WS.shape[1]), dim=-1)
-        weight_WK = (best_WK / temperature).softmax(dim=-1)  # 0 of those too far, where fewer than topk are near
+        weight_WK = (best_WK / temperature).softmax(
+            dim=-1
+        )  # 0 for patches that are too far, if fewer than topk are near
         votes_WKN = labels_CHWN[:, near].flatten(0, 2)[at_WK]
         rows.append((weight_WK[..., None] * votes_WKN).sum(1))
     return torch.stack(rows)
 
 
 def _winner(labels_HWN: Tensor, size_YX: torch.Size) -> Tensor:
-    """Which label is largest at each pixel, int64 [Y, X], once each is stretched to 0 … 1."""
+    """The label that is largest at each pixel, int64 [Y, X], after each label is stretched to 0 … 1."""
     soft_NYX = F.interpolate(
         labels_HWN.permute(2, 0, 1)[None], size=tuple(size_YX), mode="bilinear", align_corners=False
     )[0]
     low, high = soft_NYX.amin((1, 2), keepdim=True), soft_NYX.amax((1, 2), keepdim=True)
-    # a label that is everywhere the same, such as one that is lost, cannot be stretched
+    # a label with the same value everywhere, such as one that was lost, cannot be stretched
     flat = high == low
     return torch.where(flat, soft_NYX, (soft_NYX - low) / (high - low).masked_fill(flat, 1)).argmax(0)
 
@@ -128,14 +132,15 @@ def _winner(labels_HWN: Tensor, size_YX: torch.Size) -> Tensor:
 def video_features(encoder: Encoder, frames_TCYX: Tensor, *, step: int | None = None, batch: int = 1) -> Tensor:
     """Features of each frame from a video encoder: float32 [T, H, W, D] on the encoder's device.
 
-    `frames_TCYX`: any number of frames, normalised, at the encoder's size (a wide picture is squeezed to the
-    square: masks are brought back by `propagate`, whose mask may be of any size). The encoder sees clips of its own
-    length that begin every `step` frames (default: half its length), the last one at the end of the video; a video
-    shorter than a clip is lengthened by its last frame. A tube's feature serves each of its frames, and a frame that
-    several clips show takes their mean: with a step below `t_patch` the frames of a tube differ. `batch` clips at a
-    time. The class token is left out.
+    `frames_TCYX`: any number of frames, normalised, at the encoder's size. Squeeze a wide picture to the square;
+    `propagate` takes and returns masks of any size.
+    `step`: frames from the start of one clip to the next (default: half a clip). Clips have the encoder's length, and the
+    last one ends with the video. A video shorter than a clip is lengthened by its last frame.
+    `batch`: clips at a time.
 
-    Raises ValueError where frames or step do not fit the encoder.
+    Each frame of a tube has the tube's feature. A frame in several clips has the mean of their features, so with a step
+    below `t_patch` the frames of a tube differ. The class token is left out. ValueError where frames or step do not fit the
+    encoder.
     """
     c = encoder.config
     step = max(1, c.frames // 2) if step is None else step
@@ -167,7 +172,7 @@ def video_features(encoder: Encoder, frames_TCYX: Tensor, *, step: int | None = 
 
 
 class JF(NamedTuple):
-    """J and F of each object, float64 [objects], in the order of `objects`, means over the frames that count."""
+    """J and F of each object, float64 [N], in the order of `objects`: means over the evaluated frames."""
 
     objects: list[int]
     j_N: Tensor
@@ -175,13 +180,13 @@ class JF(NamedTuple):
 
     @property
     def mean(self) -> float:
-        """J&F of the video: the mean of both, over its objects. Of a dataset: over the objects of all its videos."""
+        """J&F of the video: the mean of both, over its objects. For a dataset, average over the objects of all videos."""
         return float((self.j_N.mean() + self.f_N.mean()) / 2)
 
 
 def region_similarity(pred_TYX: Tensor, true_TYX: Tensor) -> Tensor:
     """J: intersection over union of two boolean masks, float64 [...]; 1 where both are empty."""
-    _same_size(pred_TYX, true_TYX)
+    _check_same_size(pred_TYX, true_TYX)
     both = (pred_TYX & true_TYX).sum((-2, -1)).double()
     either = (pred_TYX | true_TYX).sum((-2, -1)).double()
     return torch.where(either > 0, both / either.clamp(min=1), 1.0)
@@ -190,10 +195,10 @@ def region_similarity(pred_TYX: Tensor, true_TYX: Tensor) -> Tensor:
 def boundary_f(pred_TYX: Tensor, true_TYX: Tensor, *, tolerance: float = TOLERANCE) -> Tensor:
     """F: harmonic mean of precision and recall of the boundaries of two boolean masks, float64 [...].
 
-    A boundary pixel is right if one of the other boundary lies within `tolerance` diagonals of the picture, rounded
-    up to whole pixels. 1 where neither mask has a boundary, 0 where only one has.
+    A boundary pixel is right if a pixel of the other boundary lies within `tolerance` diagonals of the picture, rounded
+    up to whole pixels. 1 if neither mask has a boundary, 0 if only one has.
     """
-    _same_size(pred_TYX, true_TYX)
+    _check_same_size(pred_TYX, true_TYX)
     reach = math.ceil(tolerance * math.hypot(*pred_TYX.shape[-2:]))
     pred, true = boundary(pred_TYX), boundary(true_TYX)
     n_pred, n_true = pred.sum((-2, -1)).double(), true.sum((-2, -1)).double()
@@ -206,7 +211,7 @@ def boundary_f(pred_TYX: Tensor, true_TYX: Tensor, *, tolerance: float = TOLERAN
 def boundary(mask_TYX: Tensor) -> Tensor:
     """Pixels that differ from their right, lower, or lower right neighbour, boolean [..., Y, X].
 
-    That puts a boundary on one side of an edge only, one pixel wide; beyond the picture it goes on as it ends.
+    So a boundary is one pixel wide, on one side of an edge. Outside the picture its last row and column are repeated.
     """
     right = torch.cat((mask_TYX[..., 1:], mask_TYX[..., -1:]), -1)
     below = torch.cat((mask_TYX[..., 1:, :], mask_TYX[..., -1:, :]), -2)
@@ -215,7 +220,7 @@ def boundary(mask_TYX: Tensor) -> Tensor:
 
 
 def _dilate(mask_TYX: Tensor, reach: int) -> Tensor:
-    """True within `reach` pixels of what is true (Euclidean: a disk)."""
+    """True within `reach` pixels of a true pixel (Euclidean distance: a disk)."""
     offsets = torch.arange(-reach, reach + 1, device=mask_TYX.device)
     disk = (offsets[:, None] ** 2 + offsets**2 <= reach**2).float()
     flat = mask_TYX.reshape(-1, 1, *mask_TYX.shape[-2:]).float()
@@ -223,20 +228,20 @@ def _dilate(mask_TYX: Tensor, reach: int) -> Tensor:
 
 
 def j_and_f(pred_TYX: Tensor, true_TYX: Tensor) -> JF:
-    """J and F of each object of a video as DAVIS-2017 evaluates masks that began from the first frame's.
+    """J and F of each object of a video, as in the semi-supervised task of DAVIS-2017.
 
-    Objects are the numbers above 0 in the true masks. The first frame, which was given, and the last are left out.
-    Raises ValueError where sizes differ, fewer than three frames are given, no object is there, or the prediction has
-    an object that is not.
+    Objects are the numbers above 0 in the true masks. The first frame, which was given, and the last are not evaluated.
+    ValueError if sizes differ, fewer than three frames are given, the true masks hold no object, or the prediction holds
+    an object that they do not.
     """
-    _same_size(pred_TYX, true_TYX)
+    _check_same_size(pred_TYX, true_TYX)
     if true_TYX.dim() != 3 or true_TYX.shape[0] < 3:
         raise ValueError(
-            f"masks of {tuple(true_TYX.shape)}: give [T, Y, X] of at least 3 frames, the first and last do not count"
+            f"masks of {tuple(true_TYX.shape)}: give [T, Y, X] of at least 3 frames, the first and last are not evaluated"
         )
     objects = [n for n in true_TYX.unique().tolist() if n > 0]
     if not objects:
-        raise ValueError("the true masks hold no object: give integers, 0 for what is none")
+        raise ValueError("the true masks hold no object: give integers, 0 for background")
     unknown = sorted(set(pred_TYX.unique().tolist()) - {0, *objects})
     if unknown:
         raise ValueError(f"the prediction has objects {unknown}, the true masks only {objects}")
@@ -246,7 +251,7 @@ def j_and_f(pred_TYX: Tensor, true_TYX: Tensor) -> JF:
     return JF(objects, torch.stack(j), torch.stack(f))
 
 
-def _same_size(pred_TYX: Tensor, true_TYX: Tensor) -> None:
+def _check_same_size(pred_TYX: Tensor, true_TYX: Tensor) -> None:
     if pred_TYX.shape != true_TYX.shape:
         raise ValueError(
             f"predicted masks of {tuple(pred_TYX.shape)}, true ones of {tuple(true_TYX.shape)}: resize one"

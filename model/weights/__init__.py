@@ -1,51 +1,26 @@
-"""Weights of others, and ours for others: layouts, files, and the way into a model.
+"""Weights in files: of our runs and exports, and of other codes.
 
-read_checkpoint ─ Foreign ─ load (config_of ─ build ─ load_into) ─ model, ImportReport        load_model: all of it
-model ─ save_as (refed ─ from_ours) | save_safetensors
+load_model        from any of them to a model
+save_safetensors  to a file of ours
+save_as           to a file in another code's layout
 """
 
-from reelmae.model.weights.files import (
-    Foreign,
-    build,
-    config_from_json,
-    config_of,
-    config_to_json,
-    ends_with_norm,
-    load,
-    load_model,
-    load_safetensors,
-    read_checkpoint,
-    save_as,
-    save_safetensors,
-)
-from reelmae.model.weights.infer import infer_config
-from reelmae.model.weights.layouts import LAYOUTS, WeightsError, detect, encoder_part, from_ours, to_ours
-from reelmae.model.weights.pixels import fed, refed
-from reelmae.model.weights.place import ImportReport, finetuning_allows, load_into
+from reelmae.model.weights.files import Checkpoint, read_checkpoint, save_as, save_safetensors
+from reelmae.model.weights.models import load, load_model
+from reelmae.model.weights.place import ImportReport, finetuning_patterns, load_into
+from reelmae.model.weights.runs import find_checkpoint
+from reelmae.pipeline.errors import WeightsError
 
 __all__ = [
-    "LAYOUTS",
-    "Foreign",
+    "Checkpoint",
     "ImportReport",
     "WeightsError",
-    "build",
-    "config_from_json",
-    "config_of",
-    "config_to_json",
-    "detect",
-    "encoder_part",
-    "ends_with_norm",
-    "fed",
-    "finetuning_allows",
-    "from_ours",
-    "infer_config",
+    "find_checkpoint",
+    "finetuning_patterns",
     "load",
     "load_into",
     "load_model",
-    "load_safetensors",
     "read_checkpoint",
-    "refed",
     "save_as",
     "save_safetensors",
-    "to_ours",
 ]

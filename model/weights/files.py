@@ -1,22 +1,20 @@
-"""Checkpoint files: others' and ours, read without ever running what they hold, and written.
+"""Checkpoint files, ours and those of other codes: read without running code from them, and written.
 
-    torch zip  ─ weights_only=True, mapped ─┐                   ┌─ safetensors with the config: ours
-    safetensors ────────────────────────────┴─ Foreign ─ model ─┴─ torch zip in another's layout and under its key
+    torch zip  ─ weights_only=True, mapped ─┐                      ┌─ safetensors with the config: ours
+    safetensors ────────────────────────────┴─ Checkpoint   model ─┴─ torch zip or safetensors in another code's layout
 
 Properties that hold:
 - A pickle that asks for any class is refused: only tensors and plain types are made. The one exception is argparse's
-  Namespace, in which mae_st and VideoMAE keep their settings: an empty object stands for it, and it is not looked at.
-- What a file is, is told by its content, not by its name.
-- A file of ours holds its config; a model is built from it without being told anything.
+  Namespace, in which mae_st and VideoMAE keep their settings. An empty object replaces it.
+- The content of a file decides what it is, not its name.
+- A file of ours holds its config, so a model is built from it without further arguments.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import pickle
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,55 +24,70 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from reelmae.model.classifier import Classifier, ClassifierConfig
-from reelmae.model.config import MAEConfig, MotionConfig, ViTConfig
+from reelmae.model.config import ViTConfig
 from reelmae.model.mae import MaskedAutoencoder
 from reelmae.model.vit import Encoder
-from reelmae.model.weights.infer import infer_config
-from reelmae.model.weights.interpolate import GridTHW
-from reelmae.model.weights.layouts import State, WeightsError, detect, encoder_part, from_ours, translate
-from reelmae.model.weights.pixels import refed
-from reelmae.model.weights.place import ImportReport, load_into
+from reelmae.model.weights.configs import config_from_json, config_to_json, encoder_config
+from reelmae.model.weights.layouts import State, detect, encoder_part, from_ours
+from reelmae.model.weights.pixels import renormalise
+from reelmae.model.weights.runs import FORMAT
+from reelmae.pipeline.errors import WeightsError
 
-KEYS = (
-    "model_state",
-    "model",
-    "module",
-)  # under which PySlowFast; mae_st, VideoMAE, we; and DeepSpeed keep a model
-RUN_CONFIG = "model_config"  # in a checkpoint of a run of ours: the same JSON
-METADATA = "reelmae"  # in the metadata of our safetensors files: the config as JSON
-KINDS: dict[str, type[ViTConfig]] = {"mae": MAEConfig, "classifier": ClassifierConfig, "encoder": ViTConfig}
-REMEDY = "save its state dict alone with torch.save(model.state_dict(), …) where you trust it"
+KEYS = ("model_state", "model", "module")
+"""Keys of a state dict in a file: of PySlowFast; of mae_st, VideoMAE and ours; of DeepSpeed."""
 
+RUN_CONFIG = "model_config"
+"""Key of the config in a checkpoint of a run: JSON text."""
+
+METADATA = "reelmae"
+"""Key of the config in the metadata of our safetensors files: the same JSON text."""
+
+REMEDY = "save its state dict alone with torch.save(model.state_dict(), …) if you trust the file"
 NAMESPACE = "argparse.Namespace"
-# what torch.load makes of files that are not its own
-NO_CHECKPOINT = (
-    pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, KeyError, AttributeError, IndexError, OSError
-)  # fmt: skip
+
+LOAD_ERRORS = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    IndexError,
+    OSError,
+)
+"""What torch.load raises on files that torch.save did not write, or that are damaged."""
 
 
 @dataclass(frozen=True)
-class Foreign:
-    """A checkpoint as it lies on disk: tensors under their own names. `config` is there in files of ours."""
+class Checkpoint:
+    """The content of a file of weights."""
 
     state: State
+    """Tensors under the names that they have in the file."""
+
     layout: str
+    """One of `layouts.LAYOUTS`."""
+
     source: str
+    """Path of the file, for messages."""
+
     config: ViTConfig | None = None
+    """The model's config, which files of ours hold."""
 
 
 class _Settings:
-    """Stands for argparse.Namespace."""
+    """Replaces argparse.Namespace."""
 
 
 # --- reading -----------------------------------------------------------------------------------------------------
 
 
-def read_checkpoint(path: str | Path) -> Foreign:
-    """Any checkpoint that `detect` knows, from torch.save or as safetensors; tensors are mapped, not copied.
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """The content of any file that `detect` knows, by torch.save or as safetensors. Tensors are mapped, not copied.
 
-    WeightsError says what is wrong with another file: missing, a folder, cut short, no checkpoint, one that needs more than
-    plain types, empty, of no known layout.
+    WeightsError says what is wrong: the file is missing, a folder, cut short, not a checkpoint, empty, of an unknown
+    layout, of another format of ours, or holds more than tensors and plain types.
     """
     path = Path(path)
     if path.is_dir():
@@ -82,64 +95,76 @@ def read_checkpoint(path: str | Path) -> Foreign:
     if not path.is_file():
         raise WeightsError(f"{path}: no such file; check the path")
     if zipfile.is_zipfile(path):
-        return _from_torch(path)
+        return _read_torch(path)
     if _looks_like_safetensors(path):
-        return load_safetensors(path)
+        return _read_safetensors(path)
     raise WeightsError(
-        f"{path}: is neither a checkpoint of torch.save (1.6 or later) nor safetensors, or it was cut short; fetch it again"
+        f"{path}: is neither a checkpoint of torch.save (1.6 or later) nor safetensors, or it was cut short; "
+        "fetch it again"
     )
 
 
-def load_safetensors(path: str | Path) -> Foreign:
-    """A safetensors file, ours or another's."""
+def _read_safetensors(path: Path) -> Checkpoint:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             text = (file.metadata() or {}).get(METADATA)
     except (safetensors.SafetensorError, OSError) as e:
-        raise WeightsError(f"{path}: is no whole safetensors file ({_line(e)}); fetch it again") from e
-    config = None if text is None else _config(text, path)
-    return _foreign(state, path, config)
+        raise WeightsError(f"{path}: is no whole safetensors file ({first_line(e)}); fetch it again") from e
+    config = None if text is None else _parse_config(text, path)
+    return _checkpoint(state, path, config)
 
 
 def _looks_like_safetensors(path: Path) -> bool:
-    """Eight bytes of length, then a JSON object."""
+    """Whether it begins with eight bytes of length and a JSON object."""
     with path.open("rb") as file:
         head = file.read(9)
     return len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size
 
 
-def _from_torch(path: Path) -> Foreign:
+def _read_torch(path: Path) -> Checkpoint:
     try:
         with torch.serialization.safe_globals([(_Settings, NAMESPACE)]):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except NO_CHECKPOINT as e:
-        wanted = _classes_in(path)
-        if wanted:
+    except LOAD_ERRORS as e:
+        classes = _classes_in(path)
+        if classes:
             raise WeightsError(
-                f"{path}: is not opened, since it asks for more than tensors and plain types, and that may run any "
-                f"code: {', '.join(wanted)}; {REMEDY}"
+                f"{path}: is not opened, because it needs more than tensors and plain types, and that may run any "
+                f"code: {', '.join(classes)}; {REMEDY}"
             ) from e
-        why = "its pickle cannot be read" if isinstance(e, pickle.UnpicklingError) else _line(e)
+        why = "its pickle cannot be read" if isinstance(e, pickle.UnpicklingError) else first_line(e)
         raise WeightsError(f"{path}: is no checkpoint of torch.save, or damaged ({why})") from e
     if not isinstance(content, dict):
         raise WeightsError(f"{path}: holds a {type(content).__name__}, no state dict; {REMEDY}")
+    _check_format(content, path)
     text = content.get(RUN_CONFIG)
-    config = _config(text, path) if isinstance(text, str) else None
+    config = _parse_config(text, path) if isinstance(text, str) else None
     nested = [key for key in KEYS if isinstance(content.get(key), dict)]
-    return _foreign(content[nested[0]] if nested else content, path, config)
+    return _checkpoint(content[nested[0]] if nested else content, path, config)
+
+
+def _check_format(content: dict[Any, Any], path: Path) -> None:
+    """Refuse a run's checkpoint of another format. Files of other codes may have a key `format` of their own."""
+    of_a_run = "format" in content and (RUN_CONFIG in content or "index_digest" in content)
+    if of_a_run and str(content["format"]) != str(FORMAT):
+        raise WeightsError(
+            f"{path}: is a checkpoint of reelmae of format {content['format']}, and this version reads "
+            f"format {FORMAT}; use the version of reelmae that wrote it"
+        )
 
 
 def _classes_in(path: Path) -> list[str]:
-    """What a checkpoint's pickle asks for beyond plain types, read without making any of it."""
+    """The classes that a checkpoint's pickle needs beyond plain types. Nothing of it is made."""
     try:
         found = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except NO_CHECKPOINT:
+    except LOAD_ERRORS:
         return []
     return sorted(set(found) - {NAMESPACE})
 
 
-def _foreign(state: Mapping[Any, Any], path: str | Path, config: ViTConfig | None) -> Foreign:
+def _checkpoint(state: Mapping[Any, Any], path: Path, config: ViTConfig | None) -> Checkpoint:
+    """The Checkpoint of a state dict, after checks that each value is a dense tensor."""
     odd = [name for name, value in state.items() if not (isinstance(name, str) and isinstance(value, Tensor))]
     if odd:
         raise WeightsError(
@@ -152,7 +177,7 @@ def _foreign(state: Mapping[Any, Any], path: str | Path, config: ViTConfig | Non
             f"{path}: sparse, quantized or without values: {', '.join(odd[:3])}; save plain dense tensors"
         )
     try:
-        return Foreign(dict(state), detect(state), str(path), config)
+        return Checkpoint(dict(state), detect(state), str(path), config)
     except WeightsError as e:
         raise WeightsError(f"{path}: {e}") from e
 
@@ -161,145 +186,24 @@ def _is_dense(value: Tensor) -> bool:
     return value.layout == torch.strided and not (value.is_meta or value.is_quantized)
 
 
-def _line(error: BaseException) -> str:
-    """The first sentence of an error that may be a page."""
-    return (str(error) or type(error).__name__).splitlines()[0][:160]
-
-
-# --- configs -----------------------------------------------------------------------------------------------------
-
-
-def config_to_json(config: ViTConfig) -> str:
-    """A config as the text that our files hold."""
-    kind = next(kind for kind, cls in KINDS.items() if type(config) is cls)
-    return json.dumps({"kind": kind, "config": dataclasses.asdict(config)})
-
-
-def config_from_json(text: str) -> ViTConfig:
-    """The inverse; ValueError, TypeError or KeyError names what is not of a config."""
-    content = json.loads(text)
-    kind, fields = KINDS[content["kind"]], dict(content["config"])
-    for name in ("pixel_mean", "pixel_std"):
-        if name in fields:
-            fields[name] = tuple(fields[name])
-    if fields.get("motion") is not None:
-        fields["motion"] = MotionConfig(**fields["motion"])
-    return kind(**fields)
-
-
-def _config(text: str, path: str | Path) -> ViTConfig:
+def _parse_config(text: str, path: Path) -> ViTConfig:
     try:
         return config_from_json(text)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
-        raise WeightsError(f"{path}: its config is not of this version of reelmae ({_line(e)})") from e
+        raise WeightsError(f"{path}: its config is not of this version of reelmae ({first_line(e)})") from e
 
 
-# --- models ------------------------------------------------------------------------------------------------------
-
-
-def build(config: ViTConfig, *, norm: bool = True) -> nn.Module:
-    """The model of a config, with initial weights. `norm`: whether an encoder alone ends with one."""
-    if isinstance(config, MAEConfig):
-        return MaskedAutoencoder(config)
-    if isinstance(config, ClassifierConfig):
-        return Classifier(config)
-    return Encoder(config, norm=norm)
-
-
-def load_model(
-    path: str | Path,
-    *,
-    allow: Sequence[str] = (),
-    grid: GridTHW | None = None,
-    encoder_only: bool = False,
-    **hints: Any,
-) -> nn.Module:
-    """The model of any readable file, in eval mode: MaskedAutoencoder, Classifier, or Encoder where there is no more.
-
-    `hints`: fields of its config that no shape tells (see `infer_config`), or others than the file's: with `frames` or
-    `size` positions are resized. `allow`, `grid`: see `load_into`. `encoder_only`: an Encoder is built; the file's decoder or
-    head is neither read nor checked, but left.
-    """
-    model, _ = load(read_checkpoint(path), allow=allow, grid=grid, encoder_only=encoder_only, **hints)
-    return model.eval()
-
-
-def load(
-    foreign: Foreign,
-    *,
-    allow: Sequence[str] = (),
-    grid: GridTHW | None = None,
-    encoder_only: bool = False,
-    **hints: Any,
-) -> tuple[nn.Module, ImportReport]:
-    """The model of a checkpoint, and what became of the checkpoint's tensors; see `load_model`."""
-    try:
-        part = _encoder_of(foreign) if encoder_only else foreign
-        model = build(config_of(part, **hints), norm=ends_with_norm(part))
-        report = load_into(model, part.state, part.layout, allow=allow, grid=_grid(part, grid))
-    except WeightsError as e:
-        raise WeightsError(f"{foreign.source}: {e}") from e
-    left = [name for name in foreign.state if name not in part.state or name in report.left]
-    return model, dataclasses.replace(report, left=left)
-
-
-def _encoder_of(foreign: Foreign) -> Foreign:
-    """Without what has its place elsewhere in a model; what has none at all stays, to be told."""
-    translated = translate(foreign.state, foreign.layout)
-    others = translated.sources.keys() - encoder_part(translated.state).keys()
-    left = {theirs for ours in others for theirs in translated.sources[ours]}
-    state = {name: value for name, value in foreign.state.items() if name not in left}
-    return dataclasses.replace(foreign, state=state, config=foreign.config and encoder_config(foreign.config))
-
-
-def _grid(foreign: Foreign, given: GridTHW | None) -> GridTHW | None:
-    """The grid of a checkpoint's joint tables: what its config says, or else the caller."""
-    own = foreign.config.grid_THW if foreign.config is not None else None
-    if given is None:
-        return own
-    if own not in (None, tuple(given)):
-        raise WeightsError(f"grid={list(given)}: the file's config says {list(own or ())}; give that, or none")
-    if not any(".pos." in name for name in translate(foreign.state, foreign.layout).state):
-        raise WeightsError(f"grid={list(given)}: the file has no table of positions; give frames and size alone")
-    return given
-
-
-def config_of(foreign: Foreign, **hints: Any) -> ViTConfig:
-    """What the file says of itself, or its shapes, with `hints` before both."""
-    try:
-        if foreign.config is None:
-            return infer_config(foreign.state, foreign.layout, **hints)
-        return _replaced(foreign.config, hints)
-    except WeightsError:
-        raise
-    except (ValueError, TypeError) as e:
-        raise WeightsError(_line(e)) from e
-
-
-def encoder_config(config: ViTConfig) -> ViTConfig:
-    """Of a model's encoder alone."""
-    return ViTConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(ViTConfig)})
-
-
-def _replaced(config: ViTConfig, hints: dict[str, Any]) -> ViTConfig:
-    """With other fields; as many frames of each tube are predicted as before."""
-    if isinstance(config, MAEConfig) and config.pred_t_dim is not None and "frames" in hints:
-        tubes = hints["frames"] // hints.get("t_patch", config.t_patch)
-        hints = {"pred_t_dim": config.target_t_patch * tubes, **hints}
-    return dataclasses.replace(config, **hints)
-
-
-def ends_with_norm(foreign: Foreign) -> bool:
-    """Whether the encoder of a file ends with a LayerNorm; one that was fine-tuned does not."""
-    return "encoder.norm.weight" in translate(foreign.state, foreign.layout).state
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its class; at most 160 characters."""
+    return (str(error) or type(error).__name__).splitlines()[0][:160]
 
 
 # --- writing -----------------------------------------------------------------------------------------------------
 
 
 def save_safetensors(path: str | Path, model: nn.Module, *, encoder_only: bool = False) -> None:
-    """A model of ours under its own names and with its config, so that `load_model` needs no more."""
-    state, config = _part(model, encoder_only)
+    """Write a model of ours under our names, with its config. `load_model` needs nothing else."""
+    state, config = _take(model, encoder_only)
     tensors = {name: value.contiguous() for name, value in state.items()}
     save_file(tensors, path, metadata={METADATA: config_to_json(config)})  # one key: their order is random
 
@@ -312,11 +216,14 @@ def save_as(
     encoder_only: bool = False,
     as_safetensors: bool = False,
 ) -> None:
-    """A model of ours in another's layout: as torch.save writes it, under the key that its code reads (none for timm), or as
-    safetensors. It takes pixels as that code feeds them (see `pixels.refed`). WeightsError where the layout has no place for
-    it (see `from_ours`)."""
-    state, config = _part(model, encoder_only or (layout == "timm" and isinstance(model, MaskedAutoencoder)))
-    state = refed(state, config, layout)
+    """Write a model of ours in the layout of another code, by torch.save or as safetensors.
+
+    torch.save puts the tensors under the key that the other code reads; for timm there is no key.
+    The written model takes pixels with that code's statistics (see `pixels.renormalise`). WeightsError where the layout
+    has no place for the model (see `layouts.from_ours`).
+    """
+    state, config = _take(model, encoder_only or (layout == "timm" and isinstance(model, MaskedAutoencoder)))
+    state = renormalise(state, config, layout)
     theirs = {name: value.contiguous() for name, value in from_ours(state, layout, config).items()}
     if as_safetensors:
         save_file(theirs, path, metadata={"format": "pt"})
@@ -326,7 +233,8 @@ def save_as(
         torch.save({"model_state" if layout.startswith("slowfast") else "model": theirs}, path)
 
 
-def _part(model: nn.Module, encoder_only: bool) -> tuple[State, ViTConfig]:
+def _take(model: nn.Module, encoder_only: bool) -> tuple[State, ViTConfig]:
+    """The tensors to write, under our names, and their config."""
     config = model.config
     assert isinstance(config, ViTConfig)
     prefix = "encoder." if isinstance(model, Encoder) else ""

@@ -1,9 +1,9 @@
-"""Learned positions for another grid of tokens.
+"""Resize learned positions to another grid of tokens.
 
 Legend: D width, T H W the grid of tokens (T', H', W' elsewhere), L = T·H·W, t-major.
 
-Properties that hold: a table for the same grid comes back as it is; each column is resampled for itself, at the centres of
-the new cells (`align_corners=False`), so that a constant stays the constant.
+Properties that hold: a table of the same grid is returned unchanged. Each column is resampled on its own, at the
+centres of the new cells (`align_corners=False`), so a constant column stays constant.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ GridTHW = tuple[int, int, int]
 
 
 def resize_spatial(table_1LD: Tensor, old_HW: tuple[int, int], new_HW: tuple[int, int]) -> Tensor:
-    """[1, H·W, D] → [1, H'·W', D]: bicubic, with antialiasing where it shrinks, as timm does it."""
+    """[1, H·W, D] → [1, H'·W', D]: bicubic, with antialiasing where it shrinks, as in timm."""
     if old_HW == new_HW:
         return table_1LD
     image = table_1LD.float().unflatten(1, old_HW).permute(0, 3, 1, 2)
@@ -32,7 +32,7 @@ def resize_temporal(table_1TD: Tensor, new_T: int) -> Tensor:
 
 
 def resize_joint(table_1LD: Tensor, old_THW: GridTHW, new_THW: GridTHW) -> Tensor:
-    """[1, L, D] → [1, L', D]: each row of places in time bicubic, then each place over time linear."""
+    """[1, L, D] → [1, L', D]: first each time step bicubic over space, then each place linear over time."""
     t, h, w = old_THW
     frames_TLD = table_1LD.unflatten(1, (t, h * w))[0]
     frames_TLD = resize_spatial(frames_TLD, (h, w), new_THW[1:])

@@ -1,21 +1,24 @@
-"""The layouts of others' checkpoints: which of their names is which of ours, as pure functions over state dicts.
+"""The layouts of checkpoints of other codes: pure functions over state dicts that map their names to ours and back.
 
 Legend: D width, E decoder width, L token, t and p frames and pixels of a patch, L' = 1 + L with a class token.
 
-    mae_st               the code of MAE-ST         q, k, v apart; decoder_blocks.*, decoder_pred.*
-    mae_st_classifier    … fine-tuned               norm.* stands after pooling; head.*
-    slowfast             PySlowFast, in which MAE-ST's weights are published: pred_head.transforms.0.*, joint decoder_pos_embed
-    slowfast_classifier  … fine-tuned               head.projection.*
-    videomae             VideoMAE                   attn.qkv without bias, q_bias and v_bias; fixed positions, no class token
-    videomae_classifier  … fine-tuned               fc_norm.*, head.*
-    timm                 encoder alone, as timm's VisionTransformer with a video kernel: fused qkv, joint pos_embed
-    reelmae              ours
+    layout               what it is                          what its names are like
+    mae_st               the code of MAE-ST                  q, k, v apart; decoder_blocks.*, decoder_pred.*
+    mae_st_classifier    … fine-tuned                        norm.* comes after pooling; head.*
+    slowfast             PySlowFast, which published MAE-ST  pred_head.transforms.0.*, joint decoder_pos_embed
+    slowfast_classifier  … fine-tuned                        head.projection.*
+    videomae             VideoMAE: fixed positions,          attn.qkv without bias, beside it q_bias and v_bias
+                         no class token
+    videomae_classifier  … fine-tuned                        fc_norm.*, head.*
+    timm                 an encoder, as timm's ViT with a    fused qkv, joint pos_embed
+                         video kernel
+    reelmae              ours                                encoder.*, decoder.*, motion_decoder.*, norm.*, head.*
 
 Properties that hold:
-- Names and shapes alone decide; no size is assumed. Values are moved, joined and split, never computed, but for two cases
-  of `timm`: separable positions become their sum, and keys without bias get zeros.
-- `to_ours` and `from_ours` are each other's inverse. PySlowFast's fused attention is read, and written apart.
-- No key is dropped: one without a place is named.
+- Names and shapes alone decide; no size is assumed. Values are moved, joined and split, never computed, with two
+  exceptions in `timm`: separable positions become their sum, and keys without bias get zeros.
+- `to_ours` and `from_ours` are each other's inverse. Only fused attention of PySlowFast is written as q, k and v apart.
+- No key is dropped: a key without a place is named.
 """
 
 from __future__ import annotations
@@ -29,32 +32,47 @@ import torch
 from torch import Tensor
 
 from reelmae.model.classifier import ClassifierConfig
-from reelmae.model.config import CHANNELS, MAEConfig, ViTConfig
+from reelmae.model.config import CHANNELS, ViTConfig
 from reelmae.model.positions import SinusoidPositions
+from reelmae.model.weights.support import check_fits
+from reelmae.pipeline.errors import WeightsError
 
 State = dict[str, Tensor]
-Names = tuple[tuple[str, str], ...]  # (ours, theirs): whole names, or beginnings of names where they end in a dot
-LAYOUTS = (
-    "mae_st", "mae_st_classifier", "slowfast", "slowfast_classifier", "videomae", "videomae_classifier", "timm", "reelmae"
-)  # fmt: skip
-APART = ("mae_st", "slowfast")  # begin the names of layouts that are written with q, k and v apart
+Names = tuple[tuple[str, str], ...]
+"""Pairs (ours, theirs). A name that ends in a dot is a prefix, another is a whole name."""
 
-_JOINT = "joint"  # stands, within this file, for a table whose row 0 is the class token's
+LAYOUTS = (
+    "mae_st",
+    "mae_st_classifier",
+    "slowfast",
+    "slowfast_classifier",
+    "videomae",
+    "videomae_classifier",
+    "timm",
+    "reelmae",
+)
+APART = ("mae_st", "slowfast")
+"""Layouts whose name begins so are written with q, k and v apart."""
+
+_JOINT = "joint"
+"""Within this file: a table of positions whose row 0 may be the class token's."""
+
 _KERNEL = "patch_embed.proj.weight"
 _APART = re.compile(r"^(.+\.attn)\.[qkv]\.(weight|bias)$")
 
 
-class WeightsError(ValueError):
-    """A checkpoint that is not what it should be, or does not fit; the message names the value and the remedy."""
-
-
 @dataclass(frozen=True)
 class Translated:
-    """`state`: under our names. `sources`: which of their names each was made of. `unknown`: theirs without a place."""
+    """A state dict of another code under our names."""
 
     state: State
+    """Tensors under our names."""
+
     sources: dict[str, tuple[str, ...]]
+    """For each of our names, the names in the file from which its tensor was made."""
+
     unknown: list[str]
+    """Names in the file that have no place in the layout."""
 
 
 # --- names -------------------------------------------------------------------------------------------------------
@@ -98,7 +116,10 @@ _OURS: Names = tuple((name, name) for name in ("encoder.", "decoder.", "motion_d
 
 
 def _names(layout: str, *, classifier: bool, fresh_norm: bool, decoder_depth: int) -> Names:
-    """Of a layout. `classifier`: what is read or written is one. `fresh_norm`: it does not begin with the encoder's norm."""
+    """The names of a layout.
+
+    `classifier`: the model is a Classifier. `fresh_norm`: its norm does not start from the encoder's.
+    """
     norm = "norm." if classifier else "encoder.norm."
     if layout == "reelmae":
         return (*_OURS, ("norm.", "encoder.norm.")) if classifier and not fresh_norm else _OURS
@@ -123,8 +144,8 @@ def _names(layout: str, *, classifier: bool, fresh_norm: bool, decoder_depth: in
     )
 
 
-def _renamed(name: str, pairs: Iterable[tuple[str, str]]) -> str | None:
-    """`name` by the longest of the (old, new) that fits."""
+def _rename(name: str, pairs: Iterable[tuple[str, str]]) -> str | None:
+    """`name` changed by the longest pair (old, new) that matches; None where none does."""
     fits = [(old, new) for old, new in pairs if (name.startswith(old) if old.endswith(".") else name == old)]
     if not fits:
         return None
@@ -133,7 +154,7 @@ def _renamed(name: str, pairs: Iterable[tuple[str, str]]) -> str | None:
 
 
 def _bias_to_ours(name: str) -> str:
-    """VideoMAE keeps the biases of q and v beside the projection, we within."""
+    """VideoMAE keeps the biases of q and v beside the projection, we keep them inside it."""
     return re.sub(r"\.attn\.([qv])_bias$", r".attn.qkv.\1_bias", name)
 
 
@@ -142,13 +163,13 @@ def _bias_to_theirs(name: str) -> str:
 
 
 def _depth(names: Iterable[str], blocks: str) -> int:
-    """How many blocks there are under a name."""
+    """Number of blocks under the prefix `blocks`."""
     numbers = [m.group(1) for n in names if (m := re.match(rf"^{re.escape(blocks)}(\d+)\.norm1\.weight$", n))]
     return max(map(int, numbers), default=-1) + 1
 
 
 def fresh_norm(config: ViTConfig | None) -> bool:
-    """VideoMAE's classifiers begin with a norm of their own; MAE-ST's take over the pretrained encoder's."""
+    """Whether a classifier's norm is new, as in VideoMAE. In MAE-ST it starts from the pretrained encoder's."""
     return config is not None and config.qkv_bias == "qv"
 
 
@@ -156,7 +177,7 @@ def fresh_norm(config: ViTConfig | None) -> bool:
 
 
 def detect(state: Mapping[str, Any]) -> str:
-    """The layout of a state dict, by its names. WeightsError where it is none that is known."""
+    """The layout of a state dict, by its names. WeightsError where the layout is unknown."""
     names = set(state)
 
     def has(*beginnings: str) -> bool:
@@ -187,10 +208,10 @@ def detect(state: Mapping[str, Any]) -> str:
 
 
 def to_ours(state: Mapping[str, Tensor], layout: str, config: ViTConfig | None = None) -> State:
-    """Under our names and in our shapes: q, k, v fused, the patch kernel [D, 3, t, p, p] as the matrix [D, t·p·p·3].
+    """The state dict under our names and in our shapes: q, k, v fused, patch kernels [D, 3, t, p, p] as [D, t·p·p·3].
 
-    `config`: of the model it is for; where that is a ClassifierConfig, the norm of a pretrained encoder is the
-    classifier's. WeightsError names every key that has no place in the layout.
+    `config`: of the model to load. With a ClassifierConfig, the norm of a pretrained encoder becomes the classifier's.
+    WeightsError names every key that has no place in the layout.
     """
     translated = translate(state, layout, config)
     if translated.unknown:
@@ -199,7 +220,7 @@ def to_ours(state: Mapping[str, Tensor], layout: str, config: ViTConfig | None =
 
 
 def translate(state: Mapping[str, Tensor], layout: str, config: ViTConfig | None = None) -> Translated:
-    """`to_ours` that also tells what was made of which, and which keys have no place."""
+    """As `to_ours`, with the sources of each tensor. Keys without a place are listed and are no error."""
     _check_layout(layout)
     classifier = isinstance(config, ClassifierConfig)
     depth = _depth(state, "pred_head.transforms.0.")
@@ -211,7 +232,7 @@ def translate(state: Mapping[str, Tensor], layout: str, config: ViTConfig | None
     sources: dict[str, tuple[str, ...]] = {}
     unknown = []
     for theirs, value in state.items():
-        ours = _renamed(theirs, pairs)
+        ours = _rename(theirs, pairs)
         if ours is not None and layout != "reelmae":
             ours = _bias_to_ours(ours)
         if ours is None:
@@ -233,13 +254,15 @@ def _check_layout(layout: str) -> None:
 
 
 def _fuse(values: State, sources: dict[str, tuple[str, ...]]) -> None:
-    """q, k, v to one; where one of the three is absent the others stay, and nothing has a place for them."""
+    """Join q, k and v. Where one of the three is absent the others stay as they are; no model has a place for them."""
     for attention, kind in sorted({m.groups() for name in values if (m := _APART.match(name))}):
         parts = [f"{attention}.{q}.{kind}" for q in "qkv"]
         if all(part in values for part in parts):
             shapes = [list(values[part].shape) for part in parts]
             if shapes[0] != shapes[1] or shapes[0] != shapes[2] or not shapes[0]:
-                raise WeightsError(f"{', '.join(sources[p][0] for p in parts)} are {shapes}: they are of one shape")
+                raise WeightsError(
+                    f"{', '.join(sources[p][0] for p in parts)} are {shapes}: their shapes must be equal"
+                )
             fused = f"{attention}.qkv.{kind}"
             values[fused] = torch.cat([values.pop(part) for part in parts])
             sources[fused] = tuple(name for part in parts for name in sources.pop(part))
@@ -251,13 +274,17 @@ def _flatten_kernel(values: State, sources: dict[str, tuple[str, ...]]) -> None:
         kernel = values[name]
         if kernel.dim() != 5 or kernel.shape[1] != CHANNELS or kernel.shape[3] != kernel.shape[4]:
             raise WeightsError(
-                f"{sources[name][0]} is {list(kernel.shape)}: a video model's is [width, {CHANNELS}, frames, patch, patch]"
+                f"{sources[name][0]} is {list(kernel.shape)}: a video model's is "
+                f"[width, {CHANNELS}, frames, patch, patch]"
             )
         values[name] = kernel.permute(0, 2, 3, 4, 1).flatten(1)
 
 
 def _split_tables(values: State, sources: dict[str, tuple[str, ...]], *, carried: bool) -> None:
-    """A joint table's row 0 is the class token's, where there is one; `carried`: the decoder's is the encoder's."""
+    """Split joint tables of positions: with a class token, row 0 is its position.
+
+    `carried`: the decoder has the encoder's class token.
+    """
     in_encoder = "encoder.cls_token" in values
     in_decoder = "decoder.cls_token" in values or (carried and in_encoder)
     for pos, has_cls in (("encoder.pos", in_encoder), ("decoder.pos", in_decoder)):
@@ -275,16 +302,18 @@ def _split_tables(values: State, sources: dict[str, tuple[str, ...]], *, carried
 
 
 def encoder_part(state: Mapping[str, Tensor]) -> State:
-    """What others use of a pretrained model: its encoder, without the mask token of a dense one."""
+    """The encoder's tensors, without a dense encoder's mask token: what other codes use of a pretrained model."""
     return {n: v for n, v in state.items() if n.startswith("encoder.") and n != "encoder.mask_token"}
 
 
 def from_ours(state: Mapping[str, Tensor], layout: str, config: ViTConfig) -> State:
-    """The inverse of `to_ours`, for a whole model or its `encoder_part`. `timm` takes of a pretrained one the encoder only.
+    """The inverse of `to_ours`, for a whole model or its `encoder_part`. `timm` gets only a pretrained model's encoder.
 
-    Tensors may be views of those given, and are for pixels normalised as `config` says (see `pixels.refed`). WeightsError where
-    the layout's own code would compute something else than this model, `infer_config` not give back what it was trained for, or
-    a tensor has no place.
+    Tensors may be views of those given, and are for pixels normalised with the statistics of `config` (see
+    `pixels.renormalise`).
+
+    WeightsError where a tensor has no place, where the layout's own code would compute something else than this model,
+    or where `infer_config` would not give this config back.
     """
     _check_layout(layout)
     if layout == "reelmae":
@@ -294,7 +323,7 @@ def from_ours(state: Mapping[str, Tensor], layout: str, config: ViTConfig) -> St
         state = encoder_part(state)
     if classifier and f"{layout}_classifier" in LAYOUTS:
         layout = f"{layout}_classifier"
-    _check_fits(state, layout, config)
+    check_fits(state, layout, config)
     values = dict(state)
     for pos, dim in (("encoder.pos", config.dim), ("decoder.pos", getattr(config, "decoder_dim", 0))):
         _join_table(values, pos, config, dim, layout)
@@ -305,12 +334,12 @@ def from_ours(state: Mapping[str, Tensor], layout: str, config: ViTConfig) -> St
     if layout == "timm":
         _zero_key_bias(values)
     elif layout.startswith(APART):
-        _part(values)
+        _split_attention(values)
     depth = _depth(state, "decoder.blocks.")
     pairs = _names(layout, classifier=classifier, fresh_norm=fresh_norm(config), decoder_depth=depth)
     result: State = {}
     for ours, value in values.items():
-        theirs = _renamed(ours, pairs)
+        theirs = _rename(ours, pairs)
         if theirs is None:
             raise WeightsError(
                 f"{ours} has no place in the layout {layout!r}: export the encoder only, or as safetensors"
@@ -320,6 +349,7 @@ def from_ours(state: Mapping[str, Tensor], layout: str, config: ViTConfig) -> St
 
 
 def _join_table(values: State, pos: str, config: ViTConfig, dim: int, layout: str) -> None:
+    """Join a table of positions with the class token's row before it. For timm, other kinds become a table first."""
     if layout == "timm" and pos == "encoder.pos":
         if config.pos == "separable":
             spatial, temporal = values.pop(f"{pos}.spatial"), values.pop(f"{pos}.temporal")
@@ -332,61 +362,15 @@ def _join_table(values: State, pos: str, config: ViTConfig, dim: int, layout: st
 
 
 def _zero_key_bias(values: State) -> None:
+    """Join the biases of q and v, with zeros for k between them."""
     for name in [name for name in values if name.endswith(".attn.qkv.q_bias")]:
         projection = name.removesuffix(".q_bias")
         q, v = values.pop(name), values.pop(f"{projection}.v_bias")
         values[f"{projection}.bias"] = torch.cat((q, torch.zeros_like(q), v))
 
 
-def _part(values: State) -> None:
+def _split_attention(values: State) -> None:
+    """Split fused attention into q, k and v."""
     for name in [name for name in values if ".attn.qkv." in name]:
         for q, value in zip("qkv", values.pop(name).chunk(3), strict=True):
             values[name.replace(".attn.qkv.", f".attn.{q}.")] = value
-
-
-def _check_fits(state: Mapping[str, Tensor], layout: str, config: ViTConfig) -> None:
-    """WeightsError names what the layout's code would compute otherwise."""
-    wanted = _required(layout, config)
-    if "decoder.pred.weight" in state and isinstance(config, MAEConfig):
-        wanted |= _required_of_decoder(layout, config)
-    for field, allowed in wanted.items():
-        value = getattr(config, field)
-        if value not in allowed:
-            part = "" if field in ("pos", "qkv_bias", "cls_token") else "the encoder only, or "
-            raise WeightsError(
-                f"{field}={value!r} does not fit the layout {layout!r} ({' or '.join(map(repr, allowed))}): "
-                f"export {part}as safetensors"
-            )
-
-
-def _required(layout: str, config: ViTConfig) -> dict[str, tuple[Any, ...]]:
-    """Fields of the encoder and the values that a layout's code knows."""
-    if layout.startswith("videomae"):
-        return {"cls_token": (False,), "pos": ("sinusoid", "joint"), "qkv_bias": ("qv",)}
-    if layout == "timm":
-        return {}
-    wanted: dict[str, tuple[Any, ...]] = {"pos": ("separable", "joint"), "qkv_bias": ("qkv",)}
-    if layout == "mae_st_classifier":  # that code leaves row 0 out of the mean, whatever it is
-        wanted["cls_token"] = (True,)
-    return wanted
-
-
-def _required_of_decoder(layout: str, config: MAEConfig) -> dict[str, tuple[Any, ...]]:
-    """Fields of a pretrained model's decoder and target."""
-    wanted: dict[str, tuple[Any, ...]] = {"encoder": ("sparse",), "target": ("pixels",), "motion": (None,)}
-    if layout == "videomae":
-        return wanted | {
-            "decoder_pos": ("sinusoid",), "decoder_cls": ("none",), "embed_bias": (False,), "unit_pixels": (True,),
-            "target_norm": ("channel",), "n_target_frames": (config.frames,),
-        }  # fmt: skip
-    wanted |= {"embed_bias": (True,), "unit_pixels": (False,), "target_norm": ("patch",)}
-    if layout == "mae_st":
-        return wanted | {
-            "decoder_pos": (config.pos,), "decoder_cls": ("own" if config.cls_token else "none",),
-            "target_frames": ("linspace",),
-        }  # fmt: skip
-    return wanted | {
-        "decoder_pos": ("separable", "joint"), "decoder_cls": ("carried" if config.cls_token else "none",),
-        "target_frames": ("stride",), "decoder_heads": (max(1, config.decoder_dim // 64),),
-        "n_target_frames": (config.frames // config.t_patch, config.frames),
-    }  # fmt: skip

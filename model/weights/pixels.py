@@ -1,9 +1,10 @@
-"""How the models of each layout are fed, and weights for pixels that are normalised in another way.
+"""The pixel statistics of each layout, and weights for pixels that are normalised with others.
 
 Legend: D width, P values of a patch, its channels last.
 
-Properties that hold: a layout's files do not say what their models are fed, its code does; so what is written in a layout is
-for that, and the encoder computes from it what it did before.
+Properties that hold: files of other codes do not hold the statistics of their input, their code fixes them. So a model
+that is written in a layout takes pixels normalised with that layout's statistics, and its encoder computes from them
+what it did before.
 """
 
 from __future__ import annotations
@@ -14,32 +15,35 @@ import torch
 from torch import Tensor
 
 from reelmae.model.config import CHANNELS, MAEConfig, ViTConfig
-from reelmae.model.weights.layouts import State, WeightsError
+from reelmae.model.weights.layouts import State
+from reelmae.pipeline.errors import WeightsError
 
 Colours = tuple[float, float, float]
 IMAGENET: tuple[Colours, Colours] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-OURS: tuple[Colours, Colours] = (ViTConfig.pixel_mean, ViTConfig.pixel_std)
+DEFAULT: tuple[Colours, Colours] = (ViTConfig.pixel_mean, ViTConfig.pixel_std)
 
 
-def fed(layout: str) -> tuple[Colours, Colours]:
-    """Mean and deviation by which pixels in 0 … 1 are normalised: ImageNet's for VideoMAE, .45 and .225 for all others."""
-    return IMAGENET if layout.startswith("videomae") else OURS
+def pixel_statistics(layout: str) -> tuple[Colours, Colours]:
+    """Mean and deviation that normalise pixels in 0 … 1: ImageNet's for VideoMAE, .45 and .225 for all others."""
+    return IMAGENET if layout.startswith("videomae") else DEFAULT
 
 
-def refed(state: Mapping[str, Tensor], config: ViTConfig, layout: str) -> State:
-    """A state of ours whose patch embedding takes pixels as `layout` feeds them, instead of as `config` says.
+def renormalise(state: Mapping[str, Tensor], config: ViTConfig, layout: str) -> State:
+    """A state dict of ours whose patch embedding takes pixels with the statistics of `layout`, not those of `config`.
 
-    With ours x = (p - m) / s and theirs y = (p - m') / s', x = y·s'/s + (m' - m)/s: the weights take the factor, the bias
-    the sum of weights times the offset. The same tensors come back where both are alike. WeightsError where a decoder's target
-    would change, too: that of normalised pixels does, that of pixels in 0 … 1 does not.
+    With ours x = (p - m) / s and theirs y = (p - m') / s', x = y·s'/s + (m' - m)/s: weights are multiplied by the
+    factor, and the bias gains the sum of weights times the offset. The same tensors come back where both are alike.
+
+    WeightsError where a decoder's target would change too. A target of normalised pixels does, one of pixels in 0 … 1
+    does not.
     """
-    (mean, std), (their_mean, their_std) = (config.pixel_mean, config.pixel_std), fed(layout)
+    (mean, std), (their_mean, their_std) = (config.pixel_mean, config.pixel_std), pixel_statistics(layout)
     if (mean, std) == (their_mean, their_std):
         return dict(state)
     if "decoder.pred.weight" in state and not (isinstance(config, MAEConfig) and config.unit_pixels):
         raise WeightsError(
-            f"pixel_mean={mean}, pixel_std={std}: the layout {layout!r} is fed {their_mean} and {their_std}, "
-            "of which the decoder's target is made: export the encoder only, or as safetensors"
+            f"pixel_mean={mean}, pixel_std={std}: the layout {layout!r} takes {their_mean} and {their_std}, "
+            "and the decoder's target depends on them: export the encoder only, or as safetensors"
         )
     weight_DP, bias_D = state["encoder.patch_embed.weight"], state["encoder.patch_embed.bias"]
     repeats = weight_DP.shape[1] // CHANNELS

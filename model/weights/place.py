@@ -1,10 +1,10 @@
-"""A checkpoint's tensors into a model of ours, all of them or none.
+"""Put a checkpoint's tensors into a model of ours, all of them or none.
 
 Legend: D width, L tokens, T' H' W' their grid.
 
 Properties that hold:
-- Every key of the file and every tensor of the model is accounted for: placed, resized, or allowed to be left by name.
-- Where anything is not, nothing of the model has changed, and the error names all of it.
+- Every key of the file and every tensor of the model is placed, resized, or left as a pattern of the caller allows.
+- Otherwise the model does not change, and the error names every key and tensor at fault.
 - Only tables of positions are resized, and only for another grid of tokens.
 """
 
@@ -22,27 +22,34 @@ from reelmae.model.config import ViTConfig
 from reelmae.model.vit import Encoder
 from reelmae.model.weights.infer import source_grid
 from reelmae.model.weights.interpolate import GridTHW, resize_joint, resize_spatial, resize_temporal
-from reelmae.model.weights.layouts import State, WeightsError, fresh_norm, translate
+from reelmae.model.weights.layouts import State, fresh_norm, translate
+from reelmae.pipeline.errors import WeightsError
 
 Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What became of a file. `placed`: tensors of the model that were given a value; `resized`: those among them of another
-    grid, with the shape in the file and in the model; `left`: keys of the file, and `missing`: tensors of the model, that
-    had no counterpart and were allowed not to."""
+    """What was done with a file's tensors."""
 
     placed: list[str]
+    """Tensors of the model that were given a value."""
+
     resized: dict[str, tuple[Shape, Shape]] = field(default_factory=dict)
+    """Those of them that were resized to another grid, with the shape in the file and the shape in the model."""
+
     left: list[str] = field(default_factory=list)
+    """Keys of the file that were not used, as `allow` permits."""
+
     missing: list[str] = field(default_factory=list)
+    """Tensors of the model that kept their value, as `allow` permits."""
 
 
-def finetuning_allows(layout: str, config: ClassifierConfig) -> tuple[str, ...]:
-    """Patterns for `load_into` that let a pretrained file begin a classifier: the decoder is left, the head is new.
+def finetuning_patterns(layout: str, config: ClassifierConfig) -> tuple[str, ...]:
+    """Patterns to give `load_into` as `allow`, so that a classifier starts from a pretrained file.
 
-    VideoMAE's classifiers begin with a new norm, too. What else has no place is still an error.
+    The file's decoder is left and the model's head is new. With VideoMAE the norm is new too. Any other key without a
+    place is still an error.
     """
     left = {
         "mae_st": ("decoder_*", "mask_token"),
@@ -52,7 +59,7 @@ def finetuning_allows(layout: str, config: ClassifierConfig) -> tuple[str, ...]:
         "timm": (),
     }
     if layout not in left:
-        raise WeightsError(f"layout={layout!r} is of a classifier already: load it as it is")
+        raise WeightsError(f"layout={layout!r}: is of a classifier already; load it without finetuning_patterns")
     norm = ("encoder.norm.*", "norm.*") if fresh_norm(config) else ()
     return (*left[layout], *norm, "head.*")
 
@@ -65,15 +72,20 @@ def load_into(
     allow: Sequence[str] = (),
     grid: GridTHW | None = None,
 ) -> ImportReport:
-    """Put a state dict of some layout into a MaskedAutoencoder, a Classifier or an Encoder.
+    """Put a state dict of any layout into a MaskedAutoencoder, a Classifier or an Encoder.
 
-    `allow`: patterns (`decoder*`, `head.*`) of keys of the file, in its own names, that may be left, and of tensors of the
-    model that may keep what they have. `grid`: (T', H', W') of a file whose positions are one joint table, if it is another
-    than the model's; other tables tell theirs, and must not contradict. WeightsError names every other key without a place, tensor without a value, and shape that differs.
+    `allow`: patterns (`decoder*`, `head.*`) of keys of the file that may be left, and of tensors of the model that may
+    keep their value.
+    `grid`: (T', H', W') of a file with one joint table of positions, where it differs from the model's grid. Separable
+    tables determine their grid; another value here is an error.
+
+    WeightsError names every other key without a place, tensor without a value, and shape that differs.
     """
     config = getattr(model, "config", None)
     if not isinstance(config, ViTConfig):
-        raise WeightsError(f"{type(model).__name__} is no model of ours")
+        raise WeightsError(
+            f"{type(model).__name__} is no model of ours; give a MaskedAutoencoder, Classifier or Encoder"
+        )
     translated = translate(state, layout, config)
     prefix = "encoder." if isinstance(model, Encoder) else ""
     wanted = {prefix + name: value for name, value in model.state_dict().items()}
@@ -83,18 +95,18 @@ def load_into(
     left = [name for name in state if name in left]  # in the file's order, each once
     missing = [name for name in wanted if name not in translated.state]
     both = {name: value for name, value in translated.state.items() if name in wanted}
-    resized = _resized(both, wanted, config.grid_THW, _file_grid(translated.state, grid))
+    resized = _resize_tables(both, wanted, config.grid_THW, _file_grid(translated.state, grid))
     faults = _faults(both | resized, wanted, translated.sources)
-    lost = [name for name in left if not _allowed(name, allow)]
+    lost = [name for name in left if not _matches(name, allow)]
     if lost:
         faults.append(f"of the file, without a place: {', '.join(lost)}")
-    empty = [name.removeprefix(prefix) for name in missing if not _allowed(name, allow)]
+    empty = [name.removeprefix(prefix) for name in missing if not _matches(name, allow)]
     if empty:
         faults.append(f"of the model, without a value: {', '.join(empty)}")
     if faults:
         raise WeightsError(
             f"{type(model).__name__} and a file of layout {layout!r}: {'; '.join(faults)}. Nothing was loaded; "
-            "give a file of the model's sizes, or allow by name what may be left"
+            "give a file of the model's sizes, or allow by name the tensors that may be left"
         )
     shapes = {n: (tuple(both[n].shape), tuple(wanted[n].shape)) for n in both if n in resized}
     with torch.no_grad():
@@ -108,12 +120,12 @@ def load_into(
     )
 
 
-def _allowed(name: str, allow: Sequence[str]) -> bool:
+def _matches(name: str, allow: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in allow)
 
 
 def _faults(values: State, wanted: State, sources: Mapping[str, tuple[str, ...]]) -> list[str]:
-    """What is wrong with tensors that have a place."""
+    """Faults of tensors that have a place: another shape, no floats, values that are not finite."""
     faults = []
     for name, value in values.items():
         where = name if sources[name] == (name,) else f"{name} (from {', '.join(sources[name])})"
@@ -127,7 +139,7 @@ def _faults(values: State, wanted: State, sources: Mapping[str, tuple[str, ...]]
 
 
 def _file_grid(state: State, given: GridTHW | None) -> GridTHW | None:
-    """(T', H', W') of a file's tokens, where its tables or the caller tell it."""
+    """(T', H', W') of a file's tokens, from its separable tables, or else from the caller; None where unknown."""
     known = source_grid(state)
     if given is None:
         return known
@@ -141,8 +153,8 @@ def _file_grid(state: State, given: GridTHW | None) -> GridTHW | None:
     return given
 
 
-def _resized(values: State, wanted: State, new: GridTHW, old: GridTHW | None) -> State:
-    """Tables of positions whose grid is another, for the model's; `old` is the file's, where it is known."""
+def _resize_tables(values: State, wanted: State, new: GridTHW, old: GridTHW | None) -> State:
+    """Tables of positions of another grid, resized to `new`, the model's. `old`: the file's grid, where it is known."""
     result: State = {}
     for name, value in values.items():
         kind = name.rpartition(".pos.")[2] if ".pos." in name else ""
@@ -153,10 +165,10 @@ def _resized(values: State, wanted: State, new: GridTHW, old: GridTHW | None) ->
             or value.dim() != 3
             or value.shape[::2] != target.shape[::2]
         ):
-            continue  # what differs is told as such
+            continue  # _faults names it
         if kind == "table":
             if (old or new) != new or value.shape != target.shape:
-                result[name] = resize_joint(value, _grid_of(name, value.shape[1], old), new)
+                result[name] = resize_joint(value, _joint_grid(name, value.shape[1], old), new)
             continue
         rows = (old[0] if kind == "temporal" else old[1] * old[2]) if old else 0
         if old and value.shape[1] != rows:
@@ -170,7 +182,7 @@ def _resized(values: State, wanted: State, new: GridTHW, old: GridTHW | None) ->
     return result
 
 
-def _grid_of(name: str, tokens: int, old: GridTHW | None) -> GridTHW:
+def _joint_grid(name: str, tokens: int, old: GridTHW | None) -> GridTHW:
     if old is None or old[0] * old[1] * old[2] != tokens:
         said = "" if old is None else f", not the {list(old)} given"
         raise WeightsError(f"{name} is for {tokens} tokens{said}: give grid, T', H' and W' of the file's tokens")

@@ -1,9 +1,11 @@
-"""What a shard dataset holds: one pass over index.parquet and rejects.parquet, for the report and for `inspect`.
+"""What a shard dataset holds, counted in one pass over index.parquet and rejects.parquet.
 
-Memory is flat: rows pass through in batches, and what is held grows with what differs (sizes, rates, labels), not
-with the number of clips. A source's clips lie side by side in the index, so different sources are counted by
-where the url changes; what a source was (bytes, seconds, codec) counts once for each. Where clips repeat others, a
-second pass looks up the few pairs that are shown. Nothing here judges the dataset: that is `reelmae verify`.
+`facts` feeds the report and `reelmae inspect`. It does not check the dataset: `verify` does.
+
+Memory does not grow with the number of clips. Rows pass through in batches; what is held grows with the number of
+different values (sizes, rates, labels). The clips of one source are neighbours in the index, so a new source begins
+where the url changes; facts about a source (bytes, seconds, codec) count once for each. Where clips repeat others,
+a second pass looks up the few pairs that are shown.
 """
 
 from __future__ import annotations
@@ -11,7 +13,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,33 +20,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from reelmae.pipeline import schema
-from reelmae.pipeline.dataset.sums import (
-    SCORES,
-    SHEET,
-    ClipSums,
-    Count,
-    Rejects,
-    RejectSums,
-    Row,
-    batches,
-)
+from reelmae.pipeline.dataset.sums import SCORES, SHEET_CLIPS, ClipSums, Count, RejectGroup, RejectSums, batches
+from reelmae.pipeline.dataset.tables import Row
 from reelmae.pipeline.errors import DatasetError, InputError
 from reelmae.pipeline.ingest.config import PRESETS, ShardConfig
 from reelmae.pipeline.ingest.plan import parts
+from reelmae.pipeline.ingest.shards.commits import committed_tasks
 from reelmae.pipeline.storage.store import Store
 
 FEW = 5  # labels with the most and with the fewest clips
-UNITS = {
-    "motion": "levels of 255",
-    "luma": "levels of 255",
-    "contrast": "levels of 255",
-    "border": "share of the picture",
-}
 
 
 @dataclass(frozen=True)
-class Job:
-    """How far the job at a DST is: tasks and sources of its plan, and those that have a commit."""
+class JobState:
+    """How far the sharding job at a DST is. A task is done when it has a commit."""
 
     finished: bool
     tasks: int
@@ -56,7 +44,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Repeat:
-    """A clip that repeats an earlier one; `exact`: byte for byte, else by look."""
+    """A clip that repeats an earlier one."""
 
     key: str
     source: str
@@ -65,85 +53,107 @@ class Repeat:
     first_source: str
     first_start_s: float
     exact: bool
+    """Whether the two are the same byte for byte; else they look the same."""
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """A screening score of all clips in the index. Bin i is [edges[i], edges[i + 1]), the last with all above.
-
-    `threshold` is the one in force, 0 where it is off; `sources` and `spans` were rejected for it. `common` is that
-    of the preset uncurated, under (a border: over) which `beyond_common` of the clips lie.
-    """
+    """A screening score of all clips in the index."""
 
     name: str
     edges: tuple[float, ...]
+    """Bin i is [edges[i], edges[i + 1]). The last bin also holds all values above it."""
     counts: tuple[int, ...]
     setting: str
+    """The setting that rejects by this score, such as min_motion."""
     reason: str
     threshold: float
+    """The setting's value in this dataset; 0 is off."""
     sources: int
+    """Sources that were rejected for it."""
     spans: int
+    """Spans that were rejected for it."""
     common: float
+    """The setting's value in the preset uncurated."""
     beyond_common: int
+    """Clips of this dataset that `common` would reject."""
+
+    @property
+    def unit(self) -> str:
+        """Unit of the edges."""
+        return SCORES[self.name].unit
 
     @property
     def at_most(self) -> bool:
         """Whether the threshold is an upper bound."""
-        return SCORES[self.name][4]
+        return SCORES[self.name].at_most
 
 
 @dataclass(frozen=True)
 class Durations:
-    """Of clips, in seconds, to a tenth; `tenths`: tenths of a second → clips."""
+    """Durations of the clips in seconds, to a tenth."""
 
     shortest: float
     median: float
     mean: float
     longest: float
     tenths: dict[int, int]
+    """Duration in tenths of a second → clips."""
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Labels of the plan, those no clip has, clips without one, and the labels with the most and the fewest clips."""
+    """The labels, and how many clips have them."""
 
     labels: int
+    """Labels of the plan."""
     without_clips: int
+    """Labels that no clip has."""
     clips_unlabelled: int
     largest: tuple[Count, ...]
+    """Labels with the most clips."""
     smallest: tuple[Count, ...]
+    """Labels with the fewest clips."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A manifest's own column: its type, and the clips in which it is not null."""
+    """A column of the user's manifest."""
 
     name: str
     type: str
     filled: int
+    """Clips in which it is not null."""
 
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """All there is to tell. Counts are ordered, the largest first. Sources are those that gave clips, but for
-    `sources`; `seconds_in` and `bytes_in` are theirs, as far as known (`sources_timed` of them)."""
+    """What a finished shard dataset holds. Counts are sorted, the largest first."""
 
     url: str
-    about: Row  # dataset.json
-    job: Job | None
+    about: Row
+    """dataset.json."""
+    job: JobState | None
+    """None: the dataset has no plan."""
     sources: int
+    """All sources, rejected ones too. The counts below are of the sources that gave clips."""
     sources_kept: int
+    """Sources that gave clips."""
     sources_rejected: int
     spans_rejected: int
     clips: int
     seconds_in: float
+    """Seconds of the sources whose length is known."""
     sources_timed: int
+    """Sources whose length is known."""
     seconds_out: float
     bytes_in: int
     bytes_out: int
     shards: int
-    largest: Count  # the source with the most clips
+    largest: Count
+    """The source with the most clips."""
     durations: Durations | None
+    """None: there is no clip."""
     fps_in: tuple[Count, ...]
     fps_out: tuple[Count, ...]
     size_in: tuple[Count, ...]
@@ -153,38 +163,45 @@ class DatasetFacts:
     encoders: tuple[Count, ...]
     colours: tuple[Count, ...]
     labels: Labels
-    rejects: tuple[Rejects, ...]
+    rejects: tuple[RejectGroup, ...]
     duplicates: int
+    """Clips that repeat an earlier one."""
     repeats: tuple[Repeat, ...]
+    """The first few duplicates."""
     scores: tuple[Histogram, ...]
     columns: tuple[Column, ...]
-    changed: tuple[tuple[str, Any, Any], ...]  # setting, its value, what the preset has
-    sheet: tuple[Row, ...]  # index rows, spread over the clips that repeat no other, few of one source
+    changed: tuple[tuple[str, Any, Any], ...]
+    """Settings that differ from the preset: name, value here, value of the preset."""
+    sheet: tuple[Row, ...]
+    """Index rows for a contact sheet: spread over the dataset, no duplicates, few clips of one source."""
 
 
-def gather(store: Store) -> DatasetFacts:
-    """Everything, of a finished dataset. InputError where there is none, DatasetError where a file is damaged."""
-    about = read_about(store)
+def facts(dataset: str | Store) -> DatasetFacts:
+    """What the finished shard dataset at a folder, fsspec URL or Store holds.
+
+    Raises InputError where there is no finished dataset, DatasetError where one of its files is damaged.
+    """
+    store = dataset if isinstance(dataset, Store) else Store(dataset)
+    about = _read_about(store)
     clips, rejects = ClipSums(about.get("columns") or {}), RejectSums()
     for batch in batches(store, schema.INDEX, [*schema.CLIPS.names, *(about.get("columns") or {})]):
         clips.add(batch)
     for batch in batches(store, schema.REJECTS_FILE, schema.REJECTS.names):
         rejects.add(batch)
-    return _facts(store, about, clips, rejects)
+    return _collect(store, about, clips, rejects)
 
 
-def read_about(store: Store) -> Row:
-    """dataset.json."""
+def _read_about(store: Store) -> Row:
     if not store.exists(schema.DATASET_JSON):
         raise InputError(f"{store.url()}: no finished shard dataset ({schema.DATASET_JSON} is missing)")
-    return _object(store, schema.DATASET_JSON)
+    return _read_object(store, schema.DATASET_JSON)
 
 
-def _object(store: Store, name: str) -> Row:
+def _read_object(store: Store, name: str) -> Row:
     try:
         value = json.loads(store.read_bytes(name))
         if not isinstance(value, dict):
-            raise ValueError("no JSON object")
+            raise ValueError("not a JSON object")
     except ValueError as e:
         raise DatasetError(
             f"{store.url(name)}: is damaged, no JSON ({e}); remove it and run reelmae shard again"
@@ -192,25 +209,25 @@ def _object(store: Store, name: str) -> Row:
     return value
 
 
-def read_job(store: Store) -> Job | None:
+def job_state(store: Store) -> JobState | None:
     """How far the job is; None where there is no plan."""
     plan = parts.read_plan(store)
     if plan is None:
         return None
     sources = sum(part.sources for part in plan.parts)
-    if parts.finished(store, plan):
-        return Job(True, plan.tasks, plan.tasks, sources, sources)
-    names = (Path(entry.path) for entry in store.list("commits"))
-    done = {int(p.stem) for p in names if p.suffix == ".parquet" and p.stem.isdigit()} & set(range(plan.tasks))
-    return Job(False, plan.tasks, len(done), sources, parts.sources_in(store, plan, done))
+    if parts.is_finished(store, plan):
+        return JobState(True, plan.tasks, plan.tasks, sources, sources)
+    done = committed_tasks(store) & set(range(plan.tasks))
+    return JobState(False, plan.tasks, len(done), sources, parts.sources_in(store, plan, done))
 
 
-def _facts(store: Store, about: Row, clips: ClipSums, rejects: RejectSums) -> DatasetFacts:
-    config, listed = about.get("config") or {}, rejects.listed()
+def _collect(store: Store, about: Row, clips: ClipSums, rejects: RejectSums) -> DatasetFacts:
+    config, groups = about.get("config") or {}, rejects.groups()
+    columns = (about.get("columns") or {}).items()
     return DatasetFacts(
         url=store.url(),
         about=about,
-        job=read_job(store),
+        job=job_state(store),
         sources=clips.sums["sources"] + rejects.sources.total(),
         sources_kept=clips.sums["sources"],
         sources_rejected=rejects.sources.total(),
@@ -224,26 +241,26 @@ def _facts(store: Store, about: Row, clips: ClipSums, rejects: RejectSums) -> Da
         shards=int(about.get("shards", 0)),
         largest=clips.largest,
         durations=_durations(clips),
-        fps_in=_ordered(clips.counts.get("fps_in"), "{:g}"),
-        fps_out=_ordered(clips.counts.get("fps_out"), "{:g}"),
-        size_in=_ordered(clips.counts.get("size_in")),
-        size_out=_ordered(clips.counts.get("size_out")),
-        codec_in=_ordered(clips.counts.get("codec_in")),
-        codec_out=_ordered(clips.counts.get("codec")),
-        encoders=_ordered(clips.counts.get("encoder")),
-        colours=_ordered(clips.counts.get("colour")),
+        fps_in=_sort_counts(clips.counts.get("fps_in"), "{:g}"),
+        fps_out=_sort_counts(clips.counts.get("fps_out"), "{:g}"),
+        size_in=_sort_counts(clips.counts.get("size_in")),
+        size_out=_sort_counts(clips.counts.get("size_out")),
+        codec_in=_sort_counts(clips.counts.get("codec_in")),
+        codec_out=_sort_counts(clips.counts.get("codec")),
+        encoders=_sort_counts(clips.counts.get("encoder")),
+        colours=_sort_counts(clips.counts.get("colour")),
         labels=_labels(store, clips.counts.get("label_id", Counter())),
-        rejects=listed,
+        rejects=groups,
         duplicates=clips.sums["duplicates"],
         repeats=_repeats(store, clips.repeats),
-        scores=tuple(_histogram(name, clips, config, listed) for name in SCORES),
-        columns=tuple(Column(n, kind, clips.sums[f"column {n}"]) for n, kind in (about.get("columns") or {}).items()),
-        changed=changed(config),
-        sheet=tuple(clips.sheet[i] for i in spread(len(clips.sheet), SHEET)),
+        scores=tuple(_histogram(name, clips, config, groups) for name in SCORES),
+        columns=tuple(Column(name, kind, clips.sums[f"column {name}"]) for name, kind in columns),
+        changed=preset_differences(config),
+        sheet=tuple(clips.sheet[i] for i in spread(len(clips.sheet), SHEET_CLIPS)),
     )
 
 
-def _ordered(counts: Counter[Any] | None, form: str = "{}") -> tuple[Count, ...]:
+def _sort_counts(counts: Counter[Any] | None, form: str = "{}") -> tuple[Count, ...]:
     pairs = sorted((counts or {}).items(), key=lambda kv: (-kv[1], str(kv[0])))
     return tuple(("unknown" if v is None or v != v else form.format(v), n) for v, n in pairs)
 
@@ -259,14 +276,14 @@ def _durations(clips: ClipSums) -> Durations | None:
 
 
 def _labels(store: Store, counts: Counter[int]) -> Labels:
-    known = _object(store, schema.LABELS) if store.exists(schema.LABELS) else {}
+    known = _read_object(store, schema.LABELS) if store.exists(schema.LABELS) else {}
     named = sorted(((name, counts[i]) for name, i in known.items() if counts[i]), key=lambda c: (-c[1], c[0]))
     smallest = named[max(FEW, len(named) - FEW) :]
     return Labels(len(known), len(known) - len(named), counts[-1], tuple(named[:FEW]), tuple(smallest))
 
 
 def _repeats(store: Store, rows: list[Row]) -> tuple[Repeat, ...]:
-    """The pairs, with what the first of each is."""
+    """The pairs of these duplicates and the clips that they repeat."""
     wanted = pa.array({row["duplicate_of"] for row in rows}, pa.string())
     first: dict[str, Row] = {}
     if rows:
@@ -275,51 +292,59 @@ def _repeats(store: Store, rows: list[Row]) -> tuple[Repeat, ...]:
             first |= {row["key"]: row for row in found.to_pylist()}
             if len(first) == len(wanted):
                 break
-    pairs = ((row, first[row["duplicate_of"]]) for row in rows if row["duplicate_of"] in first)
-    return tuple(
-        Repeat(
-            row["key"], row["source"], row["span_start_s"], of["key"], of["source"], of["span_start_s"],
-            row["sha256"] == of["sha256"],
-        )
-        for row, of in pairs
-    )  # fmt: skip
+    return tuple(_repeat(row, first[row["duplicate_of"]]) for row in rows if row["duplicate_of"] in first)
 
 
-def _histogram(name: str, clips: ClipSums, config: Row, rejects: tuple[Rejects, ...]) -> Histogram:
-    width, bins, setting, reason, _ = SCORES[name]
-    counts = clips.bins.get(name, np.zeros(bins, np.int64))
-    gone = next((r for r in rejects if r.reason == reason), Rejects(reason, 0, 0, ()))
+def _repeat(row: Row, first: Row) -> Repeat:
+    return Repeat(
+        key=row["key"],
+        source=row["source"],
+        start_s=row["span_start_s"],
+        first_key=first["key"],
+        first_source=first["source"],
+        first_start_s=first["span_start_s"],
+        exact=row["sha256"] == first["sha256"],
+    )
+
+
+def _histogram(name: str, clips: ClipSums, config: Row, groups: tuple[RejectGroup, ...]) -> Histogram:
+    score = SCORES[name]
+    counts = clips.bins.get(name, np.zeros(score.bins, np.int64))
+    rejects = next((g for g in groups if g.reason == score.reason), RejectGroup(score.reason, 0, 0, ()))
     return Histogram(
         name=name,
-        edges=tuple(round(i * width, 6) for i in range(bins + 1)),
+        edges=tuple(round(i * score.bin_width, 6) for i in range(score.bins + 1)),
         counts=tuple(counts.tolist()),
-        setting=setting,
-        reason=reason,
-        threshold=float(config.get(setting) or 0),
-        sources=gone.sources,
-        spans=gone.spans,
-        common=float(getattr(PRESETS["uncurated"], setting)),
+        setting=score.setting,
+        reason=score.reason,
+        threshold=float(config.get(score.setting) or 0),
+        sources=rejects.sources,
+        spans=rejects.spans,
+        common=float(getattr(PRESETS["uncurated"], score.setting)),
         beyond_common=clips.sums[f"beyond {name}"],
     )
 
 
-def changed(config: Row) -> tuple[tuple[str, Any, Any], ...]:
-    """Settings that are not what their preset has, and the preset where it is not the default."""
+def preset_differences(config: Row) -> tuple[tuple[str, Any, Any], ...]:
+    """(name, value, the preset's value) of settings that differ from the preset, or of a preset that is not the default."""
     preset = config.get("preset", "kinetics")
     if preset not in PRESETS:
         return ()
-    usual = ShardConfig(preset=preset).resolved().model_dump(mode="json") | {"preset": ShardConfig().preset}
+    usual = ShardConfig(preset=preset).resolve().model_dump(mode="json") | {"preset": ShardConfig().preset}
     return tuple((k, v, usual[k]) for k, v in config.items() if k in usual and v != usual[k])
 
 
 def spread(n: int, wanted: int) -> list[int]:
-    """`wanted` of 0 … n - 1, evenly spread; all where there are no more."""
+    """`wanted` numbers out of 0 … n - 1, evenly spread; all of them where n is smaller."""
     return np.unique(np.linspace(0, n - 1, min(wanted, n)).round().astype(int)).tolist() if n else []
 
 
 def duration_bins(durations: Durations, most: int = 24) -> list[tuple[float, int]]:
-    """(middle of a bin in seconds, clips): bins of one round width; the last holds all that are longer than what
-    99 of 100 clips reach, so that one long clip does not flatten the others."""
+    """(middle of a bin in seconds, clips), at most about `most` bins of one round width.
+
+    99 of 100 clips fit into the bins before the last; the last bin holds all longer clips, so that one long clip
+    does not flatten the others.
+    """
     tenths = durations.tenths
     below = np.cumsum(list(tenths.values()))
     reach = list(tenths)[int(np.searchsorted(below, 0.99 * below[-1]))] / 10

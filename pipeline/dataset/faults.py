@@ -5,48 +5,47 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
-Row = dict[str, Any]
 SHARD_FILE = re.compile(r"shards/(\d{6,})-\d{2,}\.(tar|idx)")
 
 
 class Mend(StrEnum):
     """What mends a fault."""
 
-    TASK = "task"  # its task is run again
-    JOIN = "join"  # the commits are joined again
-    IDX = "idx"  # the DALI index is made again from its tar, which is sound
-    LABELS = "labels"  # labels.json is made again from the plan
-    EXTRA = "extra"  # the file is removed
+    TASK = "task"  # run the task again
+    JOIN = "join"  # join the commits again
+    IDX = "idx"  # make the DALI index again from its tar, which is sound
+    LABELS = "labels"  # make labels.json again from the plan
+    EXTRA = "extra"  # remove the file
     PLAN = "plan"  # nothing: the plan itself is damaged
-    NONE = "none"  # nothing here: the text says what to do
+    NONE = "none"  # nothing that repair could do: the fault's text says what a person must do
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with one file; `task`: the task that must be run again for it, where it is one."""
+    """What is wrong with one file."""
 
     file: str
     text: str
     mend: Mend
     task: int | None = None
+    """The task to run again; None where another thing mends it."""
 
 
-class Faults(list[Fault]):
-    """All that was found so far."""
+class FaultList(list[Fault]):
+    """All faults found so far."""
 
     def add(self, file: str, words: str, mend: Mend, task: int | None = None) -> None:
-        """One more; `words` say what is wrong with the file."""
+        """Add one fault; `words` say what is wrong with the file."""
         self.append(Fault(file, f"{file}: {words}", mend, task))
 
 
 def task_of(shard: str) -> int:
-    """The task that a shard is of, by its name; -1 where it is no name of a shard."""
+    """The task that a shard belongs to, by the shard's name; -1 where the name is not that of a shard."""
     match = SHARD_FILE.fullmatch(shard)
     return int(match.group(1)) if match else -1
 
 
-def line_of(error: BaseException) -> str:
-    """An error in one line."""
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message; its type where there is no message."""
     return (str(error).splitlines() or [type(error).__name__])[0]

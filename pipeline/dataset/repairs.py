@@ -1,11 +1,12 @@
-"""`reelmae verify --repair`: make a damaged dataset again what it was, with no more work than the damage needs.
+"""`reelmae verify --repair`: restores a damaged dataset to what it was, with no more work than the damage needs.
 
-- a damaged clip, tar or commit: its task is run again, and gives the same bytes;
+- a damaged clip, tar or commit: the task is run again, which gives the same bytes;
 - a damaged index.parquet, rejects.parquet or dataset.json: the commits are joined again;
 - a stale DALI index is made again from its tar, labels.json from the plan;
 - a shard that no commit names is removed.
 
-What cannot be mended is told before anything is touched: a damaged plan, sources that are gone, another ffmpeg.
+Some damage cannot be mended: a damaged plan, missing sources, another ffmpeg. Then an error says so before anything
+is touched.
 """
 
 from __future__ import annotations
@@ -24,21 +25,23 @@ from reelmae.pipeline.errors import DatasetError, JobMismatchError, StorageError
 from reelmae.pipeline.ingest import job
 from reelmae.pipeline.ingest.ffmpeg import find_ffmpeg
 from reelmae.pipeline.ingest.plan import parts
-from reelmae.pipeline.ingest.shards.commits import old_rejects
+from reelmae.pipeline.ingest.shards.commits import read_rejects
 from reelmae.pipeline.ingest.shards.pack import dali_index
 from reelmae.pipeline.storage.store import Store
 
-SHOWN = 3  # sources that are gone, named in a message
+SHOWN = 3  # missing sources that a message names
 
 
 @dataclass(frozen=True)
 class RepairReport:
-    """What was wrong before and after, the faults that were mended, and the tasks that were run again for it."""
+    """What was wrong, and what the repair did."""
 
     before: VerifyReport
     after: VerifyReport
     mended: tuple[str, ...]
+    """Faults that are gone."""
     tasks_run: tuple[int, ...]
+    """Tasks that were run again."""
 
     @property
     def ok(self) -> bool:
@@ -46,14 +49,14 @@ class RepairReport:
         return self.after.ok
 
     def as_dict(self) -> dict[str, Any]:
-        """What verify says now, and what was mended; JSON-able."""
+        """The report after the repair and what was mended, as JSON takes it."""
         return self.after.as_dict() | {"mended": list(self.mended), "tasks_run": list(self.tasks_run)}
 
 
 def repair(dst: str, deep: bool = False, *, workers: int | None = None) -> RepairReport:
     """Verify the dataset at `dst`, mend what can be mended, and verify it again.
 
-    Nothing is touched where that cannot be: DatasetError (the plan is damaged), StorageError (sources are gone),
+    Raises before anything is touched: DatasetError (the plan is damaged), StorageError (sources are gone),
     JobMismatchError (another ffmpeg), InputError (no finished dataset).
     """
     before = verify(dst, deep)
@@ -65,7 +68,7 @@ def repair(dst: str, deep: bool = False, *, workers: int | None = None) -> Repai
     _refuse_other_sources(store, set(tasks))
     _mend(store, before.found, tasks, workers)
     after = verify(dst, deep)
-    if any(f.mend == Mend.EXTRA for f in after.found):  # of tasks whose commit was not there to tell
+    if any(f.mend == Mend.EXTRA for f in after.found):  # shards of a task whose commit was missing before
         _mend(store, [f for f in after.found if f.mend == Mend.EXTRA], (), workers)
         after = verify(dst, deep)
     left = set(after.faults)
@@ -82,43 +85,43 @@ def _refuse_damaged_plan(store: Store, found: tuple[Fault, ...]) -> None:
 
 
 def _refuse_other_sources(store: Store, tasks: set[int]) -> None:
-    """Another ffmpeg, or sources that are gone: the tasks cannot be run again."""
+    """Raise where the tasks cannot be run again: the ffmpeg is another, or sources are gone."""
     plan = parts.read_plan(store)
     assert plan is not None
-    different = parts.refused_tools(plan, find_ffmpeg(), tasks) if tasks else []
+    different = parts.tool_differences(plan, find_ffmpeg(), tasks) if tasks else []
     if different:
         raise JobMismatchError(
             f"{store.url()}: {'; '.join(different)}; the clips would not be the same. Nothing was touched"
         )
-    gone = [url for url in _urls(store, plan, tasks) if not _there(url)]
+    gone = [url for url in _source_urls(store, plan, tasks) if not _exists(url)]
     if gone:
         more = f" and {len(gone) - SHOWN} more" if len(gone) > SHOWN else ""
         raise StorageError(
-            f"{', '.join(gone[:SHOWN])}{more}: gone; shards of {store.url()} cannot be made again without. "
-            "Put back what is gone and run again. Nothing was touched"
+            f"{', '.join(gone[:SHOWN])}{more}: gone; without these sources, shards of {store.url()} cannot be made "
+            "again. Put back what is gone and run again. Nothing was touched"
         )
 
 
-def _urls(store: Store, plan: parts.Plan, tasks: set[int]) -> list[str]:
-    """The sources that are read when these tasks run again: not those whose rejects are taken over."""
+def _source_urls(store: Store, plan: parts.Plan, tasks: set[int]) -> list[str]:
+    """The sources that these tasks read when they run again. A repair keeps the rejects of readable commits."""
     urls: list[str] = []
     for part in plan.parts:
         here = sorted(t - part.first_task for t in tasks if part.first_task <= t < part.first_task + part.tasks)
         if here:
             with parts.part_file(store, part) as file:
                 urls += file.read_row_groups(here, ["url"]).column("url").to_pylist()
-    rejected = {url for task in tasks for url in old_rejects(store, task)}
+    rejected = {url for task in tasks for url in read_rejects(store, task)}
     return [url for url in urls if url not in rejected]
 
 
-def _there(url: str) -> bool:
+def _exists(url: str) -> bool:
     if url.startswith("file://"):
         return Path(os.fsdecode(unquote_to_bytes(url.removeprefix("file://")))).exists()
     return Path(url).exists() if url.startswith("/") else Store(url).exists()
 
 
 def _mend(store: Store, found: tuple[Fault, ...] | list[Fault], tasks: tuple[int, ...], workers: int | None) -> None:
-    """Labels first, as tasks number by them; tasks and the join last of what is written; then what is too much."""
+    """Mend all faults. Labels come first: the tasks take their numbers from them. Extra files are removed last."""
     plan = parts.read_plan(store)
     assert plan is not None
     if any(f.mend == Mend.LABELS for f in found):

@@ -1,4 +1,4 @@
-"""Shards byte by byte against the rows of their clips, and their clips decoded."""
+"""Shards are compared byte by byte with the rows of their clips; a deep check also decodes the clips."""
 
 from __future__ import annotations
 
@@ -19,14 +19,9 @@ import pyarrow as pa
 
 from reelmae.pipeline import schema
 from reelmae.pipeline.cores import usable_cores
-from reelmae.pipeline.dataset.faults import Fault, Faults, Mend, Row, line_of
-from reelmae.pipeline.errors import (
-    ChildCrashedError,
-    ChildError,
-    DatasetError,
-    StorageError,
-    StorageFullError,
-)
+from reelmae.pipeline.dataset.faults import Fault, FaultList, Mend, first_line
+from reelmae.pipeline.dataset.tables import Row
+from reelmae.pipeline.errors import ChildCrashedError, ChildError, DatasetError, StorageError, StorageFullError
 from reelmae.pipeline.ingest.clips.probe import Prober
 from reelmae.pipeline.ingest.sandbox import Sandbox
 from reelmae.pipeline.ingest.shards.pack import dali_index
@@ -35,16 +30,16 @@ from reelmae.pipeline.storage.store import Store
 BLOCK = tarfile.BLOCKSIZE
 
 
-class Shards:
-    """Tars against the rows of their clips, and their DALI index against them; counts what was looked at."""
+class ShardCheck:
+    """Compares tars with the rows of their clips, and DALI indexes with their tars; counts what it has read."""
 
-    def __init__(self, store: Store, folder: Path, decoders: Decoders | None, faults: Faults) -> None:
+    def __init__(self, store: Store, folder: Path, decoders: Decoders | None, faults: FaultList) -> None:
         self._store, self._decoders, self._faults = store, decoders, faults
         self._tar = folder / "shard.tar"
         self.count = self.clips = self.bytes = 0
 
     def check(self, task: int, name: str, rows: list[Row], size: int | None) -> None:
-        """One shard: its clips' rows in order, and its bytes as the commit has them."""
+        """Check one shard: `rows` are its clips in order, `size` its bytes by the commit (None: there is no commit)."""
         try:
             self._store.download(name, self._tar)
             before = len(self._faults)
@@ -56,7 +51,7 @@ class Shards:
         except StorageFullError:
             raise
         except StorageError as e:
-            self._faults.add(name, f"cannot be read: {line_of(e)}", Mend.NONE)
+            self._faults.add(name, f"cannot be read: {first_line(e)}", Mend.NONE)
 
     def _check_idx(self, name: str) -> None:
         idx = name.removesuffix(".tar") + ".idx"
@@ -67,47 +62,44 @@ class Shards:
             self._faults.add(idx, "is missing", Mend.IDX)
 
     def _check_tar(self, task: int, name: str, rows: list[Row], size: int | None) -> None:
-        there = self._tar.stat().st_size
+        tar_bytes = self._tar.stat().st_size
         self.count += 1
-        self.bytes += there
-        if size is not None and there != size:
-            self._faults.add(name, f"is {there} bytes long, its commit has {size}", Mend.TASK, task)
+        self.bytes += tar_bytes
+        if size is not None and tar_bytes != size:
+            self._faults.add(name, f"is {tar_bytes} bytes long, its commit has {size}", Mend.TASK, task)
             return
         end = 0
         with self._tar.open("rb") as file:
             for row in rows:
                 self.clips += 1
                 try:
-                    data = _clip(file, end, row)
+                    data = _read_clip(file, end, row)
                     if self._decoders is not None:
-                        self._told(self._decoders.add(task, name, row, data))
+                        self._faults.extend(self._decoders.add(task, name, row, data))
                 except (DatasetError, tarfile.TarError, ValueError) as e:
-                    self._faults.add(name, f"clip {row['key']}: {line_of(e)}", Mend.TASK, task)
-                end = _padded(max(0, row["offset"]) + max(0, row["size"]))
+                    self._faults.add(name, f"clip {row['key']}: {first_line(e)}", Mend.TASK, task)
+                end = _pad(max(0, row["offset"]) + max(0, row["size"]))
             file.seek(end)
             tail = file.read()
         if len(tail) < 2 * BLOCK or tail.strip(b"\0"):
-            self._faults.add(name, f"its end, from byte {end}, is not that of a tar", Mend.TASK, task)
-
-    def _told(self, decoded: list[Fault]) -> None:
-        self._faults.extend(decoded)
+            self._faults.add(name, f"from byte {end} on it does not end as a tar does", Mend.TASK, task)
 
     def drain(self) -> None:
         """Wait for the clips that are still being decoded."""
         if self._decoders is not None:
-            self._told(self._decoders.rest())
+            self._faults.extend(self._decoders.wait())
 
 
-def _clip(file: IO[bytes], start: int, row: Row) -> bytes:
-    """The video of the clip whose members begin at `start`; DatasetError where a byte is not as it must be."""
-    text = _member(file, start, f"{row['key']}.json")
-    video = _padded(start + BLOCK + len(text))
+def _read_clip(file: IO[bytes], start: int, row: Row) -> bytes:
+    """The video of the clip whose members begin at `start`; DatasetError where a byte differs from the row."""
+    text = _read_member(file, start, f"{row['key']}.json")
+    video = _pad(start + BLOCK + len(text))
     if row["offset"] != video + BLOCK:
         raise DatasetError(f"its video is at byte {video + BLOCK}, its row has {row['offset']}")
-    data = _member(file, video, f"{row['key']}.mp4")
+    data = _read_member(file, video, f"{row['key']}.mp4")
     if len(data) != row["size"] or hashlib.sha256(data).hexdigest() != row["sha256"]:
         raise DatasetError("its bytes are not those of its row (sha256)")
-    found, wanted = json.loads(text), _facts(row)
+    found, wanted = json.loads(text), _clip_json(row)
     if not isinstance(found, dict):
         raise DatasetError("its .json is no JSON object")
     own = found.pop("manifest", {})
@@ -118,15 +110,15 @@ def _clip(file: IO[bytes], start: int, row: Row) -> bytes:
     return data
 
 
-def _facts(row: Row) -> Row:
-    """What a clip's .json says (see Packer.add), of its row."""
+def _clip_json(row: Row) -> Row:
+    """What the clip's .json must hold, by its row (Packer.add writes it)."""
     own = {k: v for k, v in row.items() if k not in schema.CLIPS.names and v is not None}
     same = ("codec", "fps", "frames", "height", "label", "label_id", "source", "width")
     return {k: row[k] for k in same} | {"span_s": [row["span_start_s"], row["span_end_s"]], "manifest": own}
 
 
-def _member(file: IO[bytes], start: int, name: str) -> bytes:
-    """The bytes of the member whose header is at `start`, which must be this one's; the padding must be zero."""
+def _read_member(file: IO[bytes], start: int, name: str) -> bytes:
+    """The bytes of the member `name`, whose header must be at `start` and whose padding must be zero."""
     file.seek(start)
     header = file.read(BLOCK)
     info = tarfile.TarInfo.frombuf(header, "ascii", "strict")
@@ -140,7 +132,7 @@ def _member(file: IO[bytes], start: int, name: str) -> bytes:
 
 
 class Decoders:
-    """Decodes clips whole on all cores, each with a child of its own. A few clips wait at a time. Use as a context."""
+    """Decodes clips in full on all cores, one child process for each core. Few clips wait. A context manager."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -153,18 +145,19 @@ class Decoders:
         self._number = 0
 
     def add(self, task: int, shard: str, row: Row, data: bytes) -> list[Fault]:
-        """Hand over one clip; the faults of those before that are done."""
+        """Decode one more clip. Returns faults of clips that were added before."""
         self._number += 1
         path = self._folder / f"{self._number}.mp4"
         path.write_bytes(data)
         self._waiting.append(self._pool.submit(self._decode, path, task, shard, row))
-        return self._done(3 * self._cores)
+        return self._collect(3 * self._cores)
 
-    def rest(self) -> list[Fault]:
-        """The faults of all that wait."""
-        return self._done(0)
+    def wait(self) -> list[Fault]:
+        """Wait for all clips. Returns their faults."""
+        return self._collect(0)
 
-    def _done(self, waiting: int) -> list[Fault]:
+    def _collect(self, waiting: int) -> list[Fault]:
+        """The faults of the oldest clips, until only `waiting` clips are left."""
         found = []
         while len(self._waiting) > waiting:
             fault = self._waiting.popleft().result()
@@ -173,14 +166,15 @@ class Decoders:
 
     def _decode(self, path: Path, task: int, shard: str, row: Row) -> Fault | None:
         try:
-            words = self._compared(path, row)
-        except ChildCrashedError:  # perhaps killed by somebody else, out of memory: once more
-            words = self._compared(path, row, again=True)
+            words = self._compare(path, row)
+        except ChildCrashedError:  # the kernel may have killed it for lack of memory: try once more
+            words = self._compare(path, row, again=True)
         finally:
             path.unlink()
         return Fault(shard, f"{shard}: clip {row['key']}: {words}", Mend.TASK, task) if words else None
 
-    def _compared(self, path: Path, row: Row, again: bool = False) -> str:
+    def _compare(self, path: Path, row: Row, again: bool = False) -> str:
+        """What differs between the decoded clip and its row; "" where nothing does."""
         try:
             clip = self._prober.verify([path], wall_s=120 + row["frames"])[0]
         except ChildCrashedError as e:
@@ -190,9 +184,13 @@ class Decoders:
         except ChildError as e:
             return f"decoding {e}"
         return clip.fault(
-            frames=row["frames"], fps=Fraction(row["fps"]).limit_denominator(1001), width=row["width"],
-            height=row["height"], codec=row["codec"], untagged=row["encoder"] == "copy",
-        )  # fmt: skip
+            frames=row["frames"],
+            fps=Fraction(row["fps"]).limit_denominator(1001),
+            width=row["width"],
+            height=row["height"],
+            codec=row["codec"],
+            untagged=row["encoder"] == "copy",
+        )
 
     @property
     def _prober(self) -> Prober:
@@ -213,7 +211,7 @@ class Decoders:
 
 
 def by_shard(clips: pa.Table | None) -> Iterator[tuple[str, list[Row]]]:
-    """The rows of each shard, as they come."""
+    """Each shard's name and its rows, in the order of the table."""
     names = [] if clips is None else clips.column("shard").to_pylist()
     start = 0
     for name, same in itertools.groupby(names):
@@ -223,5 +221,6 @@ def by_shard(clips: pa.Table | None) -> Iterator[tuple[str, list[Row]]]:
         start = end
 
 
-def _padded(end: int) -> int:
+def _pad(end: int) -> int:
+    """`end` rounded up to whole blocks of a tar."""
     return -(-end // BLOCK) * BLOCK

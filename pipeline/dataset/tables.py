@@ -1,9 +1,10 @@
-"""The index and the rejects, row by row against the commits, a task at a time."""
+"""The index and the rejects are compared row by row with the commits, one task at a time."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,14 +12,19 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from reelmae.pipeline import schema
-from reelmae.pipeline.dataset.faults import Faults, Mend, line_of, task_of
+from reelmae.pipeline.dataset.faults import FaultList, Mend, first_line, task_of
 
-ROWS = 10_000  # of a table at a time
+ROWS = 10_000  # read from a table at a time
 BROKEN = (pa.ArrowException, OSError, ValueError, KeyError, TypeError)  # what a damaged table raises
+Row = dict[str, Any]
+"""A row of a table: column → value."""
 
 
 def difference(wanted: pa.Table, found: pa.Table, named: str) -> str:
-    """The first difference between the rows of a task's commit and those found; "" where there is none."""
+    """The first difference between the rows of a task's commit and those found; "" where there is none.
+
+    `named`: the column that names a row in the message.
+    """
     if wanted.equals(found):
         return ""
     theirs, mine = wanted.column(named).to_pylist(), found.column(named).to_pylist()
@@ -29,22 +35,22 @@ def difference(wanted: pa.Table, found: pa.Table, named: str) -> str:
     for column in wanted.column_names:
         pairs = zip(wanted.column(column).to_pylist(), found.column(column).to_pylist(), strict=True)
         for name, (a, b) in zip(theirs, pairs, strict=True):
-            if a != b and not (a != a and b != b):  # NaN is NaN
+            if a != b and not (a != a and b != b):  # NaN equals NaN here
                 return f"{name}: {column} is {b!r}, the commit has {a!r}"
     return ""
 
 
-class ByTask:
-    """The index's rows task by task, in one pass. `broken`: it could not be read to its end."""
+class IndexRows:
+    """The rows of the index, task by task, in one pass."""
 
-    def __init__(self, file: pq.ParquetFile | None, tasks: int | None, faults: Faults) -> None:
+    def __init__(self, file: pq.ParquetFile | None, tasks: int | None, faults: FaultList) -> None:
         self._file, self._tasks, self._faults = file, tasks, faults
-        self.broken = file is None
+        self.broken = file is None  # the index could not be read to its end
         self.runs = self._runs()
-        self._head = next(self.runs, None) if tasks is not None else None  # without a plan `runs` is all
+        self._head = next(self.runs, None) if tasks is not None else None  # without a plan, `runs` holds all rows
 
     def _runs(self) -> Iterator[tuple[int, pa.Table]]:
-        """Neighbouring rows of one task."""
+        """Neighbouring rows of one task, with the task."""
         held: list[pa.Table] = []
         last = -1
         for batch in self._batches():
@@ -68,18 +74,18 @@ class ByTask:
                     yield pa.Table.from_batches([batch])
         except BROKEN as e:
             self.broken = True
-            self._faults.add(schema.INDEX, f"cannot be read: {line_of(e)}", Mend.JOIN)
+            self._faults.add(schema.INDEX, f"cannot be read: {first_line(e)}", Mend.JOIN)
 
     def take(self, task: int) -> pa.Table | None:
-        """The rows of this task, asked for in rising order; None where the index cannot be read."""
+        """The rows of this task; None where the index cannot be read. Ask for tasks in rising order."""
         while self._head is not None and not task <= self._head[0] < (self._tasks or 0):
-            self._stray()
+            self._skip_stray_rows()
         found = None if self._file is None else self._file.schema_arrow.empty_table()
         if self._head is not None and self._head[0] == task:
             found, self._head = self._head[1], next(self.runs, None)
         return None if self.broken else found
 
-    def _stray(self) -> None:
+    def _skip_stray_rows(self) -> None:
         assert self._head is not None
         _, rows = self._head
         words = f"{rows.num_rows} rows from {rows.column('key')[0]} ({rows.column('shard')[0]}) are out of place"
@@ -87,20 +93,20 @@ class ByTask:
         self._head = next(self.runs, None)
 
     def end(self) -> None:
-        """There must be no more rows."""
+        """All tasks were taken: rows that are left are a fault."""
         while self._head is not None:
-            self._stray()
+            self._skip_stray_rows()
 
 
 class RejectRows:
-    """The rows of rejects.parquet, in one pass, until they are no longer those of the commits."""
+    """The rows of rejects.parquet, in one pass. The pass ends at the first difference from the commits."""
 
-    def __init__(self, file: pq.ParquetFile | None, faults: Faults) -> None:
+    def __init__(self, file: pq.ParquetFile | None, faults: FaultList) -> None:
         self._faults = faults
         self._batches = iter(()) if file is None else file.iter_batches(ROWS)
         self._held = schema.REJECTS.empty_table()
         self._different = file is None
-        self.stopped = False  # a commit is not there to compare with
+        self.stopped = False  # a commit is missing, so there is nothing to compare with
 
     def _take(self, n: int) -> pa.Table:
         while self._held.num_rows < n:
@@ -112,36 +118,36 @@ class RejectRows:
         return found
 
     def compare(self, task: int, wanted: pa.Table) -> None:
-        """The next rows are these of a task's commit."""
+        """Compare the next rows with those of a task's commit."""
         if self._different or self.stopped:
             return
         try:
             found = self._take(wanted.num_rows)
             words = difference(wanted.select(found.column_names), found, "source")
         except BROKEN as e:
-            words = f"cannot be read: {line_of(e)}"
+            words = f"cannot be read: {first_line(e)}"
         if words:
             self._different = True
             self._faults.add(schema.REJECTS_FILE, f"{words} ({schema.commit_name(task)})", Mend.JOIN)
 
     def stop(self) -> None:
-        """A commit is not there: what follows cannot be told."""
+        """A commit is missing: from here on the rows have nothing to be compared with."""
         self.stopped = True
 
-    def end(self, told: bool) -> None:
-        """There must be no more rows."""
-        if told and not self._different and not self.stopped and self._take(1).num_rows:
+    def end(self, complete: bool) -> None:
+        """Rows that are left are a fault, if every task was compared (`complete`)."""
+        if complete and not self._different and not self.stopped and self._take(1).num_rows:
             self._faults.add(schema.REJECTS_FILE, "has rows of no commit", Mend.JOIN)
 
 
-def check_repeats(index: pq.ParquetFile, faults: Faults) -> int:
-    """How many clips repeat another; each must name an earlier one that is itself no repeat."""
+def check_repeats(index: pq.ParquetFile, faults: FaultList) -> int:
+    """Count the clips that repeat another. Each must name an earlier clip that is not itself a repeat."""
     kept = [
         pc.unique(batch.column("duplicate_of")).drop_null()
         for batch in index.iter_batches(ROWS, columns=["duplicate_of"])
     ]
     names = pc.unique(pa.chunked_array(kept, pa.string()))
-    at_N = np.full(len(names), np.iinfo(np.int64).max)  # where each named clip is, where it is no repeat
+    at_N = np.full(len(names), np.iinfo(np.int64).max)  # row of each named clip that is not itself a repeat
     row = count = 0
     for batch in index.iter_batches(ROWS, columns=["key", "duplicate_of"]):
         of = batch.column("duplicate_of")
@@ -154,7 +160,7 @@ def check_repeats(index: pq.ParquetFile, faults: Faults) -> int:
         for i in np.flatnonzero(of_N >= 0):
             count += 1
             if at_N[of_N[i]] >= row + i:
-                words = f"{batch.column('key')[i]} repeats {of[i]}, which is no earlier clip, or itself a repeat"
+                words = f"{batch.column('key')[i]} repeats {of[i]}, which is not an earlier clip or is itself a repeat"
                 faults.add(schema.INDEX, words, Mend.JOIN)
         row += batch.num_rows
     return count

@@ -1,14 +1,15 @@
-"""`reelmae verify`: is a dataset what its plan, its commits and its index say?
+"""`reelmae verify`: does a dataset hold what its plan, its commits and its index say?
 
-Always: the ledger, task by task; index.parquet and rejects.parquet row by row against the commits; dataset.json
-against their sums; labels.json against the plan and the clips; every tar byte by byte (headers, KEY.json against
-its row, the clip's sha256, padding, length) and against its DALI index; no shard missing or extra.
-Deep: every clip also decoded whole in the sandbox, on all cores, and compared with its row.
+Always checked: the ledger, task by task; index.parquet and rejects.parquet row by row against the commits;
+dataset.json against their sums; labels.json against the plan and the clips; every tar byte by byte (headers, KEY.json
+against its row, the clip's sha256, padding, length) and against its DALI index; that no shard is missing or extra.
+A deep check also decodes every clip in full in the sandbox, on all cores, and compares it with its row.
 
-Reads with no trust in the files; every fault is named, none stops the search. Where index and commits differ, the
-commits count: what is joined from them can be joined again. Where an append or a retry has not finished, the
-index is held against the parts that it was joined from. Memory does not grow with the number of clips: tasks, shards and
-rows pass through one after the other; what is held grows with the shards and the clips that others repeat.
+No file is trusted. Every fault is named, and no fault stops the search. Where the index and the commits differ, the
+commits are right: the index can be joined from them again. While an append or a retry has not finished, the index is
+compared with the parts of the plan that it was joined from. Memory does not grow with the number of clips: tasks,
+shards and rows pass through one after the other. What is held grows with the number of shards, and of clips that
+others repeat.
 """
 
 from __future__ import annotations
@@ -27,44 +28,41 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from reelmae.pipeline import schema
-from reelmae.pipeline.dataset.faults import SHARD_FILE, Fault, Faults, Mend, Row, line_of, task_of
-from reelmae.pipeline.dataset.shards import Decoders, Shards, by_shard
-from reelmae.pipeline.dataset.tables import BROKEN, ByTask, RejectRows, check_repeats, difference
-from reelmae.pipeline.errors import (
-    DatasetError,
-    InputError,
-    StorageError,
-    StorageFullError,
-)
+from reelmae.pipeline.dataset.faults import SHARD_FILE, Fault, FaultList, Mend, first_line, task_of
+from reelmae.pipeline.dataset.shards import Decoders, ShardCheck, by_shard
+from reelmae.pipeline.dataset.tables import BROKEN, IndexRows, RejectRows, Row, check_repeats, difference
+from reelmae.pipeline.errors import DatasetError, InputError, StorageError, StorageFullError
 from reelmae.pipeline.ingest.plan import parts
 from reelmae.pipeline.ingest.shards import ledger
-from reelmae.pipeline.ingest.shards.commits import read_commit
+from reelmae.pipeline.ingest.shards.commits import committed_tasks, read_commit
 from reelmae.pipeline.storage.store import Store
 
-OF_THE_JOIN = ("reelmae", "tools")  # what dataset.json says of the last join, not of the clips
+JOIN_KEYS = ("reelmae", "tools")  # keys of dataset.json that describe the last join, not the clips
 
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What was looked at and what was wrong: each fault names its file. `ok` is True where there is none.
-
-    `damaged_tasks` must be run again; `found` says for each fault what mends it. `ms_per_clip` is wall-clock time.
-    """
+    """What was checked and what was wrong."""
 
     dst: str
     ok: bool
+    """Whether there is no fault."""
     deep: bool
     shards: int
     clips: int
     bytes: int
     faults: tuple[str, ...]
+    """Each fault in words; it names its file."""
     damaged_tasks: tuple[int, ...]
+    """Tasks that must be run again."""
     found: tuple[Fault, ...]
+    """The same faults, each with what mends it."""
     seconds: float
     ms_per_clip: float
+    """Wall-clock time."""
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """The report without `found`, as JSON takes it."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "found"}
         return values | {"faults": list(self.faults), "damaged_tasks": list(self.damaged_tasks)}
 
@@ -74,12 +72,9 @@ def verify(dst: str, deep: bool = False) -> VerifyReport:
     begin = time.monotonic()
     store = Store(dst)
     if not store.exists(schema.DATASET_JSON):
-        there = (
-            "an unfinished job; run `reelmae shard` again to finish it"
-            if store.exists(schema.PLAN_JSON)
-            else "no dataset"
-        )
-        raise InputError(f"{dst}: no {schema.DATASET_JSON} there: {there}")
+        unfinished = store.exists(schema.PLAN_JSON)
+        state = "an unfinished job; run `reelmae shard` again to finish it" if unfinished else "no dataset"
+        raise InputError(f"{dst}: no {schema.DATASET_JSON} there: {state}")
     with tempfile.TemporaryDirectory(prefix="reelmae-") as name, ExitStack() as stack:
         folder = Path(name).resolve()
         decoders = stack.enter_context(Decoders(folder)) if deep else None
@@ -103,38 +98,42 @@ def verify(dst: str, deep: bool = False) -> VerifyReport:
 
 @dataclass(frozen=True)
 class _Commit:
-    """A commit that holds together: its rows, those of its clips, its shards with their bytes."""
+    """A commit without faults."""
 
     table: pa.Table
+    """All its rows."""
     clips: pa.Table
+    """The rows of its clips."""
     shards: dict[str, int]
+    """Shard → bytes."""
 
 
 class _Check:
-    """The dataset as a whole."""
+    """Checks one dataset: `run` fills `faults`."""
 
     def __init__(self, store: Store, folder: Path, decoders: Decoders | None, stack: ExitStack) -> None:
         self._store, self._folder, self._stack = store, folder, stack
-        self.faults = Faults()
-        self.shards = Shards(store, folder, decoders, self.faults)
-        self._committed = {e.path for e in store.list("commits") if e.path.endswith(".parquet")}
+        self.faults = FaultList()
+        self.shards = ShardCheck(store, folder, decoders, self.faults)
+        words = "is no commit record of a task; remove it, or give it its name back"
+        self._committed = committed_tasks(store, lambda path: self.faults.add(path, words, Mend.NONE))
         self._sums = ledger.Sums()
-        self._labels: dict[str | None, int] = {}  # as the clips have them
-        self._named: set[str] = set()  # shards of good commits
-        self._open: set[int] = set()  # tasks without one
+        self._labels: dict[str | None, int] = {}  # label → number, by the rows of the clips
+        self._named: set[str] = set()  # shards of the good commits
+        self._open: set[int] = set()  # tasks without a good commit
 
     def run(self) -> None:
         plan, facts = self._read_plan(), self._read_facts()
-        joined = None if plan is None else self._joined(plan, facts)
-        index = self._table(schema.INDEX, plan and schema.with_columns(schema.CLIPS, plan.columns))
-        rows = ByTask(index, None if plan is None else plan.tasks, self.faults)
+        joined = None if plan is None else self._index_plan(plan, facts)
+        index = self._open_table(schema.INDEX, plan and schema.with_columns(schema.CLIPS, plan.columns))
+        rows = IndexRows(index, None if plan is None else plan.tasks, self.faults)
         if plan is None:
-            for task, table in rows.runs:  # the shards against the index alone
+            for task, table in rows.runs:  # without a plan, compare the shards with the index alone
                 for name, clips in by_shard(table):
                     self.shards.check(task, name, clips, None)
         else:
-            whole = self._tasks(plan, joined, rows)
-            self._extras(plan)
+            whole = self._check_tasks(plan, joined, rows)
+            self._check_extras(plan)
             if whole and facts is not None and joined is not None and not rows.broken:
                 assert index is not None
                 self._sums.duplicates = check_repeats(index, self.faults)
@@ -158,17 +157,17 @@ class _Check:
                 return facts
             self.faults.add(schema.DATASET_JSON, "is no JSON object", Mend.JOIN)
         except ValueError as e:
-            self.faults.add(schema.DATASET_JSON, f"is no JSON: {line_of(e)}", Mend.JOIN)
+            self.faults.add(schema.DATASET_JSON, f"is no JSON: {first_line(e)}", Mend.JOIN)
         return None
 
     def _check_facts(self, facts: Row, wanted: Row) -> None:
-        for key in sorted(wanted.keys() - {*OF_THE_JOIN, "plan"}):
+        for key in sorted(wanted.keys() - {*JOIN_KEYS, "plan"}):
             if facts.get(key) != wanted[key]:
                 words = f"{key} is {facts.get(key)!r}, found {wanted[key]!r}"
                 self.faults.add(schema.DATASET_JSON, words, Mend.JOIN)
 
-    def _joined(self, plan: parts.Plan, facts: Row | None) -> parts.Plan | None:
-        """The plan that the index was joined from: its first parts where others came since; None: cannot be told."""
+    def _index_plan(self, plan: parts.Plan, facts: Row | None) -> parts.Plan | None:
+        """The plan that the index was joined from: all parts, or the first ones only. None: it may be either."""
         if facts is None or facts.get("plan") == plan.digest():
             return plan
         older = (plan.model_copy(update={"parts": plan.parts[:n]}) for n in range(1, len(plan.parts)))
@@ -179,14 +178,14 @@ class _Check:
             return plan
         kind = "an append" if plan.parts[-1].retry is None else "a retry"
         words = f"{kind} has not finished; run `reelmae shard` again"
-        if any(schema.commit_name(t) not in self._committed for t in range(found.tasks, plan.tasks)):
+        if any(t not in self._committed for t in range(found.tasks, plan.tasks)):
             self.faults.add(schema.DATASET_JSON, words, Mend.NONE)
             return found
         self.faults.add(schema.DATASET_JSON, words, Mend.JOIN)
-        return None  # stopped while it joined: the index may be the old one or the new one
+        return None  # the job stopped during the join: the index may be the old one or the new one
 
-    def _table(self, name: str, columns: pa.Schema | None) -> pq.ParquetFile | None:
-        """A table of the dataset, copied here; None and a fault where it cannot be read or has other columns."""
+    def _open_table(self, name: str, columns: pa.Schema | None) -> pq.ParquetFile | None:
+        """Download a table and open it; None and a fault where it cannot be read or has other columns."""
         path = self._folder / name.replace("/", "-")
         mend = Mend.PLAN if name.startswith("plan/") else Mend.JOIN
         try:
@@ -200,14 +199,14 @@ class _Check:
         except StorageFullError:
             raise
         except StorageError as e:
-            self.faults.add(name, f"cannot be read: {line_of(e)}", Mend.NONE)
+            self.faults.add(name, f"cannot be read: {first_line(e)}", Mend.NONE)
         except BROKEN as e:
-            self.faults.add(name, f"cannot be read: {line_of(e)}", mend)
+            self.faults.add(name, f"cannot be read: {first_line(e)}", mend)
         return None
 
-    def _part(self, part: parts.Part) -> pq.ParquetFile | None:
-        """A part's sources, read through once."""
-        file = self._table(part.file, None)
+    def _open_part(self, part: parts.PlanPart) -> pq.ParquetFile | None:
+        """Open the sources of a part of the plan and read them once to the end; None and a fault if that fails."""
+        file = self._open_table(part.file, None)
         if file is None:
             return None
         try:
@@ -217,27 +216,30 @@ class _Check:
                 file.read_row_group(group)
             return file
         except BROKEN as e:
-            self.faults.add(part.file, f"cannot be read: {line_of(e)}", Mend.PLAN)
+            self.faults.add(part.file, f"cannot be read: {first_line(e)}", Mend.PLAN)
             return None
 
-    def _tasks(self, plan: parts.Plan, joined: parts.Plan | None, rows: ByTask) -> bool:
-        """Every task's commit and shards, and its rows in the index and the rejects; whether all is accounted for."""
-        files = [self._part(part) for part in plan.parts]
-        rejects = RejectRows(self._table(schema.REJECTS_FILE, schema.REJECTS), self.faults)
-        retried = ledger.retried_urls(self._store, joined) if joined is not None and all(files) else None
+    def _check_tasks(self, plan: parts.Plan, joined: parts.Plan | None, rows: IndexRows) -> bool:
+        """Check each task's commit and shards, and its rows in the index and the rejects.
+
+        Returns whether every task of `joined` was compared, so that the sums are complete.
+        """
+        files = [self._open_part(part) for part in plan.parts]
+        rejects = RejectRows(self._open_table(schema.REJECTS_FILE, schema.REJECTS), self.faults)
+        retried = ledger.retry_urls(self._store, joined) if joined is not None and all(files) else None
         for number, (part, file) in enumerate(zip(plan.parts, files, strict=True)):
             inside = joined is not None and number < len(joined.parts)
             for task in range(part.first_task, part.first_task + part.tasks):
                 mine = rows.take(task) if inside else None
-                if joined is not None and not inside and schema.commit_name(task) not in self._committed:
+                if joined is not None and not inside and task not in self._committed:
                     self._open.add(task)
                     continue
                 urls = None if file is None else file.read_row_group(task - part.first_task, ["url"])
-                commit = self._commit(task, plan, urls)
+                commit = self._read_commit(task, plan, urls)
                 if commit is not None:
                     self._check_shards(task, commit)
                     if inside and retried is not None:
-                        self._compare(task, commit.table, retried[number], mine, rejects)
+                        self._compare_rows(task, commit.table, retried[number], mine, rejects)
                     continue
                 self._open.add(task)
                 rejects.stop()
@@ -245,16 +247,16 @@ class _Check:
                     self.shards.check(task, name, clips, None)
         if joined is not None:
             rows.end()
-            rejects.end(told=retried is not None)
+            rejects.end(complete=retried is not None)
         if all(files):
             self._check_labels(parts.labels_of(self._store, plan))
         return retried is not None and not rejects.stopped
 
-    def _commit(self, task: int, plan: parts.Plan, sources: pa.Table | None) -> _Commit | None:
+    def _read_commit(self, task: int, plan: parts.Plan, sources: pa.Table | None) -> _Commit | None:
         name = schema.commit_name(task)
         try:
             table = read_commit(self._store, task)
-            commit = _own_commit(task, table, plan)
+            commit = _commit_of_task(task, table, plan)
             if sources is not None:
                 ledger.check_commit(sources, table)
             return commit
@@ -263,9 +265,9 @@ class _Check:
         except DatasetError as e:
             self.faults.add(name, str(e), Mend.TASK, task)
         except StorageError as e:
-            self.faults.add(name, f"cannot be read: {line_of(e)}", Mend.NONE)
+            self.faults.add(name, f"cannot be read: {first_line(e)}", Mend.NONE)
         except BROKEN as e:
-            self.faults.add(name, f"cannot be read: {line_of(e)}", Mend.TASK, task)
+            self.faults.add(name, f"cannot be read: {first_line(e)}", Mend.TASK, task)
         return None
 
     def _check_shards(self, task: int, commit: _Commit) -> None:
@@ -277,13 +279,16 @@ class _Check:
             pairs = commit.clips.select(["label", "label_id"]).group_by(["label", "label_id"]).aggregate([])
             self._labels |= {row["label"]: row["label_id"] for row in pairs.to_pylist()}
 
-    def _compare(
+    def _compare_rows(
         self, task: int, commit: pa.Table, later: pa.Array | None, mine: pa.Table | None, rejects: RejectRows
     ) -> None:
-        """A task's rows in the index and in the rejects are those of its commit that no later part tries again."""
+        """Compare a task's rows in the index and in the rejects with its commit.
+
+        `later`: sources that a later part of the plan tries again; their rows are not in the index.
+        """
         if later is not None:
             commit = commit.filter(pc.invert(pc.is_in(commit.column("source"), value_set=later)))
-        good, bad = ledger.judged(commit, self._sums)
+        good, bad = self._sums.add(commit)
         rejects.compare(task, bad)
         if mine is None:
             return
@@ -293,34 +298,34 @@ class _Check:
             self.faults.add(schema.INDEX, f"{words} ({schema.commit_name(task)})", Mend.JOIN)
 
     def _check_labels(self, planned: dict[str, int]) -> None:
-        """Every planned label has the number that its clips have, or, where it has none, that of the plan.
+        """Check that each label has the number that its clips have, or that of the plan where no clip has it.
 
-        Labels that no plan knows are left from an append that was killed before its plan was written.
+        More labels than the plan has are no fault: an append leaves them if it is killed before it writes its plan.
         """
         name, clips = schema.LABELS, {k: v for k, v in self._labels.items() if k is not None}
-        # numbers left behind by such an append may make the plan's others than the clips': only a person can tell
+        # such an append may also have taken numbers, so that the plan's differ from the clips': a person must decide
         mend = Mend.LABELS if planned.items() >= clips.items() else Mend.NONE
         try:
             ids = json.loads(self._store.read_bytes(name))
             if not isinstance(ids, dict) or sorted(ids.values()) != list(range(len(ids))):
-                raise ValueError("is no object of labels and their numbers from 0")
+                raise ValueError("is no object of labels and numbers that count from 0")
         except FileNotFoundError:
             if planned:
                 self.faults.add(name, "is missing", mend)
             return
         except (ValueError, TypeError) as e:
-            self.faults.add(name, f"is damaged: {line_of(e)}", mend)
+            self.faults.add(name, f"is damaged: {first_line(e)}", mend)
             return
         for label, number in sorted((planned | clips).items()):
             if ids.get(label) != number:
-                whose = "its clips have" if label in clips else "by the plan it is"
+                whose = "its clips have" if label in clips else "the plan has"
                 self.faults.add(name, f"label {label!r} is {ids.get(label)}, {whose} {number}", mend)
 
-    def _extras(self, plan: parts.Plan) -> None:
-        """Files that no commit names. What a commit beyond the plan might name is left to a person."""
-        beyond = {int(Path(p).stem) for p in self._committed if Path(p).stem.isdecimal()} - set(range(plan.tasks))
+    def _check_extras(self, plan: parts.Plan) -> None:
+        """Find files that no commit names. Shards of a commit beyond the plan are left to a person."""
+        beyond = self._committed - set(range(plan.tasks))
         for task in sorted(beyond):
-            words = f"is of no task of {schema.PLAN_JSON}; put back the plan that it is of, or remove it and its shards"
+            words = f"belongs to no task of {schema.PLAN_JSON}; put back its own plan, or remove it and its shards"
             self.faults.add(schema.commit_name(task), words, Mend.NONE)
         for entry in self._store.list("shards"):
             match = SHARD_FILE.fullmatch(entry.path)
@@ -331,8 +336,8 @@ class _Check:
                 self.faults.add(entry.path, "no commit names it", Mend.EXTRA)
 
 
-def _own_commit(task: int, table: pa.Table, plan: parts.Plan) -> _Commit:
-    """The commit, which must be this task's, with the columns of the format; DatasetError or ValueError else."""
+def _commit_of_task(task: int, table: pa.Table, plan: parts.Plan) -> _Commit:
+    """The commit with its clips and shards; DatasetError or ValueError where it is not the commit of this task."""
     if not table.schema.equals(schema.with_columns(schema.COMMITS, plan.columns)):
         raise DatasetError("its columns are not those of the format and the plan")
     clips = table.filter(pc.equal(table.column("kind"), schema.CLIP))

@@ -1,8 +1,8 @@
 """ShardConfig: everything that shapes the bytes of a shard dataset. Its digest is the identity of a job.
 
-How a job is run (workers, temporary folder, progress) is not in here: it must not change a byte.
+How a job is run (workers, temporary folder, progress) must not change a byte, so it is not in here.
 
-A preset fills in the screens that are not given:
+A preset sets the screens that the user does not set:
 
                     kinetics    uncurated
     min_seconds       0           2          min_motion       0       0.5
@@ -25,11 +25,12 @@ Profile = Literal["default", "fast-decode", "small", "vp9", "copy"]
 Encoder = Literal["auto", "x264", "x265", "vpx", "nvenc"]
 DEFAULT_CRF: dict[str, int] = {"default": 23, "fast-decode": 23, "small": 26, "vp9": 31, "copy": 23}
 CODEC = {"default": "h264", "fast-decode": "h264", "small": "hevc", "vp9": "vp9", "copy": "h264"}
+# the encoders of each codec; the first runs everywhere
 ENCODERS: dict[str, tuple[str, ...]] = {
     "h264": ("x264", "nvenc"),
     "hevc": ("x265", "nvenc"),
     "vp9": ("vpx",),
-}  # of a codec; the first runs everywhere
+}
 MAX_FPS = 120
 
 
@@ -57,32 +58,35 @@ PRESETS = {
 class ShardConfig(BaseModel):
     """What a sharding job makes of its sources.
 
-    Lengths are in seconds, sizes in bytes, sides in pixels after rotation and pixel aspect. A screen of 0 is off.
+    Lengths are in seconds, sizes in bytes, sides in pixels after rotation and pixel aspect. A screen is off at 0.
     Values out of range raise pydantic's ValidationError, which is a ValueError.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     preset: Literal["kinetics", "uncurated"] = "kinetics"
-    """kinetics keeps all that decodes; uncurated turns every screen on. Each screen can be set on its own."""
+    """kinetics keeps everything that decodes; uncurated turns every screen on. Each screen can be set by itself."""
     profile: Profile = "default"
-    """default: H.264. fast-decode: H.264 that decodes faster and is larger. small: HEVC. vp9: for DALI on the processor. copy: sources that already conform are cut at their keyframes without encoding, others as default."""
+    """default: H.264. fast-decode: H.264 that decodes faster and is larger. small: HEVC. vp9: for DALI on the CPU.
+    copy: sources that already conform are cut at their keyframes without encoding, others as default."""
     encoder: Encoder = "auto"
-    """auto takes NVENC where ffmpeg and the machine have it, else the profile's encoder on the processor."""
+    """auto takes NVENC where ffmpeg and the machine have it, else the profile's encoder on the CPU."""
     short_side: int = Field(default=256, ge=16, le=4096)
-    """Short side of a stored clip at most, a multiple of 16; nothing is scaled up."""
+    """Largest short side of a stored clip, a multiple of 16. Nothing is scaled up."""
     fps: float | None = Field(default=None, gt=0, le=MAX_FPS)
-    """Stored frames a second at most; None is each source's own rate."""
+    """Largest frame rate of a stored clip; None keeps each source's own rate."""
     crf: int | None = Field(default=None, ge=0, le=63)
-    """Constant rate factor; None is the profile's own (23; small 26; vp9 31)."""
+    """Constant rate factor; None takes the profile's default (23; small 26; vp9 31)."""
     gop: int = Field(default=16, ge=1, le=600)
     """Frames from one keyframe to the next."""
     cut: Literal["windows", "scenes"] = "windows"
-    """windows of clip_seconds, or scenes (extra `curate`), those longer than clip_seconds cut into windows. A manifest's spans count before both."""
+    """windows: pieces of clip_seconds. scenes (extra `curate`): scenes; one longer than clip_seconds is cut into
+    windows. A manifest's spans come before both."""
     clip_seconds: float = Field(default=10.0, ge=0, le=86_400)
-    """Length of the windows a source is cut into; 0 makes the whole source (or scene) one clip."""
+    """Length of the windows that a source is cut into; 0 makes the whole source (or scene) one clip."""
     remainder: Literal["join", "keep", "drop"] = "join"
-    """What is left after the last window: join it to that window where it is shorter than half of one, keep it as a clip of its own, or drop it."""
+    """What happens with the rest after the last window. join: it is added to the last window if it is shorter than
+    half a window, else it is a clip. keep: it is a clip. drop: it is rejected."""
     min_scene_seconds: float = Field(default=2.0, ge=0)
     """Shorter scenes are rejected."""
     scene_threshold: float = Field(default=27.0, gt=0)
@@ -90,7 +94,7 @@ class ShardConfig(BaseModel):
     crop_borders: bool = False
     """Cut black borders off before scaling."""
     min_frames: int = Field(default=2, ge=1)
-    """Sources and spans with fewer frames, after the change of rate, are rejected."""
+    """Sources and spans with fewer frames at the stored frame rate are rejected."""
     min_seconds: float | None = Field(default=None, ge=0)
     """Shorter sources and spans are rejected."""
     min_side: int | None = Field(default=None, ge=1)
@@ -98,19 +102,20 @@ class ShardConfig(BaseModel):
     min_fps: float | None = Field(default=None, ge=0)
     """Sources with fewer frames a second are rejected."""
     max_aspect: float | None = Field(default=None, ge=0)
-    """Sources whose longer side is more than this many times the shorter are rejected."""
+    """Sources with a larger ratio of the longer side to the shorter are rejected."""
     min_motion: float | None = Field(default=None, ge=0, le=255)
-    """Clips whose small frames differ less from one to the next (levels of 255) are rejected as static."""
+    """Clips with less difference between neighbouring small frames (levels of 255) are rejected as static."""
     min_luma: float | None = Field(default=None, ge=0, le=255)
-    """Clips that are darker in the mean (levels of 255) are rejected."""
+    """Clips with a lower mean brightness (levels of 255) are rejected as dark."""
     min_contrast: float | None = Field(default=None, ge=0, le=255)
     """Clips with less contrast (standard deviation in levels of 255) are rejected as blank."""
     max_border: float | None = Field(default=None, ge=0, le=1)
     """Clips with more black border than this share of the picture are rejected."""
     duplicates: Literal["off", "exact", "near"] | None = None
-    """Clips that repeat an earlier one are marked in the index; the loader leaves them out. near: also by look."""
+    """Which repeats of an earlier clip are marked in the index; the loader leaves these out. exact: the same bytes.
+    near: also clips that look the same."""
     near_bits: int = Field(default=11, ge=0, le=11)
-    """Bits of 256 in which the perceptual hashes of near duplicates may differ."""
+    """The most bits (of 256) in which the perceptual hashes of near duplicates differ."""
     max_duration_s: float = Field(default=4 * 3600.0, gt=0)
     """Longer sources are rejected."""
     max_pixels: int = Field(default=8192 * 4320, ge=256)
@@ -118,29 +123,31 @@ class ShardConfig(BaseModel):
     max_source_bytes: int = Field(default=16 << 30, ge=1)
     """Larger sources are rejected."""
     shard_bytes: int = Field(default=256 << 20, ge=1)
-    """A shard that passes this size is closed and the next begun."""
+    """When a shard is larger than this, it is closed and the next one begins."""
     sources_per_task: int | None = Field(default=None, ge=1, le=100_000)
-    """Sources of one task, the unit of resuming; None is a 64th of all, 8 to 256."""
+    """Sources in one task, the unit of resuming; None is a 64th of all, at least 8 and at most 256."""
     labels: Literal["none", "folder"] = "none"
-    """folder: the first folder of a source's path is its label. A manifest's labels always count."""
+    """folder: the first folder of a source's path is its label. A manifest's labels are always used."""
     url_column: str | None = None
-    """The manifest's column of paths or URLs; None: `url` or `path`. Without a header: its number, from 1."""
+    """The manifest's column of paths or URLs; None is `url` or `path`. Without a header: its number, from 1."""
     label_column: str | None = None
-    """The manifest's column of labels; None: `label`."""
+    """The manifest's column of labels; None is `label`."""
     start_column: str | None = None
-    """The manifest's column of a span's start in seconds; None: `start`, `start_s` or `time_start`."""
+    """The manifest's column of a span's start in seconds; None is `start`, `start_s` or `time_start`."""
     end_column: str | None = None
-    """The manifest's column of a span's end in seconds; None: `end`, `end_s` or `time_end`."""
+    """The manifest's column of a span's end in seconds; None is `end`, `end_s` or `time_end`."""
     allow_outside: bool = False
-    """Let a manifest's relative paths lead out of its folder, and its absolute ones name other places."""
+    """Allow a manifest to name files outside its own folder."""
     seed: int = Field(default=0, ge=0)
-    """Of the order in which sources are dealt to shards."""
+    """Seed of the shuffle that assigns sources to shards."""
 
     @field_validator("short_side")
     @classmethod
     def _multiple_of_16(cls, value: int) -> int:
         if value % 16:
-            raise ValueError(f"{value} is no multiple of 16; take {value // 16 * 16 or 16} or {value // 16 * 16 + 16}")
+            raise ValueError(
+                f"{value} is not a multiple of 16; take {value // 16 * 16 or 16} or {value // 16 * 16 + 16}"
+            )
         return value
 
     @model_validator(mode="after")
@@ -156,13 +163,13 @@ class ShardConfig(BaseModel):
 
     @property
     def screens(self) -> Screens:
-        """The preset's screens, under those that were given."""
+        """The preset's screens, replaced by those that the user set."""
         preset = PRESETS[self.preset]
         given = {f.name: getattr(self, f.name) for f in fields(Screens)}
         return replace(preset, **{name: value for name, value in given.items() if value is not None})
 
-    def resolved(self) -> ShardConfig:
-        """The same, with every screen filled in: what a job writes down and compares."""
+    def resolve(self) -> ShardConfig:
+        """The same config with every screen filled in: this is what a job records and compares."""
         return self.model_copy(update=asdict(self.screens))
 
     @property
@@ -177,5 +184,5 @@ class ShardConfig(BaseModel):
 
     def digest(self) -> str:
         """16 hex digits; the same values give the same digest, in any order and on any machine."""
-        text = json.dumps(self.resolved().model_dump(mode="json"), sort_keys=True)
+        text = json.dumps(self.resolve().model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,8 +1,8 @@
 """Which encoder makes the clips, and ffmpeg's options for it.
 
-All of them: no B-frames, closed GOPs of `gop` frames, a keyframe wherever one is asked for, one thread, so that
-equal input gives equal bytes. NVENC's bytes are those of one GPU and driver; whether the machine has it is found
-by encoding a few frames in the sandbox. A job keeps the encoder it began with.
+Every encoder gives no B-frames, closed GOPs of `gop` frames, and a keyframe wherever one is forced. It runs in one
+thread, so that equal input gives equal bytes; NVENC's bytes are equal only on the same GPU and driver. Whether the
+machine has NVENC is found out by encoding a few frames in the sandbox. A job keeps the encoder it began with.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from reelmae.pipeline.errors import ConfigError
 from reelmae.pipeline.ingest.config import ENCODERS, ShardConfig
 from reelmae.pipeline.ingest.sandbox import Limits, Sandbox
 
-NVENC_BYTES = 1 << 42  # CUDA reserves addresses far beyond what it uses
+NVENC_BYTES = 1 << 42  # address space of a child with NVENC: CUDA reserves far more than it uses
 _NVENC = {"h264": "h264_nvenc", "hevc": "hevc_nvenc"}
 
 
 def choose(config: ShardConfig, ffmpeg: str) -> str:
-    """The encoder of a new job: x264, x265, vpx or nvenc. ConfigError where the one asked for does not run here."""
+    """The encoder of a new job: x264, x265, vpx or nvenc. ConfigError if the configured one does not run here."""
     able = ENCODERS[config.codec]
     if config.encoder == "auto":
         return "nvenc" if "nvenc" in able and has_nvenc(ffmpeg, config.codec) else able[0]
@@ -35,7 +35,7 @@ def choose(config: ShardConfig, ffmpeg: str) -> str:
 
 @functools.cache
 def has_nvenc(ffmpeg: str, codec: str) -> bool:
-    """Whether a few frames can be encoded."""
+    """Whether this ffmpeg can encode a few frames with NVENC on this machine; tried once per process."""
     source = ["-f", "lavfi", "-i", "color=s=256x256:d=0.2:r=10"]
     argv = [ffmpeg, "-nostdin", "-v", "error", *source, "-c:v", _NVENC[codec], "-f", "null", "-"]
     with tempfile.TemporaryDirectory(prefix="reelmae-") as folder:
@@ -44,7 +44,7 @@ def has_nvenc(ffmpeg: str, codec: str) -> bool:
 
 
 def options(config: ShardConfig, encoder: str, *, scenes: bool) -> dict[str, Any]:
-    """ffmpeg's options. `scenes`: the encoder places keyframes at scene cuts of its own accord, where it can."""
+    """ffmpeg's options. `scenes`: the encoder itself places keyframes at scene cuts, if it can."""
     common: dict[str, Any] = {"g": config.gop, "pix_fmt": "yuv420p", "threads": 1}
     if encoder == "nvenc":
         rate = {"rc": "vbr", "cq": config.quality, "b:v": 0}
@@ -52,7 +52,7 @@ def options(config: ShardConfig, encoder: str, *, scenes: bool) -> dict[str, Any
         tag = {"tag:v": "hvc1"} if config.codec == "hevc" else {}
         return {"c:v": _NVENC[config.codec], "preset": "p4", **rate, **keys, **tag, **common}
     if encoder == "vpx":
-        # no hidden reference frames: each packet is one picture, as CPU decoders of the loaders expect
+        # no hidden reference frames: each packet is one picture, as the loader's CPU decoders expect
         plain = {"auto-alt-ref": 0, "lag-in-frames": 0, "row-mt": 0, "tag:v": "vp09"}
         speed = {"deadline": "good", "cpu-used": 4, "b:v": 0, "crf": config.quality}
         return {"c:v": "libvpx-vp9", **speed, **plain, **common, "keyint_min": 0}
@@ -60,7 +60,8 @@ def options(config: ShardConfig, encoder: str, *, scenes: bool) -> dict[str, Any
     if encoder == "x265":
         cuts = "scenecut=40:min-keyint=1" if scenes else f"scenecut=0:min-keyint={config.gop}"
         params = f"log-level=error:pools=none:frame-threads=1:bframes=0:open-gop=0:info=0:{cuts}"
-        return {"c:v": "libx265", "preset": "veryfast", "forced-idr": 1, "crf": config.quality, "x265-params": params, "tag:v": "hvc1", **common}  # fmt: skip
+        speed = {"preset": "veryfast", "forced-idr": 1, "crf": config.quality}
+        return {"c:v": "libx265", **speed, "x265-params": params, "tag:v": "hvc1", **common}
     tune = {"tune": "fastdecode"} if config.profile == "fast-decode" else {}
-    # veryfast for the processor's sake; what it costs against medium: tools/bench/results/presets_cpu.json
+    # veryfast saves processor time; its size and quality against medium: tools/bench/results/presets_cpu.json
     return {"c:v": "libx264", "preset": "veryfast", **tune, "crf": config.quality, **keys, **common}

@@ -1,8 +1,8 @@
 """`--dry-run`: what a job would do, and about how long it would take; nothing is written to DST.
 
-The sources are listed and planned as the job would. A fair draw of SAMPLE of them is sharded to a temporary
-folder; what that took is scaled to all of them. Start-up is part of the sample's time, so a long job is faster
-than the estimate; a few long videos among many short ones make it rough either way.
+The sources are listed and planned as in the job. A fair draw of SAMPLE of them is sharded to a temporary folder,
+and its time and counts are scaled to all of them. The sample's time includes the start-up, so a long job is faster
+than the estimate. Where few long videos are among many short ones, the estimate is rough.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from reelmae.pipeline.ingest.plan.sources import list_sources
 from reelmae.pipeline.storage.store import Store
 
 SAMPLE = 16
-KINDS = 8  # of file name extensions told
+KINDS = 8  # the most common file name extensions that are listed
 
 
 def estimate(
@@ -36,11 +36,11 @@ def estimate(
     append: bool = False,
     limit: int | None = None,
 ) -> dict[str, Any]:
-    """Counts of the listing and the plan, and under "estimate" what the sample tells: seconds, clips, bytes, rejects.
+    """Counts of the listing and the plan; under "estimate", seconds, clips, bytes and rejects scaled from the sample.
 
-    Errors as of `shard`, which refuses the same.
+    Raises the errors of `shard`, for the same reasons.
     """
-    config = (config or ShardConfig()).resolved()
+    config = (config or ShardConfig()).resolve()
     listing = list_sources(src, config)
     table, known = listing.table, 0
     there = parts.read_plan(Store(dst))
@@ -65,18 +65,18 @@ def estimate(
         "source_bytes": int(pc.sum(sizes).as_py() or 0) if len(sizes) == table.num_rows else None,
         "kinds": dict(kinds.most_common(KINDS)),
         "tasks": -(-new // sources_per_task(new, config.sources_per_task)) if new else 0,
-        "estimate": _sampled(src, config, new, workers) if new else {},
+        "estimate": _estimate_from_sample(src, config, new, workers) if new else {},
     }
 
 
-def _sampled(src: str, config: ShardConfig, sources: int, workers: int | None) -> dict[str, Any]:
+def _estimate_from_sample(src: str, config: ShardConfig, sources: int, workers: int | None) -> dict[str, Any]:
     n = min(SAMPLE, sources)
     small = config.model_copy(update={"sources_per_task": 1})
     with tempfile.TemporaryDirectory(prefix="reelmae-") as folder:
         try:
             found = shard(src, f"{folder}/dst", small, workers=workers, limit=n)
         except NothingKeptError as e:
-            return {"of_sources": n, "note": f"every one of the sample was rejected: {e}"}
+            return {"of_sources": n, "note": f"every source of the sample was rejected: {e}"}
     scale = sources / n
     return {
         "of_sources": n,

@@ -1,4 +1,4 @@
-"""The ffmpeg in use: which program, which version, what its build can do."""
+"""The ffmpeg of this machine: which program, which version, what its build can do."""
 
 from __future__ import annotations
 
@@ -19,16 +19,24 @@ from reelmae.pipeline.ingest.sandbox import Limits, Sandbox
 
 @dataclass(frozen=True)
 class Tool:
-    """The ffmpeg in use: its path, its version line, and whether it has zscale and tonemap."""
+    """An ffmpeg that runs on this machine.
+
+    It is found on each machine by itself (`find_ffmpeg`) and is never sent to another: `path` means nothing there. A
+    plan holds `version` only. Clips are equal byte for byte only if they were made by equal versions, so whoever runs
+    a plan's task compares them first.
+    """
 
     path: str
+    """Absolute path of the program."""
     version: str
+    """First line of `ffmpeg -version`: its version and build."""
     tonemaps: bool
+    """Whether the build has the filters zscale and tonemap, which HDR and wide gamut need."""
 
 
 @functools.cache
 def find_ffmpeg() -> Tool:
-    """REELMAE_FFMPEG, else imageio-ffmpeg's binary; ConfigError where it does not run."""
+    """REELMAE_FFMPEG, else imageio-ffmpeg's binary; looked for once per process. ConfigError if it does not run."""
     path = os.environ.get("REELMAE_FFMPEG") or imageio_ffmpeg.get_ffmpeg_exe()
     found = shutil.which(path)
     if found is None:
@@ -37,11 +45,8 @@ def find_ffmpeg() -> Tool:
     version = _output([found, "-version"]).splitlines()
     if not version or "bwdif" not in filters:
         raise ConfigError(f"{found}: does not run as ffmpeg; set REELMAE_FFMPEG to a working one")
-    return Tool(
-        found,
-        version[0].strip(),
-        bool(re.search(r"\bzscale\b", filters) and re.search(r"\btonemap\b", filters)),
-    )
+    tonemaps = all(re.search(rf"\b{name}\b", filters) for name in ("zscale", "tonemap"))
+    return Tool(found, version[0].strip(), tonemaps)
 
 
 def _output(argv: Sequence[str]) -> str:

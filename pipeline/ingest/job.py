@@ -1,22 +1,21 @@
 """The sharding job: plan once, run the tasks that have no commit yet, join their records, check the ledger.
 
-Running it again over the same DST resumes: the frozen plan is taken as it is (files that came since are not in
-it), committed tasks are not touched, and the end is byte for byte what an undisturbed run would have left.
-Another source, config or ffmpeg is refused with the difference. `append` plans the sources that are new,
-`retry_rejected` those that were rejected for a reason, each as a part of its own; until such a part is done, the
-dataset that was there stays readable. Stopped by Ctrl-C or an error the job kills its children and leaves a DST
-that resumes. dataset.json is written last.
+Running it again over the same DST resumes. The frozen plan does not change (files that are new are not in it),
+committed tasks are not touched, and the result is byte for byte that of an undisturbed run. Another source, config
+or ffmpeg is refused with the difference. `append` plans the sources that are new, `retry_rejected` those that were
+rejected for a reason, each as a part of its own; until such a part is done, the old dataset stays readable. Stopped
+by Ctrl-C or an error, the job kills its children and leaves a DST that resumes. dataset.json is written last.
 """
 
 from __future__ import annotations
 
+import functools
 import json
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import reelmae.pipeline.schema as schema
@@ -29,46 +28,82 @@ from reelmae.pipeline.ingest.plan import parts
 from reelmae.pipeline.ingest.plan.sources import is_manifest
 from reelmae.pipeline.ingest.run import scratch
 from reelmae.pipeline.ingest.run.local import LocalRunner
-from reelmae.pipeline.ingest.run.task import Job, Tally, TaskWorker
-from reelmae.pipeline.ingest.sandbox import Sandbox
+from reelmae.pipeline.ingest.run.task import JobSpec, TaskReport, TaskWorker
+from reelmae.pipeline.ingest.shards.commits import committed_tasks
 from reelmae.pipeline.ingest.shards.ledger import finish
 from reelmae.pipeline.storage.store import Store
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a job stands. `sources_done` counts those of tasks that earlier runs finished, `sources_before`; all else
-    is this run's. `bytes` of clips, `source_bytes` of the sources read for them."""
+    """How far a job is."""
 
     sources_done: int
+    """Sources of the plan that are done, those of earlier runs among them."""
     sources_before: int
+    """Sources of the tasks that earlier runs finished."""
     sources: int
+    """Sources of the whole plan."""
     source_bytes: int
+    """Bytes of the sources that this run has read."""
     clips: int
+    """Clips that this run has made."""
     bytes: int
+    """Bytes of these clips."""
     rejected: int
+    """Sources that this run has rejected."""
     seconds: float
+    """Seconds since this run began."""
 
 
 @dataclass(frozen=True)
 class ShardSummary:
-    """What a finished dataset holds. `bytes` of its tars; `clip_seconds` of all clips; reason → sources and spans
-    rejected; `duplicates` clips marked. Of this run: its seconds, tasks that were done before, sources that are
-    new, and, when appending, sources of the plan that have changed since and were left as they are."""
+    """What a finished dataset holds, and what this run did for it."""
 
     sources: int
     sources_kept: int
+    """Sources that gave clips."""
     clips: int
     clip_seconds: float
+    """Seconds of all clips."""
     duplicates: int
+    """Clips that are marked as a repeat of another."""
     shards: int
     bytes: int
+    """Bytes of all tars."""
     rejected: dict[str, int]
+    """reason → sources rejected as a whole."""
     rejected_spans: dict[str, int]
+    """reason → spans rejected, of sources that gave other clips."""
     seconds: float
+    """Seconds of this run."""
     already_done_tasks: int
+    """Tasks that were committed before this run."""
     new_sources: int
+    """Sources that this run planned."""
     changed_sources: int
+    """With `append`: planned sources that have changed since. They are not taken again."""
+
+
+@dataclass
+class _Counts:
+    """What this run has done: the sums of the reports of ended tasks, and the reports so far of running ones."""
+
+    ended: TaskReport = field(default_factory=lambda: TaskReport(task=-1))
+    running: dict[int, TaskReport] = field(default_factory=dict)
+
+    def see(self, report: TaskReport) -> None:
+        """The report so far of a running task."""
+        self.running[report.task] = report
+
+    def end(self, report: TaskReport) -> None:
+        """The report of a task that has ended."""
+        self.running.pop(report.task, None)
+        self.ended += report
+
+    def total(self) -> TaskReport:
+        """The sum of all."""
+        return sum(self.running.values(), self.ended)
 
 
 def shard(
@@ -82,24 +117,27 @@ def shard(
     limit: int | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> ShardSummary:
-    """Make a shard dataset at `dst` of the videos at `src` (folder, fsspec URL or manifest), or go on making it.
+    """Make a shard dataset at `dst` from the videos at `src` (folder, fsspec URL or manifest), or go on making it.
 
-    workers: videos at a time, default one per core. append: take the sources of `src` that DST does not know.
-    retry_rejected: try those again that were rejected for this reason ("all": any). limit: plan at most so many
-    sources, a fair draw of all; `append` takes the others. on_progress is called in this thread a few times a second.
+    workers: videos at a time, default one per core.
+    append: plan the sources of `src` that DST does not know.
+    retry_rejected: plan the sources again that were rejected for this reason ("all": any).
+    limit: plan at most so many sources, a fair draw of all; `append` takes the others later.
+    on_progress: called in this thread a few times a second.
+
     Raises InputError, JobMismatchError, ConfigError, StorageError, StorageFullError, DatasetError, NothingKeptError.
     """
     begin = time.monotonic()
-    config = (config or ShardConfig()).resolved()
+    config = (config or ShardConfig()).resolve()
     if config.cut == "scenes":
         scenes.require()
     _refuse_overlap(Store(src), Store(dst), is_manifest(src))
     store, tool = Store(dst), find_ffmpeg()
     before = parts.read_plan(store)
-    plan, changed = _planned(src, store, config, tool, before, append, retry_rejected, limit)
-    done = _done_tasks(store)
-    if not parts.finished(store, plan):
-        run_tasks(store, plan, tool, set(range(plan.tasks)) - done, workers, on_progress, begin=begin)
+    plan, changed = _freeze_plan(src, store, config, tool, before, append, retry_rejected, limit)
+    done = committed_tasks(store)
+    if not parts.is_finished(store, plan):
+        run_tasks(store, plan, set(range(plan.tasks)) - done, workers, on_progress, begin=begin)
         finish(store, plan)
     facts = json.loads(store.read_bytes(schema.DATASET_JSON))
     if facts["sources_kept"] == 0:
@@ -119,21 +157,22 @@ def shard(
 
 
 def repair(dst: str, tasks: Iterable[int], *, workers: int | None = None) -> None:
-    """Run these tasks of a job again, whatever they left behind, and join all commits anew (where all are there).
+    """Run these tasks of a job again, whatever files they have left, and join all commits where none is missing.
 
     The same sources and tools give the same bytes. StorageError where a source is gone (nothing of its task is
-    touched then), JobMismatchError where ffmpeg is another one, InputError where there is no plan.
+    touched then), JobMismatchError where this machine has another ffmpeg, InputError where there is no plan.
     """
-    store, tool = Store(dst), find_ffmpeg()
+    store = Store(dst)
     plan = parts.read_plan(store)
     if plan is None:
         raise InputError(f"{dst}: has no {schema.PLAN_JSON}; without it nothing can be made again")
     again = set(tasks)
-    differences = parts.refused_tools(plan, tool, again) if again else []
+    differences = parts.tool_differences(plan, find_ffmpeg(), again) if again else []
     if differences:
         raise JobMismatchError(f"{store.url()}: {'; '.join(differences)}; the clips would not be the same")
-    run_tasks(store, plan, tool, again, workers, None, repairs=True)
-    if set(range(plan.tasks)) <= _done_tasks(store):  # else an append goes on: `shard` joins when it ends
+    done = committed_tasks(store) | again
+    run_tasks(store, plan, again, workers, None, repairs=True)
+    if set(range(plan.tasks)) <= done:  # else an append has not finished: `shard` joins when it has
         finish(store, plan)
 
 
@@ -147,7 +186,7 @@ def _refuse_overlap(source: Store, store: Store, manifest: bool) -> None:
         raise InputError(f"{store.url()}: lies within the source {source.url()}; give a DST outside of it")
 
 
-def _planned(
+def _freeze_plan(
     src: str,
     store: Store,
     config: ShardConfig,
@@ -157,7 +196,7 @@ def _planned(
     retry: str | None,
     limit: int | None,
 ) -> tuple[parts.Plan, int]:
-    """The plan of this run, frozen, and how many sources have changed since they were planned."""
+    """The frozen plan of this run, and the number of sources that have changed since they were planned."""
     if append and retry:
         raise ConfigError("--append and --retry-rejected: one at a time")
     if limit is not None and limit < 1:
@@ -178,7 +217,7 @@ def _planned(
                 "Give the same value, or --append to add sources"
             )
         return there, 0
-    if not parts.finished(store, there):  # the same command again after a crash: go on
+    if not parts.is_finished(store, there):  # the same command again after a crash: go on
         last = there.parts[-1]
         if retry != last.retry:
             raise JobMismatchError(
@@ -186,18 +225,13 @@ def _planned(
             )
         return there, 0
     if retry:
-        return parts.retried(store, there, tool, retry), 0
-    return parts.appended(src, store, there, tool, limit)
-
-
-def _done_tasks(store: Store) -> set[int]:
-    return {int(Path(e.path).stem) for e in store.list("commits") if e.path.endswith(".parquet")}
+        return parts.retry_rejects(store, there, tool, retry), 0
+    return parts.append_sources(src, store, there, tool, limit)
 
 
 def run_tasks(
     store: Store,
     plan: parts.Plan,
-    tool: Tool,
     tasks: set[int],
     workers: int | None,
     on_progress: Callable[[Progress], None] | None,
@@ -210,30 +244,25 @@ def run_tasks(
     if workers < 1:
         raise ConfigError(f"workers={workers}: must be at least 1")
     since = time.monotonic() if begin is None else begin
-    labels = json.loads(store.read_bytes(schema.LABELS)) if store.exists(schema.LABELS) else {}
-    job = Job(store.url(), plan, labels, tool, repairs)
+    spec = JobSpec.of(store, plan, repairs=repairs)
     scratch.sweep()
-    waiting = sorted(tasks)
-    sandbox, stopping, tally = Sandbox(), threading.Event(), Tally()
-    total, left = sum(p.sources for p in plan.parts), parts.sources_in(store, plan, tasks)
+    waiting, counts = sorted(tasks), _Counts()
+    sources = sum(part.sources for part in plan.parts)
+    before = sources - parts.sources_in(store, plan, tasks)
 
     def tick() -> None:
         if on_progress is None:
             return
-        with tally.lock:
-            now = (tally.source_bytes, tally.clips, tally.bytes, tally.rejected.total())
-            done = total - left + tally.sources
-        on_progress(Progress(done, total - left, total, *now, time.monotonic() - since))
-
-    def stop() -> None:
-        stopping.set()
-        sandbox.kill_all()
-
-    def make_worker() -> TaskWorker:
-        return TaskWorker(job, sandbox, stopping, tally)
+        now = counts.total()
+        rejected = sum(now.rejected.values())
+        seconds = time.monotonic() - since
+        on_progress(
+            Progress(before + now.sources, before, sources, now.source_bytes, now.clips, now.bytes, rejected, seconds)
+        )
 
     runner = LocalRunner(max(1, min(workers, len(waiting))))
-    with closing(runner.run(waiting, make_worker, stop, tick)) as reports:
-        for _ in reports:
-            continue
+    make_worker = functools.partial(TaskWorker, spec)
+    with closing(runner.run(waiting, make_worker, on_source=counts.see, tick=tick)) as reports:
+        for report in reports:
+            counts.end(report)
     tick()

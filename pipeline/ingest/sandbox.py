@@ -2,14 +2,17 @@
 
 What holds for every child:
 - address space, CPU seconds, size of any file it writes, open files: limited (`prlimit`); no core files;
-- no network: a network namespace of its own with nothing in it (`unshare -n`), where the machine allows that;
+- no network: an empty network namespace of its own (`unshare -n`);
 - its own session and process group; past its wall-clock limit the whole group gets SIGKILL;
 - an environment of PATH and LANG only: no credentials, no proxies, no LD_*;
 - an argument list, never a shell; standard input closed (or a pipe of ours);
 - it dies when the thread that started it dies, even by SIGKILL (`setpriv --pdeathsig`).
 
-What the machine refuses is left out, and `capabilities()` says so. ENOSPC in a child is no fault of the
-video: `is_full` tells it from stderr.
+Limits that the machine does not allow are left out; `capabilities()` says which hold. A full disk is not the fault of
+the video: `is_full` recognises it in a child's stderr.
+
+A Sandbox costs nothing to make: take one per worker, or share one between threads. What the machine allows is tried
+once per process, for all of them.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from typing import IO
 
 from reelmae.pipeline.errors import ChildCrashedError, ChildError, ChildTimeoutError
 
-_HEAD_BYTES = 1 << 16  # of stderr; what comes after is counted, not kept
+_HEAD_BYTES = 1 << 16  # of stderr that are kept; lines after them are only counted
 _FULL = ("No space left on device", "Disk quota exceeded", "Errno 28")
 
 
@@ -46,11 +49,13 @@ class Limits:
 
 @dataclass(frozen=True)
 class Finished:
-    """A child that ended by itself. `stderr` is its beginning (64 KiB); `stderr_lines` counts all of it."""
+    """A child that ended by itself."""
 
     returncode: int
     stderr: str
+    """Its first 64 KiB."""
     stderr_lines: int
+    """Lines in all of it."""
     seconds: float
 
 
@@ -58,16 +63,20 @@ class Finished:
 class Capabilities:
     """What this machine can enforce on a child."""
 
-    limits: bool  # prlimit
-    no_network: bool  # unshare -n, or -rn
-    dies_with_parent: bool  # setpriv --pdeathsig
+    limits: bool
+    """prlimit works."""
+    no_network: bool
+    """unshare -n, or -rn, works."""
+    dies_with_parent: bool
+    """setpriv --pdeathsig works."""
 
     def as_dict(self) -> dict[str, bool]:
         """For reports."""
         return asdict(self)
 
 
-def _works(argv: Sequence[str]) -> bool:
+def _can_run(argv: Sequence[str]) -> bool:
+    """Whether this wrapper can run a program."""
     true = shutil.which("true")
     if shutil.which(argv[0]) is None or true is None:
         return False
@@ -77,17 +86,18 @@ def _works(argv: Sequence[str]) -> bool:
 
 @functools.cache
 def _wrappers() -> tuple[tuple[str, ...], tuple[str, ...], bool]:
+    """Wrappers: one without network, one that dies with its parent (each () if refused); and whether prlimit works."""
     network: tuple[str, ...] = ()
     for candidate in (("unshare", "-n", "--"), ("unshare", "-rn", "--")):
-        if _works(candidate):
+        if _can_run(candidate):
             network = candidate
             break
     death = ("setpriv", "--pdeathsig", "KILL", "--")
-    return network, (death if _works(death) else ()), _works(("prlimit", "--core=0", "--"))
+    return network, (death if _can_run(death) else ()), _can_run(("prlimit", "--core=0", "--"))
 
 
 def capabilities() -> Capabilities:
-    """What is enforced here; found out once by trying."""
+    """What is enforced on this machine; tried once per process."""
     network, death, limits = _wrappers()
     return Capabilities(limits=limits, no_network=bool(network), dies_with_parent=bool(death))
 
@@ -96,7 +106,7 @@ def _environment() -> dict[str, str]:
     return {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8"}
 
 
-def wrapped(argv: Sequence[str], limits: Limits) -> list[str]:
+def wrap(argv: Sequence[str], limits: Limits) -> list[str]:
     """The command line that runs `argv` under these limits."""
     network, death, prlimit = _wrappers()
     bounds = (
@@ -112,7 +122,7 @@ def wrapped(argv: Sequence[str], limits: Limits) -> list[str]:
 
 
 def is_full(stderr: str) -> bool:
-    """Whether a child's words say that the disk, not the video, was the trouble."""
+    """Whether a child's stderr says that the disk is full."""
     return any(words in stderr for words in _FULL)
 
 
@@ -126,12 +136,12 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """Of the child, which is also its process group."""
+        """Number of the child's process, and of its process group."""
         return self._process.pid
 
     @property
     def alive(self) -> bool:
-        """Whether it still runs."""
+        """Whether the child still runs."""
         return self._process.poll() is None
 
     def ask(self, line: bytes, *, wall_s: float, max_answer: int = 1 << 26) -> bytes:
@@ -143,7 +153,7 @@ class Child:
             stdin.write(line + b"\n")
             stdin.flush()
         except (BrokenPipeError, ValueError) as e:
-            raise self._crashed() from e
+            raise self._end_crashed() from e
         with selectors.DefaultSelector() as selector:
             selector.register(stdout, selectors.EVENT_READ)
             while b"\n" not in self._buffer:
@@ -154,29 +164,30 @@ class Child:
                 if selector.select(left):
                     block = os.read(stdout.fileno(), 1 << 16)
                     if not block:
-                        raise self._crashed()
+                        raise self._end_crashed()
                     self._buffer += block
         answer, self._buffer = self._buffer.split(b"\n", 1)
         return answer
 
-    def _crashed(self) -> ChildCrashedError:
+    def _end_crashed(self) -> ChildCrashedError:
+        """Clean up after a child that died; the error to raise."""
         self.close()
         code = self._process.returncode
-        return ChildCrashedError(f"the child died: {_how(code)}", returncode=code)
+        return ChildCrashedError(f"the child died: {_describe_end(code)}", returncode=code)
 
     def close(self) -> None:
-        """Kill its group and reap it; harmless when it is gone already."""
+        """Kill the child's group and reap the child; harmless if it is gone already."""
         self._sandbox._end(self._process)
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 try:
                     pipe.close()
-                except BrokenPipeError:  # unsent bytes to a dead child
+                except BrokenPipeError:  # bytes that a dead child never read
                     continue
 
 
 class Sandbox:
-    """Starts children and knows which are alive, so that all can be killed at once. Safe to share by threads."""
+    """Starts children and knows which are alive, so that all can be killed at once. Threads may share it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -200,11 +211,13 @@ class Sandbox:
             if process.stderr is not None:
                 process.stderr.close()
         if code < 0:
-            raise ChildCrashedError(f"died of {_how(code)}: {head[-300:].strip()}", returncode=code, stderr=head)
+            raise ChildCrashedError(
+                f"died of {_describe_end(code)}: {head[-300:].strip()}", returncode=code, stderr=head
+            )
         return Finished(code, head, lines, time.monotonic() - begin)
 
     def output(self, argv: Sequence[str], *, limits: Limits, cwd: Path) -> str:
-        """What a short program of ours prints to stdout; "" where it fails or cannot be started."""
+        """What a short program of ours prints to stdout; "" if it fails or cannot be started."""
         try:
             process = self._start(
                 argv, limits, cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
@@ -222,7 +235,7 @@ class Sandbox:
         return out.decode("utf-8", "replace") if process.returncode == 0 else ""
 
     def start(self, argv: Sequence[str], *, limits: Limits, cwd: Path) -> Child:
-        """Start a long-lived child (its wall clock runs per question, not from the start)."""
+        """Start a long-lived child. The wall clock of its limits is not used: each question has its own."""
         process = self._start(
             argv, limits, cwd, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
@@ -236,7 +249,7 @@ class Sandbox:
                 raise ChildError("the job is being stopped; no new children")
             try:
                 process = subprocess.Popen(
-                    wrapped(argv, limits),
+                    wrap(argv, limits),
                     cwd=cwd,
                     env=_environment(),
                     stdin=stdin,
@@ -260,7 +273,7 @@ class Sandbox:
         process.wait()
 
     def kill_all(self) -> None:
-        """Kill every child and refuse new ones: the end of a job that is being stopped."""
+        """Kill every child and refuse new ones: the job is being stopped. Any thread may call it, more than once."""
         with self._lock:
             self._closed = True
             alive = list(self._alive)
@@ -294,7 +307,7 @@ def _drain(pipe: IO[bytes], deadline: float) -> tuple[str, int]:
                 head += block[: _HEAD_BYTES - len(head)]
 
 
-def _how(code: int) -> str:
+def _describe_end(code: int) -> str:
     if code >= 0:
         return f"exit status {code}"
     try:

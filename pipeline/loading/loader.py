@@ -1,9 +1,9 @@
 """An endless stream of batches: order → draws → fetch → decode → device, with masks, and a state of a few integers.
 
-The resume contract. A state holds a place (epoch, step), the digest of the index, and what shapes the sequence
-of samples (seed, lanes, global batch, repeats, sample, masks, patch). A loader that loads it goes on with the very
-next global batch, the same in every draw, with any number of workers, any backend, with or without a cache, and any
-world size that divides the lanes and the global batch. A changed index or a changed sequence is refused.
+The resume contract. A state holds a place (epoch, step), the digest of the index, and what shapes the sequence of
+samples (seed, lanes, global batch, repeats, sample, masks, patch). A loader that loads it goes on with the next global
+batch. Every draw is the same with any number of workers, any backend, with or without a cache, and for any world size
+that divides the lanes and the global batch. Another index, or other settings of the sequence, are refused.
 
 The bad-clip policy is in `quarantine`.
 """
@@ -22,34 +22,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from reelmae.pipeline.cores import usable_cores
 from reelmae.pipeline.devices import resolve_device
 from reelmae.pipeline.errors import BadClipError, ConfigError
-from reelmae.pipeline.loading.batch import ClipBatch, Floats
+from reelmae.pipeline.loading.batch import ClipBatch, Floats, batch_ids_decode, batch_ids_keep
 from reelmae.pipeline.loading.config import LoaderConfig
-from reelmae.pipeline.loading.decode import backends
 from reelmae.pipeline.loading.decode.av_pool import AvPool
-from reelmae.pipeline.loading.decode.inline import InlineDecoder
-from reelmae.pipeline.loading.fetch.clip import CacheSettings, SourceSettings
+from reelmae.pipeline.loading.decode.backends import make_decoder, resolve_backend
 from reelmae.pipeline.loading.fetch.read_ahead import ReadAhead, Stay, shard_stays
-from reelmae.pipeline.loading.fetch.shard_cache import ShardCache
+from reelmae.pipeline.loading.fetch.shard_cache import CacheSettings, ShardCache
 from reelmae.pipeline.loading.index.clips import ClipIndex
 from reelmae.pipeline.loading.order import epochs
-from reelmae.pipeline.loading.order.device_masks import batch_ids_decode, batch_ids_keep
-from reelmae.pipeline.loading.order.draws import SamplePolicy, draw
-from reelmae.pipeline.loading.order.masks import DecoderMaskPolicy, MaskPolicy
+from reelmae.pipeline.loading.order.draws import draw
 from reelmae.pipeline.loading.quarantine import Quarantine, replacement
-from reelmae.pipeline.loading.tasks import ClipTask, Decoded, Decoder
-
-__all__ = [
-    "ClipBatch",
-    "ClipLoader",
-    "DecoderMaskPolicy",
-    "LoaderConfig",
-    "LoaderStats",
-    "MaskPolicy",
-    "SamplePolicy",
-]
+from reelmae.pipeline.loading.tasks import ClipTask, Decoded, Decoder, clip_task
 
 
 @dataclass
@@ -57,20 +42,34 @@ class LoaderStats:
     """What one rank's loader has done since it was made."""
 
     batches: int = 0
-    videos: int = 0  # clips fetched and decoded, as far as they were yielded
-    clips: int = 0  # samples yielded: videos × repeats
+    """Batches yielded."""
+    videos: int = 0
+    """Clips fetched, decoded and yielded."""
+    clips: int = 0
+    """Samples yielded: videos × repeats."""
     frames_decoded: int = 0
+    """Frames that the decoder went through; 0 with DALI, which does not say."""
     frames_used: int = 0
+    """Frames of the samples yielded."""
     bytes_read: int = 0
-    # where the time goes: seconds summed over clips, in whichever thread or process they were spent
-    fetch_s: float = 0.0  # bytes from store or cache, and their hash
-    decode_s: float = 0.0  # with DALI crop and resize as well
-    resize_s: float = 0.0  # crop, resize and conversion to RGB, which swscale does in one step
-    copy_s: float = 0.0  # to the device, and to floats; in the consumer's thread
-    wait_s: float = 0.0  # the consumer stood in next()
-    seconds: float = 0.0  # from the first next() to the end of the last
+    """Bytes of the clips fetched."""
+    # where the time goes: seconds of the thread or process that did the work, summed over clips
+    fetch_s: float = 0.0
+    """Reading bytes from store or cache, and hashing them."""
+    decode_s: float = 0.0
+    """Decoding; with DALI also crop and resize."""
+    resize_s: float = 0.0
+    """Crop, resize and conversion to RGB, which swscale does in one step."""
+    copy_s: float = 0.0
+    """To the device and to floats, in the consumer's thread."""
+    wait_s: float = 0.0
+    """Time that the consumer spent in next()."""
+    seconds: float = 0.0
+    """From the first next() to the end of the last one."""
     worker_restarts: int = 0
-    bad: dict[str, str] = field(default_factory=dict)  # key → reason
+    """Workers that died or hung and were replaced."""
+    bad: dict[str, str] = field(default_factory=dict)
+    """Key of each bad clip → why it is bad."""
 
     @property
     def wait_share(self) -> float:
@@ -81,10 +80,9 @@ class LoaderStats:
 class ClipLoader:
     """Batches of one rank, for ever. Iterate it; close it, or use it as a context manager.
 
-    `steps_per_epoch` global batches make an epoch, the last incomplete one is dropped. `backend` is the
-    decoder in use, `backend_reason` why. `ranks_on_node` ranks share the cache; None: all of them.
-    Raises ConfigError where index, config and world do not fit each other; while iterating,
-    TooManyBadClipsError and StorageError.
+    `steps_per_epoch` global batches make an epoch; the last incomplete one is dropped. `backend` is the decoder in use,
+    `backend_reason` says why. `ranks_on_node` ranks share the cache; None: all ranks. Raises ConfigError where index,
+    config and world do not fit each other; while iterating, TooManyBadClipsError and StorageError.
     """
 
     def __init__(
@@ -100,7 +98,7 @@ class ClipLoader:
         self.config = config
         self.rank, self.world = rank, world
         self.ranks_on_node = ranks_on_node or world
-        self._epoch = lru_cache(maxsize=3)(self._make_epoch)  # played, planned, read ahead
+        self._epoch = lru_cache(maxsize=3)(self._make_epoch)  # one is played, one planned, one read ahead
         self.steps_per_epoch = epochs.check_sizes(
             n_clips=len(self._epoch(0)),
             batch_videos=config.batch_videos,
@@ -109,10 +107,10 @@ class ClipLoader:
             world=world,
         )
         self.device = resolve_device(config.device)
-        self.backend, self.backend_reason = backends.resolve_backend(config.backend, index.codec_names, self.device)
+        self.backend, self.backend_reason = resolve_backend(config.backend, index.codec_names, self.device)
         if config.decode != "auto" and self.backend != "av":
             raise ConfigError(
-                f"decode={config.decode!r} with backend {self.backend}: DALI decides by itself what it jumps over; "
+                f"decode={config.decode!r} with backend {self.backend}: DALI decides by itself which frames it skips; "
                 "leave decode at auto, or use backend=av"
             )
         self.stats = LoaderStats()
@@ -128,7 +126,7 @@ class ClipLoader:
         self._in_flight: deque[tuple[int, int]] = deque()
         self._decoder: Decoder | None = None
         self._read_ahead: ReadAhead | None = None
-        self._floats = Floats(self.device)
+        self._floats = Floats(self.device, config.pixel_mean, config.pixel_std)
         self._started: float | None = None
 
     def __enter__(self) -> ClipLoader:
@@ -142,7 +140,7 @@ class ClipLoader:
             yield self._take()
 
     def close(self) -> None:
-        """Stop decoding and give back processes and memory. The place is kept: iterating again goes on."""
+        """Stop decoding; end processes and free memory. The place is kept: iterating again goes on from there."""
         for part in (self._decoder, self._read_ahead):
             if part is not None:
                 part.close()
@@ -151,7 +149,7 @@ class ClipLoader:
         self._planned = self._next
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-able: the place of the next batch, and what must not change."""
+        """JSON-able: the place of the next batch, and the settings that must not change."""
         epoch, step = self._next
         return {
             "epoch": epoch,
@@ -161,7 +159,7 @@ class ClipLoader:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken. ConfigError where index or sequence are not the same."""
+        """Go on where `state` was taken. ConfigError where the index or the sequence of samples is another."""
         facts = {"index": self.index.digest, **self.config.sequence_facts(self.world)}
         if state.get("index") != self.index.digest:
             raise ConfigError(
@@ -178,12 +176,12 @@ class ClipLoader:
         self._next = self._planned = (int(state["epoch"]), int(state["step"]))
 
     def _take(self) -> ClipBatch:
-        """The next batch; measures how long the consumer stands here."""
+        """The next batch; measures how long the consumer waits here."""
         entered = time.perf_counter()
         if self._started is None:
             self._started = entered
         if self._decoder is None:
-            self._read_ahead = self._make_read_ahead()  # may refuse the cache: before any process is started
+            self._read_ahead = self._make_read_ahead()  # first, since it may refuse the cache
             self._decoder = self._make_decoder()
         while len(self._in_flight) < self.config.prefetch:
             self._submit()
@@ -227,44 +225,21 @@ class ClipLoader:
         """
         index, clip = self.index, planned
         if attempt:
-            rows = _rows_beside(index, planned)
+            rows = index.rows_beside(planned)
             clip = replacement(planned, attempt, rows=rows, seed=self.config.seed, epoch=epoch)
         if clip in self._quarantine.clips:
             self._quarantine.check_attempt(attempt + 1)
             return self._task(planned, epoch, attempt + 1)
         self._quarantine.tried += 1
-        frames, fps = int(index.frames[clip]), float(index.fps[clip])
+        facts, seed = index.facts(clip), self.config.seed
         draws = tuple(
-            draw(
-                self.config.sample,
-                seed=self.config.seed,
-                epoch=epoch,
-                clip=clip,
-                repeat=repeat,
-                frames=frames,
-                fps=fps,
-                height=int(index.height[clip]),
-                width=int(index.width[clip]),
-            )
+            draw(self.config.sample, seed=seed, epoch=epoch, clip=clip, repeat=repeat, **facts)
             for repeat in range(self.config.repeats)
         )
-        return ClipTask(
-            clip=clip,
-            key=index.key(clip),
-            dataset=index.dataset(clip),
-            shard=index.shard(clip),
-            offset=int(index.offset[clip]),
-            size=int(index.size[clip]),
-            check=int(index.check[clip]),
-            frames=frames,
-            draws=draws,
-            planned=planned,
-            epoch=epoch,
-            attempt=attempt,
-        )
+        return clip_task(index, clip, draws, planned=planned, epoch=epoch, attempt=attempt)
 
     def _on_bad(self, task: ClipTask, bad: BadClipError) -> ClipTask:
-        """Quarantine, and the task that stands in. Called from the decoder's thread."""
+        """Quarantine the clip, and return the task that replaces it. Called from the decoder's thread."""
         self._quarantine.add(task.clip, bad)
         return self._task(task.planned, task.epoch, task.attempt)
 
@@ -288,15 +263,13 @@ class ClipLoader:
             step=step,
         )
 
-    def _source(self) -> SourceSettings:
-        config = self.config
-        cache = None
-        if config.cache is not None and not all(store.is_local for store in self.index.stores):
-            cache = CacheSettings(config.cache, int(config.cache_gb * 1e9))
-        return SourceSettings(tuple(store.url() for store in self.index.stores), cache)
+    def _cache(self) -> CacheSettings | None:
+        if self.config.cache is None or all(store.is_local for store in self.index.stores):
+            return None
+        return CacheSettings(self.config.cache, int(self.config.cache_gb * 1e9))
 
     def _make_read_ahead(self) -> ReadAhead | None:
-        cache = self._source().cache
+        cache = self._cache()
         if cache is None:
             return None
 
@@ -320,32 +293,18 @@ class ClipLoader:
 
     def _make_decoder(self) -> Decoder:
         config, sample = self.config, self.config.sample
-        shape = (config.batch_videos, config.repeats, 3, sample.frames, sample.size, sample.size)
-        workers = usable_cores() if config.workers is None else config.workers
-        if self.backend != "av":
-            from reelmae.pipeline.loading.decode.dali import (
-                DaliDecoder,
-            )  # DALI loads in a second: only where used
-
-            return DaliDecoder(
-                self._source(),
-                shape,
-                device=self.device if self.backend == "dali-gpu" else None,
-                threads=max(1, workers),
-                pipelines=config.pipelines,
-                on_bad=self._on_bad,
-            )
-        if workers == 0:
-            return InlineDecoder(self._source(), shape, policy=config.decode, on_bad=self._on_bad)
-        # one slot more than is in flight: the next batch is submitted when the last is released
-        return AvPool(
-            self._source(),
-            shape,
-            policy=config.decode,
-            workers=workers,
-            slots=config.prefetch + 1,
-            timeout_s=config.clip_timeout_s,
+        return make_decoder(
+            self.backend,
+            self.index.stores,
+            (config.batch_videos, config.repeats, 3, sample.frames, sample.size, sample.size),
             on_bad=self._on_bad,
+            workers=config.workers,
+            slots=config.prefetch + 1,  # one more than are in flight: the next is submitted once the oldest is released
+            timeout_s=config.clip_timeout_s,
+            policy=config.decode,
+            device=self.device,
+            pipelines=config.pipelines,
+            cache=self._cache(),
         )
 
     def _count(self, decoded: Decoded) -> None:
@@ -361,10 +320,3 @@ class ClipLoader:
         stats.resize_s += decoded.cost.resize_s
         if isinstance(self._decoder, AvPool):
             stats.worker_restarts = self._decoder.restarts
-
-
-def _rows_beside(index: ClipIndex, clip: int) -> range:
-    """The rows of the index that are shuffled together with this one: its dataset, where several are mixed by weights."""
-    shard = index.shard_number(clip)
-    part = next(p for p in index.parts if shard < p.stop)
-    return range(int(index.shard_start[part.start]), int(index.shard_start[part.stop]))

@@ -2,11 +2,11 @@
 
     index ── rows in order ── windows spread over each clip ── fetch, decode (as in training) ── pixels_VRCTHW
 
-Where training wants an endless, shuffled stream of full batches, in which a bad clip is replaced, a sweep is complete:
-- each clip comes exactly once, in the order of the index, the last incomplete batch included;
-- a clip that cannot be read or decoded is left out, and counted in `bad` with the reason; none stands in for it;
-- views are a function of the clip and the policy alone, the same at every run and for any number of workers;
-- clips are decoded by the training loader's own workers (PyAV): a clip that hangs or kills one costs that clip only.
+Training uses an endless, shuffled stream of full batches, in which a bad clip is replaced. A sweep is complete:
+- each clip comes exactly once, in the order of the index; the last batch may be incomplete;
+- a clip that cannot be read or decoded is left out, and listed in `bad` with the reason. None replaces it;
+- views depend on the clip and the policy alone: they are the same in every run, for any number of workers;
+- clips are decoded by the training loader's own workers (PyAV): a clip that hangs or kills a worker costs itself only.
 
 Legend: V clip (video), R view of it, C channel, T frame, H height, W width.
 """
@@ -21,15 +21,13 @@ import numpy as np
 
 from reelmae.pipeline.cores import usable_cores
 from reelmae.pipeline.errors import BadClipError, ConfigError, DatasetError
-from reelmae.pipeline.loading.decode.av_pool import AvPool
-from reelmae.pipeline.loading.decode.inline import InlineDecoder
-from reelmae.pipeline.loading.fetch.clip import SourceSettings
+from reelmae.pipeline.loading.config import CLIP_TIMEOUT_S
+from reelmae.pipeline.loading.decode.backends import make_decoder
 from reelmae.pipeline.loading.index.clips import ClipIndex
 from reelmae.pipeline.loading.order.draws import Draw, SamplePolicy
-from reelmae.pipeline.loading.tasks import ClipTask, Decoded, Decoder
+from reelmae.pipeline.loading.tasks import ClipTask, Decoded, Decoder, clip_task
 
 CLIPS_AHEAD = 2  # for each worker: the one in work, and one whose bytes are fetched meanwhile
-CLIP_TIMEOUT_S = 60.0
 
 
 def view_draws(
@@ -37,9 +35,9 @@ def view_draws(
 ) -> tuple[Draw, ...]:
     """Where the views of a clip lie; `frames`, `fps`, `height`, `width` are the stored clip's.
 
-    Of `sample`, frames, size and stride count; crops are the largest square at the middle, and nothing is flipped. One
-    view is the window at the middle; several are spread from the first window that fits to the last, both included.
-    A clip that holds fewer different windows gives some of them more than once, and one shorter than a window begins
+    Only frames, size and stride (or fps) of `sample` matter: crops are the largest square at the middle, and nothing is
+    flipped. One view is the window at the middle. Several are spread evenly from the first window that fits to the
+    last, both included. A clip with fewer different windows gives some of them twice; one shorter than a window begins
     at 0. Example: 16 frames, stride 4, a clip of 301 frames: 240 is the last start, 3 views begin at 0, 120, 240.
     """
     stride = sample.stride_for(fps)
@@ -52,18 +50,20 @@ def view_draws(
 
 @dataclass(frozen=True, eq=False)
 class SweepBatch:
-    """Some clips with all their views. The pixels are the sweep's: they are overwritten once the next is asked for."""
+    """Some clips with all their views. The pixels are valid until the next batch: their memory is used again."""
 
-    pixels_VRCTHW: np.ndarray  # uint8
-    clip_V: np.ndarray  # int64, rows of the index
+    pixels_VRCTHW: np.ndarray
+    """uint8, RGB."""
+    clip_V: np.ndarray
+    """int64, rows of the index."""
 
 
 class ClipSweep:
     """One pass over an index. Iterate it once; close it, or use it as a context manager.
 
     `workers` processes decode (None: one per core, 0: in the caller's thread), `batch_videos` clips at a time.
-    `bad` grows while it is iterated: key → reason. Raises ConfigError for settings that cannot be; while iterating
-    StorageError where the storage fails, DatasetError where not one clip is left.
+    `bad` maps key to reason; it grows while the sweep is iterated. Raises ConfigError for a setting out of range; while
+    iterating StorageError where the storage fails, DatasetError where no clip can be decoded.
     """
 
     def __init__(
@@ -75,20 +75,18 @@ class ClipSweep:
         batch_videos: int = 8,
         workers: int | None = None,
     ) -> None:
-        for name, value, least in (
-            ("views", views, 1), ("batch_videos", batch_videos, 1), ("workers", workers, 0)
-        ):  # fmt: skip
+        for name, value, least in (("views", views, 1), ("batch_videos", batch_videos, 1), ("workers", workers, 0)):
             if value is not None and value < least:
                 raise ConfigError(f"{name}={value}: must be at least {least}")
         self.index, self.sample, self.views = index, sample, views
         self.bad: dict[str, str] = {}
         self._bad_rows: set[int] = set()
-        self._good: int | None = None  # a row that was decoded
+        self._good: int | None = None  # a row that can be decoded
         self._rows = [
             range(start, min(start + batch_videos, len(index))) for start in range(0, len(index), batch_videos)
         ]
         workers = min(usable_cores() if workers is None else workers, len(index))
-        # batches in flight: those that keep the workers busy, and one that is in use
+        # batches in flight: enough to keep the workers busy, and the one that the caller uses
         self._ahead = 1 + max(1, -(-CLIPS_AHEAD * workers // batch_videos))
         self._decoder: Decoder = self._make_decoder(batch_videos, workers)
 
@@ -99,7 +97,7 @@ class ClipSweep:
         self.close()
 
     def close(self) -> None:
-        """Stop decoding and give back processes and memory."""
+        """Stop decoding; end processes and free memory."""
         self._decoder.close()
 
     def __iter__(self) -> Iterator[SweepBatch]:
@@ -117,7 +115,7 @@ class ClipSweep:
                 self._submit(self._rows[at + self._ahead])
 
     def _batch(self, decoded: Decoded) -> SweepBatch:
-        """The clips that were wanted, without those that stood in for bad ones."""
+        """The batch's good clips, without those that were decoded in place of bad ones."""
         tasks = decoded.tasks
         wanted = [at for at, task in enumerate(tasks) if task.clip == task.planned]
         shape = (-1, self.views, *decoded.clips_BCTHW.shape[1:])
@@ -133,33 +131,11 @@ class ClipSweep:
         self._decoder.submit([self._task(row, row) for row in rows])
 
     def _task(self, row: int, planned: int) -> ClipTask:
-        index = self.index
-        frames = int(index.frames[row])
-        draws = view_draws(
-            self.sample,
-            self.views,
-            frames=frames,
-            fps=float(index.fps[row]),
-            height=int(index.height[row]),
-            width=int(index.width[row]),
-        )
-        return ClipTask(
-            clip=row,
-            key=index.key(row),
-            dataset=index.dataset(row),
-            shard=index.shard(row),
-            offset=int(index.offset[row]),
-            size=int(index.size[row]),
-            check=int(index.check[row]),
-            frames=frames,
-            draws=draws,
-            planned=planned,
-            epoch=0,
-            attempt=0,
-        )
+        draws = view_draws(self.sample, self.views, **self.index.facts(row))
+        return clip_task(self.index, row, draws, planned=planned)
 
     def _on_bad(self, task: ClipTask, bad: BadClipError) -> ClipTask:
-        """Note it. A decoder wants a clip for each place, so another is decoded there and thrown away."""
+        """Note it. A decoder needs a clip for each place of a batch, so another is decoded there and ignored."""
         self._bad_rows.add(task.clip)
         if task.clip == task.planned:
             self.bad[bad.key] = bad.reason
@@ -174,16 +150,12 @@ class ClipSweep:
 
     def _make_decoder(self, batch_videos: int, workers: int) -> Decoder:
         sample = self.sample
-        source = SourceSettings(tuple(store.url() for store in self.index.stores))
-        shape = (batch_videos, self.views, 3, sample.frames, sample.size, sample.size)
-        if workers == 0:
-            return InlineDecoder(source, shape, policy="auto", on_bad=self._on_bad)
-        return AvPool(
-            source,
-            shape,
-            policy="auto",
+        return make_decoder(
+            "av",
+            self.index.stores,
+            (batch_videos, self.views, 3, sample.frames, sample.size, sample.size),
+            on_bad=self._on_bad,
             workers=workers,
             slots=self._ahead,
             timeout_s=CLIP_TIMEOUT_S,
-            on_bad=self._on_bad,
         )

@@ -4,39 +4,89 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from reelmae.pipeline.errors import BadClipError
 from reelmae.pipeline.loading.order.draws import Draw
 
+if TYPE_CHECKING:  # workers start without the index
+    from reelmae.pipeline.loading.index.clips import ClipIndex
+
+DecodePolicy = Literal["auto", "windows", "span"]
+"""How the windows of a clip's samples are decoded: see decode/pyav.py."""
+
 
 @dataclass(frozen=True)
 class ClipTask:
-    """One clip to fetch and decode once, for the R samples of `draws`."""
+    """One clip to fetch and decode once, for the R samples of `draws`; made by `clip_task`."""
 
-    clip: int  # row of the index
+    clip: int
+    """Row of the index."""
     key: str
-    dataset: int  # which of the index's datasets holds it
+    """The clip's key."""
+    dataset: int
+    """The clip's dataset, as a number into the index's stores."""
     shard: str
+    """Path of the shard within its store."""
     offset: int
+    """Where the clip begins in the shard, in bytes."""
     size: int
-    check: int  # the first 8 bytes of its sha256
+    """Bytes of the clip."""
+    check: int
+    """The first 8 bytes of the clip's sha256, big endian."""
     frames: int
+    """Stored frames."""
     draws: tuple[Draw, ...]
-    planned: int  # the clip that the order put here; differs from `clip` where that one was bad
+    """The samples to make of it."""
+    planned: int
+    """The clip that the order put here; it differs from `clip` where that one was bad and was replaced."""
     epoch: int
-    attempt: int  # 0, or the number of this replacement
+    """The pass through the clip's dataset that this belongs to."""
+    attempt: int
+    """0, or the number of this replacement."""
+
+
+def clip_task(
+    index: ClipIndex,
+    clip: int,
+    draws: tuple[Draw, ...],
+    *,
+    planned: int,
+    epoch: int = 0,
+    attempt: int = 0,
+) -> ClipTask:
+    """The task of one clip of an index, for the place that the order gave to `planned`."""
+    shard = index.shard_number(clip)
+    return ClipTask(
+        clip=clip,
+        key=index.key(clip),
+        dataset=int(index.dataset_of_shard[shard]),
+        shard=index.shard_names[shard],
+        offset=int(index.offset[clip]),
+        size=int(index.size[clip]),
+        check=int(index.check[clip]),
+        frames=int(index.frames[clip]),
+        draws=draws,
+        planned=planned,
+        epoch=epoch,
+        attempt=attempt,
+    )
 
 
 @dataclass
 class Cost:
-    """What decoding took, as sums over clips. Seconds are those of the thread or process that did it."""
+    """What fetching and decoding cost, summed over clips. Seconds are of the thread or process that did the work."""
 
     frames_decoded: int = 0
+    """Frames that the decoder went through."""
     bytes_read: int = 0
-    fetch_s: float = 0.0  # bytes from the store or the cache, and their hash
+    """Bytes of the clips."""
+    fetch_s: float = 0.0
+    """Reading bytes from the store or the cache, and hashing them."""
     decode_s: float = 0.0
-    resize_s: float = 0.0  # crop, resize and conversion to RGB
+    """Decoding."""
+    resize_s: float = 0.0
+    """Crop, resize and conversion to RGB."""
 
     def add(self, other: Cost) -> None:
         """Add in place."""
@@ -59,17 +109,20 @@ class Decoded:
 
 
 class Decoder(Protocol):
-    """Batches go in and come out in the same order. At most `slots` of them between submit and release."""
+    """Batches come out in the order in which they went in.
+
+    A decoder has room for a fixed number of batches between `submit` and `Decoded.release`: see make_decoder.
+    """
 
     def submit(self, tasks: list[ClipTask]) -> None:
-        """Start on a batch; does not block."""
+        """Start on a batch; does not block. There must be room for it."""
 
     def collect(self) -> Decoded:
-        """Wait for the oldest batch. Raises what made the run impossible."""
+        """Wait for the oldest batch. Raises StorageError, or what `on_bad` raised."""
 
     def close(self) -> None:
-        """Stop at once and give everything back; may be called twice."""
+        """Stop at once; end threads and processes, free memory. May be called twice."""
 
 
 OnBad = Callable[[ClipTask, BadClipError], ClipTask]
-"""Takes a task and why its clip is bad; gives the task that stands in for it, or raises TooManyBadClipsError."""
+"""Called with a task and why its clip is bad; returns the task that replaces it, or raises TooManyBadClipsError."""

@@ -12,14 +12,13 @@ import obstore
 from obstore.exceptions import BaseError as ObstoreError
 from obstore.store import S3Store
 
-RANGES_GIVEN_UP = 3  # reads in a row that obstore refused and s3fs did: then it is not asked again
-CREDENTIALS_LAST = timedelta(minutes=10)  # botocore's own are renewed before they have less left
+RANGES_GIVEN_UP = 3  # after so many reads in a row that only s3fs could do, obstore is not used any more
+CREDENTIALS_LAST = timedelta(minutes=10)  # botocore renews its credentials before they have less time left
 
 
 class S3Ranges:
-    """Ranged reads of one bucket with obstore: less processor time and latency than s3fs (pipeline/decisions/0010), and
-    several threads do not queue for one event loop.
-    """
+    """Ranged reads of one bucket with obstore: less CPU time and latency than s3fs (pipeline/decisions/0010), and no
+    event loop that all threads wait for."""
 
     def __init__(self, fs: Any, root: str) -> None:
         self._fs = fs
@@ -38,7 +37,7 @@ class S3Ranges:
         )
 
     def read(self, full: str, offset: int, size: int) -> bytes:
-        """As `fs.cat_file`, by obstore where it can."""
+        """The bytes of a range, by obstore where it can, else by `fs.cat_file`."""
         refused: Exception | None = None
         if self._given_up < RANGES_GIVEN_UP:
             try:
@@ -62,7 +61,7 @@ class S3Ranges:
 
 
 def _credentials(fs: Any) -> Callable[[], dict[str, Any]]:
-    """What obstore asks for credentials: those of the s3fs filesystem, kept fresh by botocore."""
+    """A function that gives obstore the credentials of the s3fs filesystem, which botocore keeps fresh."""
     chain = None if fs.key and fs.secret else fsspec.asyn.sync(fs.loop, fs.session.get_credentials)
 
     def now() -> dict[str, Any]:

@@ -2,12 +2,12 @@
 
 Properties that hold:
 - `publish` leaves the whole file under its final name, or nothing: locally through `whole_file` (temporary name,
-  fsync, rename); on object stores through one `put` (which is atomic there). The file is always
-  complete on local disk before: an exception inside `fs.open(..., "wb")` of s3fs would commit a stump.
-- What is missing raises InputError or FileNotFoundError at once; what fails for other reasons is tried
-  again (`RETRIES` times, doubling pauses) and then raises StorageError naming the URL.
-- Ranges of S3 objects are read by obstore, at the endpoint and with the credentials that s3fs found; everything
-  else, and every range that obstore refuses, goes through fsspec, whose errors are the ones told.
+  fsync, rename); on object stores through one `put`, which is atomic there. The file is always complete on local
+  disk first, because an exception inside `fs.open(..., "wb")` of s3fs would commit the part that was written.
+- A missing file raises InputError or FileNotFoundError at once. Any other failure is tried again (`RETRIES` times,
+  with doubling pauses), then it raises StorageError with the URL.
+- Ranges of S3 objects are read by obstore, at the endpoint and with the credentials that s3fs found. Everything
+  else, and every range that obstore refuses, is read by fsspec; errors are always those of fsspec.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from reelmae.pipeline.storage.s3_ranges import S3Ranges
 
 RETRIES = 3
 FIRST_PAUSE_S = 0.5
-S3_PAGE = 1000  # keys asked for at once, the most a server gives
+S3_PAGE = 1000  # keys in one answer, the most that a server gives
 _PROTOCOL = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*)://")
 _FINAL = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 T = TypeVar("T")
@@ -40,11 +40,11 @@ T = TypeVar("T")
 
 @contextmanager
 def whole_file(final: Path, *, writer: str = "") -> Iterator[Path]:
-    """A temporary path beside `final` to write to: it takes the final name when the block ends, and is removed
-    when the block raises, so that a file under its final name is complete. The folder is made where there is none.
+    """A temporary path beside `final` to write to, so that a file under its final name is always complete.
 
-    What a killed writer left is overwritten by the next one. Where several may write the same file at once, each
-    needs a `writer` name of its own.
+    When the block ends, the file takes the final name; when the block raises, it is removed. A missing folder is
+    made. The next writer overwrites what a killed writer left. Where several may write the same file at once, each
+    needs its own `writer` name.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = final.with_name(f".{final.name}{writer}.part")
@@ -54,7 +54,7 @@ def whole_file(final: Path, *, writer: str = "") -> Iterator[Path]:
             os.fsync(written.fileno())
         temporary.replace(final)
     except OSError as e:
-        e.filename = e.filename or str(final)  # a failing write does not say where
+        e.filename = e.filename or str(final)  # the error of a failing write has no file name
         raise
     finally:
         temporary.unlink(missing_ok=True)
@@ -78,7 +78,7 @@ class Store:
         self.is_local = match is None or match.group(1) == "file"
         if self.is_local:
             path = Path(url.removeprefix("file://"))
-            # one place has one name, since sources are known by it; `..` must follow links as the system does
+            # sources are named by their path, so a place must have one path; `..` must follow links as the system does
             self.root = str(path.resolve() if ".." in path.parts else path.absolute())
             self.prefix = ""
             self.fs = fsspec.filesystem("file")
@@ -102,20 +102,20 @@ class Store:
 
     def url(self, path: str = "") -> str:
         """Full URL of a file here; a plain absolute path where the store is local."""
-        return f"{self.prefix}{self._full(path)}"
+        return f"{self.prefix}{self._full_path(path)}"
 
     def local_path(self, path: str = "") -> Path:
         """The file's own path; only for local stores."""
         assert self.is_local, f"{self.url()} is not local"
         return Path(self.root, path)
 
-    def _full(self, path: str) -> str:
+    def _full_path(self, path: str) -> str:
         return f"{self.root}/{path}" if path else self.root
 
     def list(self, path: str = "") -> Iterator[Entry]:
-        """Every file below `path`, one after the other in flat memory; nothing where there is no such folder.
+        """Every file below `path`, one by one, so that memory stays flat; nothing where there is no such folder.
 
-        Sorted within each folder; on S3 in the server's own order, that of the whole key. An S3 key of no bytes that
+        Sorted within each folder; on S3 sorted by the whole key, as the server does it. An empty S3 object whose key
         ends in "/" marks a folder and is no file.
         """
         if self.is_local:
@@ -123,8 +123,8 @@ class Store:
         return self._list_s3(path) if hasattr(self.fs, "call_s3") else self._list_folders(path)
 
     def _list_s3(self, path: str) -> Iterator[Entry]:
-        """Page by page: s3fs' own `find` would hold a dict of every key."""
-        bucket, prefix, _ = self.fs.split_path(self._full(path))
+        """Page by page; s3fs' own `find` would hold a dict of all keys."""
+        bucket, prefix, _ = self.fs.split_path(self._full_path(path))
         prefix = f"{prefix}/" if prefix else ""  # the slash keeps `raw2` out of a listing of `raw`
         wanted = {"Bucket": bucket, "Prefix": prefix, "MaxKeys": S3_PAGE}
         skip = len(self.root) - len(bucket)
@@ -145,20 +145,20 @@ class Store:
         try:
             return self._retry(lambda: self.fs.call_s3("list_objects_v2", **wanted), path)
         except FileNotFoundError:
-            if "ContinuationToken" in wanted:  # gone in the middle: not the same as nothing there
+            if "ContinuationToken" in wanted:  # it vanished during the listing: not the same as an empty folder
                 raise
             return {}
 
     def _list_folders(self, path: str) -> Iterator[Entry]:
-        """Folder by folder; names that do not lie below the folder they were found in are left out."""
-        waiting = [self._full(path)]
+        """Folder by folder. A listed name that is not below its folder is left out."""
+        waiting = [self._full_path(path)]
         while waiting:
             folder = waiting.pop()
             try:
                 found = self._retry(partial(self.fs.ls, folder, detail=True, refresh=True), path)
             except (FileNotFoundError, NotADirectoryError):
                 continue
-            self.fs.invalidate_cache()  # or a filesystem that caches listings keeps them all
+            self.fs.invalidate_cache()  # else a filesystem that caches listings keeps them all
             below = sorted(
                 ((info["name"].rstrip("/"), info) for info in found if info["name"].startswith(f"{folder}/")),
                 key=lambda named: named[0],
@@ -173,63 +173,63 @@ class Store:
                 yield Entry(relative, self.url(relative), int(info.get("size") or 0), str(etag).strip('"'))
 
     def _list_local(self, path: str) -> Iterator[Entry]:
-        def refused(error: OSError) -> None:
+        def raise_unreadable(error: OSError) -> None:
             raise StorageError(f"{error.filename}: {error.strerror}; check the rights") from error
 
         skip = len(self.root.rstrip("/")) + 1
         for folder, folders, names in os.walk(
-            self._full(path), onerror=refused if Path(self._full(path)).exists() else None
+            self._full_path(path), onerror=raise_unreadable if Path(self._full_path(path)).exists() else None
         ):
             folders.sort()
-            # links to folders are not followed: listed as they are, so that they are told of
+            # links to folders are listed but not followed, so that they end among the rejects
             for name in sorted([*names, *(f for f in folders if Path(folder, f).is_symlink())]):
                 full = f"{folder.rstrip('/')}/{name}"
                 try:
                     stat = os.stat(full)  # noqa: PTH116 - a Path for each of a million files takes most of the time
-                except OSError:  # a dangling link, or a ring of links: listed, so that it ends among the rejects
+                except OSError:  # a dangling or circular link: listed, so that it ends among the rejects
                     yield Entry(full[skip:], full, 0, "")
                     continue
                 yield Entry(full[skip:], full, stat.st_size, str(stat.st_mtime_ns))
 
     def exists(self, path: str = "") -> bool:
-        """Whether a file or folder is there (never from a cached listing)."""
+        """Whether there is such a file or folder; never from a cached listing."""
         if self.is_local:
-            return Path(self._full(path)).exists()
+            return Path(self._full_path(path)).exists()
         self.fs.invalidate_cache()
-        return bool(self._retry(lambda: self.fs.exists(self._full(path)), path))
+        return bool(self._retry(lambda: self.fs.exists(self._full_path(path)), path))
 
     def size(self, path: str) -> int:
-        """Bytes of one file (never from a cached listing); FileNotFoundError where there is none."""
+        """Bytes of one file, never from a cached listing; FileNotFoundError where there is none."""
         if self.is_local:
-            return self._retry(lambda: Path(self._full(path)).stat().st_size, path)
+            return self._retry(lambda: Path(self._full_path(path)).stat().st_size, path)
         self.fs.invalidate_cache()
-        found = self._retry(lambda: self.fs.size(self._full(path)), path)
+        found = self._retry(lambda: self.fs.size(self._full_path(path)), path)
         if found is None:
-            raise StorageError(f"{self.url(path)}: its server does not tell its size; read it without a cache")
+            raise StorageError(f"{self.url(path)}: its server does not report its size; read it without a cache")
         return int(found)
 
     def read_bytes(self, path: str) -> bytes:
         """The whole file."""
         if self.is_local:
-            return self._retry(lambda: Path(self._full(path)).read_bytes(), path)
-        return self._retry(lambda: self.fs.cat_file(self._full(path)), path)
+            return self._retry(lambda: Path(self._full_path(path)).read_bytes(), path)
+        return self._retry(lambda: self.fs.cat_file(self._full_path(path)), path)
 
     def read_range(self, path: str, offset: int, size: int) -> bytes:
         """`size` bytes from `offset`; ShortFileError where the file is shorter."""
 
         def read() -> bytes:
             if self.is_local:
-                with Path(self._full(path)).open("rb") as f:
+                with Path(self._full_path(path)).open("rb") as f:
                     return os.pread(f.fileno(), size, offset)
             try:
                 if self._s3_ranges is not None:
-                    return self._s3_ranges.read(self._full(path), offset, size)
-                return bytes(self.fs.cat_file(self._full(path), start=offset, end=offset + size))
+                    return self._s3_ranges.read(self._full_path(path), offset, size)
+                return bytes(self.fs.cat_file(self._full_path(path), start=offset, end=offset + size))
             except FileNotFoundError:
                 raise
             except OSError:  # object stores refuse a range that begins at or beyond the end
                 self.fs.invalidate_cache()
-                there = self.fs.size(self._full(path))
+                there = self.fs.size(self._full_path(path))
                 if there is None or there > offset:
                     raise
                 return b""
@@ -247,17 +247,17 @@ class Store:
 
     def download(self, path: str, to: Path) -> None:
         """Copy the file to a local path."""
-        self._retry(lambda: self.fs.get_file(self._full(path), str(to)), path)
+        self._retry(lambda: self.fs.get_file(self._full_path(path), str(to)), path)
 
     def publish(self, local: Path, path: str) -> None:
-        """Put a complete local file under its final name, atomically. `local` is left where it is."""
+        """Copy a complete local file to its final name, atomically."""
         if not self.is_local:
-            self._retry(lambda: self.fs.put_file(str(local), self._full(path)), path)
+            self._retry(lambda: self.fs.put_file(str(local), self._full_path(path)), path)
             return
-        self._retry(lambda: _copy(local, Path(self._full(path))), path)
+        self._retry(lambda: _copy(local, Path(self._full_path(path))), path)
 
     def publish_bytes(self, data: bytes, path: str) -> None:
-        """Put these bytes under a final name, atomically."""
+        """Write these bytes to a file, atomically."""
         with tempfile.TemporaryDirectory(prefix="reelmae-") as folder:
             local = Path(folder, "data")
             local.write_bytes(data)
@@ -266,17 +266,17 @@ class Store:
     def remove(self, path: str) -> None:
         """Remove one file; FileNotFoundError where there is none."""
         if self.is_local:
-            self._retry(lambda: Path(self._full(path)).unlink(), path)
+            self._retry(lambda: Path(self._full_path(path)).unlink(), path)
             return
-        if not self.exists(path):  # object stores do not tell
+        if not self.exists(path):  # object stores raise nothing for a missing file
             raise FileNotFoundError(self.url(path))
-        self._retry(lambda: self.fs.rm_file(self._full(path)), path)
+        self._retry(lambda: self.fs.rm_file(self._full_path(path)), path)
 
     def sweep(self, *folders: str) -> None:
-        """Remove what writers killed in mid-publish left in these folders of a local store (elsewhere nothing is left)."""
+        """Remove the temporary files of killed writers from these folders of a local store; others have none."""
         if self.is_local:
             for folder in folders:
-                for left in Path(self._full(folder)).glob(".*.part"):
+                for left in Path(self._full_path(folder)).glob(".*.part"):
                     left.unlink(missing_ok=True)
 
     def _retry(self, call: Callable[[], T], path: str) -> T:
@@ -291,9 +291,8 @@ class Store:
                 raise
             except OSError as e:
                 if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                    raise StorageFullError(
-                        f"{self.url(path)}: no space left; free some, or choose another place, and run again (it resumes)"
-                    ) from e
+                    remedy = "free some, or choose another place, and run again (it resumes)"
+                    raise StorageFullError(f"{self.url(path)}: no space left; {remedy}") from e
                 if attempt == RETRIES - 1:
                     raise StorageError(f"{self.url(path)}: {e} (tried {RETRIES} times)") from e
                 time.sleep(FIRST_PAUSE_S * 2**attempt)

@@ -12,11 +12,12 @@ import torch
 from reelmae.pipeline.errors import TooManyBadClipsError
 from reelmae.pipeline.ingest.config import ShardConfig
 from reelmae.pipeline.ingest.job import shard
+from reelmae.pipeline.loading.config import LoaderConfig
 from reelmae.pipeline.loading.index.clips import ClipIndex
-from reelmae.pipeline.loading.loader import ClipLoader, LoaderConfig
+from reelmae.pipeline.loading.loader import ClipLoader
 from reelmae.pipeline.loading.order.draws import SamplePolicy
 from reelmae.pipeline.storage.store import Store
-from reelmae.train.config import load
+from reelmae.train.config import load_recipe
 from reelmae.train.pretraining import pretrain
 
 
@@ -57,7 +58,7 @@ def test_clips_from_s3_are_those_of_a_local_copy_and_a_run_trains_on_them(
     _copy(local, remote)
 
     summary = pretrain(
-        load(
+        load_recipe(
             "demo",
             [f"data.url={remote}", f"run.out={tmp_path / 'run'}", "run.steps=2", "loader.batch_videos=2",
              "model.depth=1", "model.decoder_depth=1"],

@@ -31,14 +31,16 @@ def test_it_pools_before_it_normalises_and_leaves_the_class_token_out() -> None:
         tokens = model.encoder(clips())
         mean = tokens[:, 1:].mean(1)
         standard = (mean - mean.mean(1, keepdim=True)) / (mean.var(1, correction=0, keepdim=True) + 1e-6).sqrt()
-        assert torch.allclose(model.pooled(clips()), standard * model.norm.weight + model.norm.bias, atol=1e-5)
-        assert torch.allclose(model(clips()), model.pooled(clips()) @ model.head.weight.T + model.head.bias, atol=1e-6)
+        assert torch.allclose(model.features(clips()), standard * model.norm.weight + model.norm.bias, atol=1e-5)
+        assert torch.allclose(
+            model(clips()), model.features(clips()) @ model.head.weight.T + model.head.bias, atol=1e-6
+        )
 
 
 def test_without_a_class_token_every_patch_is_in_the_mean() -> None:
     model = tiny(cls_token=False).eval()
     with torch.no_grad():
-        assert torch.allclose(model.pooled(clips()), model.norm(model.encoder(clips()).mean(1)), atol=1e-6)
+        assert torch.allclose(model.features(clips()), model.norm(model.encoder(clips()).mean(1)), atol=1e-6)
 
 
 def test_its_parameters_are_encoder_norm_and_head() -> None:
@@ -62,10 +64,10 @@ def test_dropout_and_drop_path_act_in_training_only() -> None:
         assert torch.equal(model(clips()), model(clips()))
         model.train()
         assert torch.equal(tiny().train()(clips()), tiny().train()(clips()))  # rates of 0
-        assert not torch.equal(model.pooled(clips()), model.pooled(clips()))  # drop path
+        assert not torch.equal(model.features(clips()), model.features(clips()))  # drop path
         for block in model.encoder.blocks:
             block.eval()
-        assert torch.equal(model.pooled(clips()), model.pooled(clips()))
+        assert torch.equal(model.features(clips()), model.features(clips()))
         assert not torch.equal(model(clips()), model(clips()))  # dropout
 
 
@@ -78,10 +80,15 @@ def test_all_parameters_are_trained() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "named"), [({"classes": 0}, "classes=0"), ({"dropout": 1.0}, r"dropout=1\.0"),
-                          ({"drop_path": -0.1}, r"drop_path=-0\.1"), ({"pixel_std": (0.1, 0, 0.1)}, "pixel_std"),
-                          ({"size": 15}, "size=15")],
-)  # fmt: skip
+    ("change", "named"),
+    [
+        ({"classes": 0}, "classes=0"),
+        ({"dropout": 1.0}, r"dropout=1\.0"),
+        ({"drop_path": -0.1}, r"drop_path=-0\.1"),
+        ({"pixel_std": (0.1, 0, 0.1)}, "pixel_std"),
+        ({"size": 15}, "size=15"),
+    ],
+)
 def test_a_value_that_cannot_be_is_named(change: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         ClassifierConfig(**{**TINY, **change})

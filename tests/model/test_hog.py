@@ -64,8 +64,8 @@ def test_orientations_are_twenty_degrees_apart() -> None:
 def test_longer_gradients_weigh_more() -> None:
     """A step of 3 to the right in columns 3 | 4 of a cell, and one of 4 downwards in rows 3 | 4.
 
-    Each step is seen from both its sides, so 2 columns × 8 rows vote along x with 3, 2 rows × 8 columns along y with 4, but
-    the 4 pixels that see both vote once, with 5 at atan2(4, 3) = 53.13°: 0.8435 of it for 50° and 0.1565 for 70°.
+    Each step is seen from both its sides, so 2 columns × 8 rows vote along x with 3, 2 rows × 8 columns along y with 4,
+    but the 4 pixels that see both vote once, with 5 at atan2(4, 3) = 53.13°: 0.8435 of it for 50° and 0.1565 for 70°.
     """
     frame = torch.zeros(1, 1, 1, 8, 8)
     frame[..., 4:] += 3

@@ -9,13 +9,21 @@ import torch
 from torch import Tensor
 
 from reelmae.model.config import MAEConfig, mae_config, videomae_config
-from reelmae.model.mae import MaskedAutoencoder, masked_loss, removed
+from reelmae.model.mae import MaskedAutoencoder, complement, mean_squared_error
 from reelmae.model.patches import gather_patches, patchify
 
 SMALL: dict[str, Any] = {
-    "frames": 8, "size": 16, "patch": 8, "t_patch": 2, "dim": 24, "depth": 2, "heads": 3,
-    "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2,
-}  # fmt: skip
+    "frames": 8,
+    "size": 16,
+    "patch": 8,
+    "t_patch": 2,
+    "dim": 24,
+    "depth": 2,
+    "heads": 3,
+    "decoder_dim": 16,
+    "decoder_depth": 1,
+    "decoder_heads": 2,
+}
 
 
 def make(**changes: Any) -> tuple[MaskedAutoencoder, Tensor, Tensor]:
@@ -75,8 +83,10 @@ def test_loss_is_that_of_the_plain_formula(encoder: str, target_norm: str, pred_
             values = [
                 clips[b, c, frame, h * 8 + p, w * 8 + q].item()
                 for frame in frames[t * per_token : (t + 1) * per_token]
-                for p in range(8) for q in range(8) for c in range(3)
-            ]  # fmt: skip
+                for p in range(8)
+                for q in range(8)
+                for c in range(3)
+            ]
             if target_norm == "patch":
                 mean = sum(values) / len(values)
                 var = sum((v - mean) ** 2 for v in values) / (len(values) - 1)
@@ -91,8 +101,8 @@ def test_sparse_encoder_is_the_blocks_on_gathered_tokens_of_a_full_embedding() -
     model, clips, ids = make()
     encoder = model.encoder
     full = encoder.patch_embed(patchify(clips, 2, 8)) + encoder.pos.tokens()
-    x = torch.cat((encoder.cls_token + encoder.pos.cls + torch.zeros(2, 1, 24),
-                   full.gather(1, ids[..., None].expand(-1, -1, 24))), dim=1)  # fmt: skip
+    cls = encoder.cls_token + encoder.pos.cls + torch.zeros(2, 1, 24)
+    x = torch.cat((cls, full.gather(1, ids[..., None].expand(-1, -1, 24))), dim=1)
     for block in encoder.blocks:
         x = block(x)
     torch.testing.assert_close(encoder(clips, ids), encoder.norm(x))
@@ -130,8 +140,8 @@ def test_dense_and_sparse_share_the_definition_of_the_loss() -> None:
         model, clips, ids = make(encoder=encoder)
         out = model(clips, ids)
         target = model.targets.space(clips, out.ids_BQ)
-        torch.testing.assert_close(out.loss, masked_loss(out.preds["space"], target))
-        assert torch.equal(out.ids_BQ, removed(ids, 16))
+        torch.testing.assert_close(out.loss, mean_squared_error(out.preds["space"], target))
+        assert torch.equal(out.ids_BQ, complement(ids, 16))
 
 
 @pytest.mark.parametrize("encoder", ["sparse", "dense"])
@@ -144,7 +154,7 @@ def test_predicted_tokens_are_predicted_as_among_all(encoder: str) -> None:
 
 def test_removed_tokens_are_those_not_kept_ascending() -> None:
     ids = torch.tensor([[5, 0, 3], [1, 2, 6]])
-    assert removed(ids, 7).tolist() == [[1, 2, 4, 6], [0, 3, 4, 5]]
+    assert complement(ids, 7).tolist() == [[1, 2, 4, 6], [0, 3, 4, 5]]
 
 
 @pytest.mark.parametrize("encoder", ["sparse", "dense"])
@@ -170,7 +180,7 @@ def test_the_true_target_as_prediction_gives_the_true_frames_back(target_norm: s
 
 def test_predicting_each_patch_mean_costs_about_one_with_normalised_targets() -> None:
     model, clips, ids = make()
-    loss = masked_loss(torch.zeros(2, 11, 192), model.targets.space(clips, removed(ids, 16)))
+    loss = mean_squared_error(torch.zeros(2, 11, 192), model.targets.space(clips, complement(ids, 16)))
     assert loss.item() == pytest.approx(191 / 192, abs=1e-4)  # unbiased variance
 
 

@@ -17,12 +17,20 @@ from reelmae.model.config import (
     slowfast_config,
     videomae_config,
 )
-from reelmae.model.mae import MaskedAutoencoder, masked_loss, removed
+from reelmae.model.mae import MaskedAutoencoder, complement, mean_squared_error
 
 SIZES: dict[str, Any] = {
-    "frames": 8, "size": 16, "patch": 8, "t_patch": 2, "dim": 24, "depth": 2, "heads": 3,
-    "decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2,
-}  # fmt: skip
+    "frames": 8,
+    "size": 16,
+    "patch": 8,
+    "t_patch": 2,
+    "dim": 24,
+    "depth": 2,
+    "heads": 3,
+    "decoder_dim": 16,
+    "decoder_depth": 1,
+    "decoder_heads": 2,
+}
 OBJECTIVES: dict[str, MAEConfig] = {
     "mae": mae_config("B", **SIZES),
     "mae_dense": mae_config("B", **SIZES, encoder="dense"),
@@ -135,7 +143,7 @@ def test_with_decoder_masking_the_decoder_sees_fewer_tokens() -> None:
 @pytest.mark.parametrize("name", ["mae", "mae_dense", "videomae", "motion_separate"])
 def test_asking_for_all_removed_tokens_is_no_decoder_masking(name: str) -> None:
     model, clips, ids = make(OBJECTIVES[name])
-    plain, asked = model(clips, ids), model(clips, ids, removed(ids, 16))
+    plain, asked = model(clips, ids), model(clips, ids, complement(ids, 16))
     torch.testing.assert_close(asked.loss, plain.loss)
 
 
@@ -171,7 +179,7 @@ def test_motion_loss_is_space_plus_weighted_motion_each_told_apart() -> None:
     out = model(clips, ids)
     assert set(out.losses) == set(out.preds) == {"space", "motion"}
     torch.testing.assert_close(out.loss, out.losses["space"] + 0.25 * out.losses["motion"])
-    expected = masked_loss(out.preds["motion"], model.targets.motion(clips, out.ids_BQ))
+    expected = mean_squared_error(out.preds["motion"], model.targets.motion(clips, out.ids_BQ))
     torch.testing.assert_close(out.losses["motion"], expected)
 
 

@@ -1,8 +1,8 @@
 """Numerical equality with the reference codes: every .npz of REELMAE_FIXTURES.
 
-Each file says what model it is (`cfg/*`), holds that model's weights under the reference's own names (`sd/*`), an input, and
-what the reference made of it: predictions, latents, targets, losses, gradient norms, logits. The model is built from the
-former, the weights go through our importer, and all of the latter must come out.
+Each file says what model it is (`cfg/*`), holds that model's weights under the reference's own names (`sd/*`), an
+input, and what the reference made of it: predictions, latents, targets, losses, gradient norms, logits. The model is
+built from the former, the weights go through our importer, and all of the latter must come out.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from reelmae.model.classifier import Classifier, ClassifierConfig
+from reelmae.model.classifier import ClassifierConfig
 from reelmae.model.config import MAEConfig, ViTConfig, mae_config, slowfast_config, videomae_config
-from reelmae.model.mae import MaskedAutoencoder, masked_loss
-from reelmae.model.weights import detect, from_ours, load_into
+from reelmae.model.mae import MaskedAutoencoder, mean_squared_error
+from reelmae.model.weights import load_into
+from reelmae.model.weights.layouts import detect, from_ours
+from reelmae.model.weights.models import build
 
 REPO = Path(__file__).parents[2]
 SHARED = Path(os.environ.get("REELMAE_SHARED", REPO.parent / "shared"))
@@ -54,18 +56,31 @@ fixed_positions = files(VIDEOMAE, VIDEOMAE_FINETUNED)
 def config_of(cfg: dict[str, Any]) -> ViTConfig:
     """The config of the model that a file's `cfg/*` describe."""
     sizes = {
-        "frames": cfg["num_frames"], "size": cfg["img_size"], "patch": cfg["patch_size"], "t_patch": cfg["t_patch_size"],
-        "dim": cfg["embed_dim"], "depth": cfg["depth"], "heads": cfg["num_heads"], "mlp_ratio": cfg["mlp_ratio"],
-    }  # fmt: skip
+        "frames": cfg["num_frames"],
+        "size": cfg["img_size"],
+        "patch": cfg["patch_size"],
+        "t_patch": cfg["t_patch_size"],
+        "dim": cfg["embed_dim"],
+        "depth": cfg["depth"],
+        "heads": cfg["num_heads"],
+        "mlp_ratio": cfg["mlp_ratio"],
+    }
     decoder = {"decoder_dim": cfg.get("decoder_embed_dim"), "decoder_depth": cfg.get("decoder_depth")}
     kind = cfg["kind"]
     pos = "separable" if cfg.get("sep_pos_embed", 1) else "joint"
     cls = bool(cfg.get("cls_embed", 1))
     if kind == MAE_ST:
         return mae_config(
-            "B", **sizes, **decoder, decoder_heads=cfg["decoder_num_heads"], pred_t_dim=cfg["pred_t_dim"],
-            pos=pos, decoder_pos=pos, cls_token=cls, decoder_cls="own" if cls else "none",
-        )  # fmt: skip
+            "B",
+            **sizes,
+            **decoder,
+            decoder_heads=cfg["decoder_num_heads"],
+            pred_t_dim=cfg["pred_t_dim"],
+            pos=pos,
+            decoder_pos=pos,
+            cls_token=cls,
+            decoder_cls="own" if cls else "none",
+        )
     if kind == SLOWFAST:
         return slowfast_config("B", **sizes, **decoder, pos=pos)
     if kind == VIDEOMAE:
@@ -83,9 +98,7 @@ class Fixture:
         self.theirs = {n.removeprefix("sd/"): torch.from_numpy(v) for n, v in self.data.items() if n.startswith("sd/")}
         self.layout = LAYOUTS[self.cfg["kind"]]
         self.config = config_of(self.cfg)
-        self.model = (
-            MaskedAutoencoder(self.config) if isinstance(self.config, MAEConfig) else Classifier(self.config)  # type: ignore[arg-type]
-        ).eval()
+        self.model = build(self.config).eval()
         self.report = load_into(self.model, self.theirs, self.layout)
         self.clips = torch.from_numpy(self.data["clip"])
 
@@ -118,7 +131,7 @@ def test_every_weight_of_the_reference_has_its_place(reference: Fixture) -> None
 @classifiers
 def test_logits_are_the_references(reference: Fixture) -> None:
     model = reference.model
-    assert reference.distance("pooled", model.pooled(reference.clips)) <= LOGITS
+    assert reference.distance("pooled", model.features(reference.clips)) <= LOGITS
     logits = model(reference.clips)
     assert reference.distance("logits", logits) <= LOGITS
     assert reference.distance("logits_f64", logits) <= LOGITS
@@ -147,7 +160,7 @@ def test_targets_and_losses_are_the_references(reference: Fixture) -> None:
     if "target_frame_index" in reference.data:
         assert model.config.target_frame_index() == reference.data["target_frame_index"].tolist()
     plain = MaskedAutoencoder(MAEConfig(**{**vars(model.config), "target_norm": "none"}))
-    loss = masked_loss(out.preds["space"], plain.targets.space(clips, out.ids_BQ))
+    loss = mean_squared_error(out.preds["space"], plain.targets.space(clips, out.ids_BQ))
     assert abs(loss.item() - reference.data["loss_raw_f64"]) <= LOSS
     if "labels" in reference.data:
         assert reference.distance("labels", model.targets.space(clips, out.ids_BQ)) <= PREDICTION

@@ -13,19 +13,47 @@ import pytest
 
 from reelmae.pipeline import schema
 
+Rows = Sequence[dict[str, Any]]
+
 
 def clip(source: str, ordinal: int = 0, **values: Any) -> dict[str, Any]:
-    """A row of index.parquet: ten seconds of a source of a minute, but for `values`."""
+    """A row of index.parquet: ten seconds of a source of a minute, except for `values`."""
     start = 10.0 * ordinal
     return {
-        "key": schema.clip_key(source, ordinal), "shard": "shards/000000-00.tar", "offset": 512, "size": 1000,
-        "sha256": f"{ordinal:064x}", "source": source, "span_start_s": start, "span_end_s": start + 10,
-        "frames": 300, "fps": 30.0, "width": 320, "height": 256, "codec": "h264", "label": None, "label_id": -1,
-        "wanted_start_s": start, "wanted_end_s": start + 10, "motion": 3.0, "luma": 120.0, "contrast": 40.0,
-        "border": 0.0, "phash": None, "duplicate_of": None, "source_bytes": 1000, "source_container": "mov",
-        "source_codec": "hevc", "source_width": 1920, "source_height": 1080, "source_fps": 30.0,
-        "source_seconds": 60.0, "encoder": "x264", "colour": "none", **values,
-    }  # fmt: skip
+        "key": schema.clip_key(source, ordinal),
+        "shard": "shards/000000-00.tar",
+        "offset": 512,
+        "size": 1000,
+        "sha256": f"{ordinal:064x}",
+        "source": source,
+        "span_start_s": start,
+        "span_end_s": start + 10,
+        "frames": 300,
+        "fps": 30.0,
+        "width": 320,
+        "height": 256,
+        "codec": "h264",
+        "label": None,
+        "label_id": -1,
+        "wanted_start_s": start,
+        "wanted_end_s": start + 10,
+        "motion": 3.0,
+        "luma": 120.0,
+        "contrast": 40.0,
+        "border": 0.0,
+        "phash": None,
+        "duplicate_of": None,
+        "source_bytes": 1000,
+        "source_container": "mov",
+        "source_codec": "hevc",
+        "source_width": 1920,
+        "source_height": 1080,
+        "source_fps": 30.0,
+        "source_seconds": 60.0,
+        "encoder": "x264",
+        "colour": "none",
+        **values,
+    }
 
 
 @pytest.fixture(scope="session")
@@ -38,9 +66,7 @@ def make_clip() -> Callable[..., dict[str, Any]]:
 def make_tables() -> Callable[..., Path]:
     """make_tables(folder, clips, rejects, **about) → folder: the tables of a dataset, without its shards."""
 
-    def write(
-        folder: Path, clips: pa.Table | Sequence[dict[str, Any]], rejects: Sequence[tuple[Any, ...]] = (), **about: Any
-    ) -> Path:  # fmt: skip
+    def write(folder: Path, clips: pa.Table | Rows, rejects: Sequence[tuple[Any, ...]] = (), **about: Any) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         columns = schema.with_columns(schema.CLIPS, about.get("columns", {}))
         table = clips if isinstance(clips, pa.Table) else pa.Table.from_pylist(clips, columns)

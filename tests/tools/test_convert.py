@@ -12,7 +12,9 @@ from torch import nn
 from reelmae.model.classifier import Classifier, ClassifierConfig
 from reelmae.model.config import MAEConfig, mae_config, slowfast_config
 from reelmae.model.vit import Encoder
-from reelmae.model.weights import build, from_ours, load_model, read_checkpoint, save_as, save_safetensors
+from reelmae.model.weights import load_model, read_checkpoint, save_as, save_safetensors
+from reelmae.model.weights.layouts import from_ours
+from reelmae.model.weights.models import build
 from reelmae.pipeline.errors import ConfigError, InputError
 from reelmae.tools.convert import export, import_weights
 

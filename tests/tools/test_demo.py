@@ -10,13 +10,27 @@ import pytest
 
 from reelmae.pipeline.errors import InputError
 from reelmae.tools.demo import OURS, DemoConfig, demo
-from reelmae.tools.report.write import BENCH, RECONSTRUCTION, SHARDS, TRAIN, VERIFY
+from reelmae.tools.report.facts import BENCH, RECONSTRUCTION, SHARDS, TRAIN, VERIFY
 from reelmae.tools.synth.bucket import make_bucket
 
-WANTED = (
-    "sources", "clips", "shards", "bytes", "rejected", "shard_seconds", "steps", "loss_first", "loss_last",
-    "clips_per_s", "wait_share", "step_ms", "speedup", "model", "machine", "versions",
-)  # fmt: skip
+WANTED = {
+    "sources",
+    "clips",
+    "shards",
+    "bytes",
+    "rejected",
+    "shard_seconds",
+    "steps",
+    "loss_first",
+    "loss_last",
+    "clips_per_s",
+    "wait_share",
+    "step_ms",
+    "speedup",
+    "model",
+    "machine",
+    "versions",
+}
 
 
 @dataclass(frozen=True)
@@ -24,7 +38,7 @@ class ShortDemo(DemoConfig):
     """A demo of a few training steps, with a smaller model to time: everything else is the demo's own."""
 
     steps = 4  # type: ignore[assignment]
-    timed_model = "vit_t"  # type: ignore[assignment]
+    model_to_time = "vit_t"  # type: ignore[assignment]
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +59,7 @@ def test_a_small_bucket_of_ones_own_gives_a_report_and_a_summary(finished: tuple
     config, summary = finished
     out = Path(config.out)
     assert json.loads((out / "summary.json").read_text()) == json.loads(json.dumps(summary, default=str))
-    assert [key for key in WANTED if key not in summary] == []
+    assert WANTED <= set(summary)
     assert summary["sources"] == 9
     assert summary["sources"] == summary["sources_kept"] + sum(summary["rejected"].values())
     assert summary["clips"] >= summary["sources_kept"] == 5

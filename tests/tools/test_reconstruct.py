@@ -12,11 +12,15 @@ from PIL import Image
 
 from reelmae.model.config import mae_config
 from reelmae.model.mae import MaskedAutoencoder
+from reelmae.model.weights import find_checkpoint, load_model
+from reelmae.model.weights.configs import config_to_json
 from reelmae.pipeline.errors import ConfigError, InputError
-from reelmae.pipeline.loading.batch import MEAN, STD, ClipBatch
+from reelmae.pipeline.loading.batch import ClipBatch
+from reelmae.pipeline.loading.config import PIXEL_MEAN, PIXEL_STD
 from reelmae.pipeline.loading.order.draws import Draw
-from reelmae.tools.reconstruct import draw_frames, draw_grid, find_checkpoint, make_panels, reconstruct
-from reelmae.train.checkpoint import load_model, save
+from reelmae.tools.reconstruct import draw_frames, draw_grid, make_panels, reconstruct
+from reelmae.train.checkpoint import save
+from reelmae.train.config import load_config
 
 TILE = 40
 
@@ -42,7 +46,7 @@ def small_batch(model: MaskedAutoencoder, clips: int = 3, kept: int = 6) -> Clip
     pixels = torch.rand(clips, 3, c.frames, c.size, c.size, generator=generator)
     ids = torch.stack([torch.randperm(c.n_tokens, generator=generator)[:kept].sort().values for _ in range(clips)])
     return ClipBatch(
-        clips_BCTHW=(pixels - MEAN) / STD,
+        clips_BCTHW=(pixels - PIXEL_MEAN[0]) / PIXEL_STD[0],
         ids_keep_BK=ids,
         clip_B=np.arange(clips),
         repeat_B=np.zeros(clips, np.int64),
@@ -55,7 +59,7 @@ def small_batch(model: MaskedAutoencoder, clips: int = 3, kept: int = 6) -> Clip
 
 def true_frames(model: MaskedAutoencoder, batch: ClipBatch) -> np.ndarray:
     """The true target frames, uint8 [B, T, H, W, 3]."""
-    frames = batch.clips_BCTHW[:, :, model.config.target_frame_index()] * STD + MEAN
+    frames = batch.clips_BCTHW[:, :, model.config.target_frame_index()] * PIXEL_STD[0] + PIXEL_MEAN[0]
     return (frames * 255).round().to(torch.uint8).permute(0, 2, 3, 4, 1).numpy()
 
 
@@ -147,10 +151,11 @@ def test_what_is_no_run_is_named(tiny_run: Path, tmp_path: Path) -> None:
 
 
 def test_a_model_that_predicts_no_pixels_is_told(tiny_run: Path, tmp_path: Path) -> None:
-    trained, config = load_model(find_checkpoint(tiny_run / "train"))
+    trained, config = load_model(tiny_run / "train"), load_config(find_checkpoint(tiny_run / "train"))
     hog = config.model_copy(update={"model": config.model.model_copy(update={"target": "hog"})})
     model = MaskedAutoencoder(hog.model.mae())
-    path = save(tmp_path, 1, {"config": hog.model_dump_json(), "model": model.state_dict()})
-    assert trained.config.target == "pixels"
+    facts = {"config": hog.model_dump_json(), "model_config": config_to_json(model.config)}
+    path = save(tmp_path, 1, {**facts, "model": model.state_dict()})
+    assert isinstance(trained, MaskedAutoencoder) and trained.config.target == "pixels"
     with pytest.raises(InputError, match=r"predicts target='hog', no pixels"):
         reconstruct(path, str(tiny_run / "shards"), tmp_path / "out")

@@ -1,4 +1,4 @@
-"""What a dataset holds, counted in one pass, and how `reelmae inspect` tells it."""
+"""What a dataset holds, counted in one pass, and how `reelmae inspect` prints it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from reelmae.pipeline import schema
-from reelmae.pipeline.dataset.contents import DatasetFacts, Durations, duration_bins, gather
+from reelmae.pipeline.dataset.contents import DatasetFacts, Durations, duration_bins
+from reelmae.pipeline.dataset.contents import facts as dataset_facts
 from reelmae.pipeline.errors import DatasetError, InputError
 from reelmae.pipeline.storage.store import Store
 from reelmae.tools.summary import bar, inspect
@@ -27,7 +28,7 @@ Clip = Callable[..., dict[str, Any]]
 
 
 def facts(folder: Path) -> DatasetFacts:
-    return gather(Store(str(folder)))
+    return dataset_facts(Store(str(folder)))
 
 
 def run(*argv: object) -> subprocess.CompletedProcess[str]:
@@ -45,7 +46,8 @@ def large(tmp_path_factory: pytest.TempPathFactory, make_tables: Tables, make_cl
     n = 15_000
     names = [*np.repeat([f"/raw/{i:05d}.mp4" for i in range(n)], 3).tolist(), *["/raw/last.mp4"] * 5]
     row = make_clip("/raw/x.mp4")
-    columns = {name: pa.repeat(pa.scalar(value, schema.CLIPS.field(name).type), len(names)) for name, value in row.items()}  # fmt: skip
+    scalars = {name: pa.scalar(value, schema.CLIPS.field(name).type) for name, value in row.items()}
+    columns: dict[str, Any] = {name: pa.repeat(scalar, len(names)) for name, scalar in scalars.items()}
     columns["source"] = pa.array(names)
     columns["key"] = pa.array([f"{i:021d}" for i in range(len(names))])
     columns["duplicate_of"] = pa.array([None if i % 10 else f"{1:021d}" for i in range(len(names))], pa.string())
@@ -74,7 +76,11 @@ def test_the_sheet_is_spread_evenly_over_clips_that_repeat_no_other(large: Datas
 def test_a_source_of_unknown_length_is_left_out_of_the_hours(
     tmp_path: Path, make_tables: Tables, make_clip: Clip
 ) -> None:
-    rows = [make_clip("/raw/a.mp4"), make_clip("/raw/b.mp4", source_seconds=0.0), make_clip("/raw/c.mp4", source_seconds=float("nan"))]  # fmt: skip
+    rows = [
+        make_clip("/raw/a.mp4"),
+        make_clip("/raw/b.mp4", source_seconds=0.0),
+        make_clip("/raw/c.mp4", source_seconds=float("nan")),
+    ]
     found = facts(make_tables(tmp_path, rows))
     assert (found.sources_kept, found.sources_timed, found.seconds_in) == (3, 1, 60)
 
@@ -120,8 +126,9 @@ def test_repeats_are_told_with_what_they_repeat(tmp_path: Path, make_tables: Tab
     found = facts(make_tables(tmp_path, [first, same, like]))
     assert found.duplicates == 2
     assert [(r.source, r.first_source, r.first_start_s, r.exact) for r in found.repeats] == [
-        ("/raw/b.mp4", "/raw/a.mp4", 10.0, True), ("/raw/c.mp4", "/raw/a.mp4", 10.0, False),
-    ]  # fmt: skip
+        ("/raw/b.mp4", "/raw/a.mp4", 10.0, True),
+        ("/raw/c.mp4", "/raw/a.mp4", 10.0, False),
+    ]
 
 
 def test_labels_and_the_manifests_own_columns(tmp_path: Path, make_tables: Tables, make_clip: Clip) -> None:

@@ -11,10 +11,18 @@ import av
 import numpy as np
 import pytest
 
-from reelmae.train.config import PretrainConfig, load
+from reelmae.train.config import PretrainConfig, load_recipe
 
 FRAMES, HEIGHT, WIDTH, FPS = 24, 32, 48, 15
 MakeConfig = Callable[..., PretrainConfig]
+TINY = """
+    run.steps=6 run.device=cpu run.log_every=1 run.threads=1 run.checkpoint_every=1000
+    loader.batch_videos=4 loader.repeats=2 loader.workers=0 loader.backend=av
+    loader.sample.stride=1 loader.mask.ratio=0.5
+    model.frames=4 model.size=16 model.patch=8 model.dim=24 model.depth=1 model.heads=2
+    model.decoder_dim=16 model.decoder_depth=1 model.decoder_heads=2
+    optim.blr=0.5 optim.clip_grad=1
+"""
 
 
 def _encode(seed: int) -> bytes:
@@ -47,9 +55,8 @@ def other_dataset(ready_dataset: Callable[..., str], tmp_path_factory: pytest.Te
 
 
 def _clip(seed: int) -> dict[str, Any]:
-    return {
-        "source": f"source{seed}", "video": _encode(seed), "frames": FRAMES, "fps": FPS, "height": HEIGHT, "width": WIDTH
-    }  # fmt: skip
+    shape = {"frames": FRAMES, "fps": FPS, "height": HEIGHT, "width": WIDTH}
+    return {"source": f"source{seed}", "video": _encode(seed), **shape}
 
 
 @pytest.fixture
@@ -57,14 +64,7 @@ def tiny(dataset: str, tmp_path: Path) -> MakeConfig:
     """tiny("run.steps=5", …) → config of a run of a very small model on `dataset`, decoded in this process."""
 
     def make(*overrides: str) -> PretrainConfig:
-        basis = [
-            f"data.url={dataset}", f"run.out={tmp_path / 'run'}", "run.steps=6", "run.device=cpu", "run.log_every=1",
-            "run.threads=1", "run.checkpoint_every=1000", "loader.batch_videos=4", "loader.repeats=2",
-            "loader.workers=0", "loader.backend=av", "loader.sample.stride=1", "loader.mask.ratio=0.5",
-            "model.frames=4", "model.size=16", "model.patch=8", "model.dim=24", "model.depth=1", "model.heads=2",
-            "model.decoder_dim=16", "model.decoder_depth=1", "model.decoder_heads=2", "optim.blr=0.5",
-            "optim.clip_grad=1",
-        ]  # fmt: skip
-        return load(None, [*basis, *overrides])
+        basis = [f"data.url={dataset}", f"run.out={tmp_path / 'run'}", *TINY.split()]
+        return load_recipe(None, [*basis, *overrides])
 
     return make

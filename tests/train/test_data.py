@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from reelmae.pipeline.errors import ConfigError
-from reelmae.train.config import PretrainConfig, load
+from reelmae.train.config import PretrainConfig, load_recipe
 from reelmae.train.pretraining import pretrain
 
 MakeConfig = Callable[..., PretrainConfig]
@@ -20,10 +20,10 @@ def test_a_recipe_names_one_dataset_or_a_mix_and_what_is_played_of_them(tmp_path
         '[[data.mix]]\nurl = "s3://bucket/a"\nweight = 3\nwhere = "motion > 2"\n'
         '[[data.mix]]\nurl = "b"\nweight = 1\nfraction = [0.0, 0.9]\n'
     )
-    [a, b] = load(str(recipe), ["run.out=x", "run.steps=1"]).data.mix
+    [a, b] = load_recipe(str(recipe), ["run.out=x", "run.steps=1"]).data.mix
     assert (a.url, a.weight, a.selection().where) == ("s3://bucket/a", 3, "motion > 2")
     assert (b.url, b.weight, b.selection().fraction) == ("b", 1, (0.0, 0.9))
-    one = load(None, ["data.url=a", "data.where=label != 'x'", "run.out=x", "run.steps=1"]).data
+    one = load_recipe(None, ["data.url=a", "data.where=label != 'x'", "run.out=x", "run.steps=1"]).data
     assert one.selection().where == "label != 'x'"
 
 
@@ -39,7 +39,7 @@ def test_a_recipe_names_one_dataset_or_a_mix_and_what_is_played_of_them(tmp_path
 )
 def test_what_cannot_be_played_is_refused_by_name(given: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        load(None, [*given, "run.out=x", "run.steps=1"])
+        load_recipe(None, [*given, "run.out=x", "run.steps=1"])
 
 
 def test_a_run_on_a_mix_resumes_and_refuses_other_weights(tiny: MakeConfig, dataset: str, other_dataset: str) -> None:

@@ -17,7 +17,7 @@ from rich.console import Console
 from reelmae.model.classifier import Classifier, ClassifierConfig
 from reelmae.model.config import MAEConfig
 from reelmae.model.mae import MaskedAutoencoder
-from reelmae.model.weights import save_safetensors
+from reelmae.model.weights import find_checkpoint, load_model, save_safetensors
 from reelmae.pipeline import schema
 from reelmae.pipeline.errors import ConfigError, DatasetError, InputError
 from reelmae.pipeline.loading.decode.pyav import AvDecoder
@@ -27,15 +27,19 @@ from reelmae.pipeline.loading.index.selection import Selection
 from reelmae.pipeline.loading.order.draws import SamplePolicy
 from reelmae.pipeline.loading.sweep import view_draws
 from reelmae.pipeline.loading.tasks import ClipTask
-from reelmae.tools.reconstruct import find_checkpoint
-from reelmae.train.checkpoint import load_model
-from reelmae.train.features import ClipProgress, features
+from reelmae.tools.show import ClipProgress
+from reelmae.train.config import PretrainConfig, load_config
+from reelmae.train.features import features
 
 TINY: dict[str, Any] = {"frames": 4, "size": 32, "patch": 16, "t_patch": 2, "dim": 24, "depth": 1, "heads": 2}
 
 
 def whole_index(run: Path) -> ClipIndex:
     return ClipIndex.open(str(run / "shards"), Selection(duplicates=True))
+
+
+def config_of(run: Path) -> PretrainConfig:
+    return load_config(find_checkpoint(run))
 
 
 def read(path: str | Path) -> tuple[list[tuple[str, int]], np.ndarray]:
@@ -48,13 +52,10 @@ def read(path: str | Path) -> tuple[list[tuple[str, int]], np.ndarray]:
 def pixels(index: ClipIndex, row: int, sample: SamplePolicy, views: int) -> np.ndarray:
     """uint8 [R, C, T, H, W] of a clip's views, decoded here."""
     frames = int(index.frames[row])
-    draws = view_draws(
-        sample, views, frames=frames, fps=float(index.fps[row]), height=int(index.height[row]),
-        width=int(index.width[row]),
-    )  # fmt: skip
-    place: dict[str, Any] = {
-        "key": index.key(row), "shard": index.shard(row), "offset": int(index.offset[row]), "size": int(index.size[row])
-    }  # fmt: skip
+    size = {"height": int(index.height[row]), "width": int(index.width[row])}
+    draws = view_draws(sample, views, frames=frames, fps=float(index.fps[row]), **size)
+    place: dict[str, Any] = {"key": index.key(row), "shard": index.shard(row)}
+    place |= {"offset": int(index.offset[row]), "size": int(index.size[row])}
     task = ClipTask(clip=row, dataset=0, check=0, frames=frames, draws=draws, planned=row, epoch=0, attempt=0, **place)
     out = np.empty((views, 3, sample.frames, sample.size, sample.size), np.uint8)
     AvDecoder(frames=sample.frames, size=sample.size).decode(task, fetch(index.store, **place), out)
@@ -72,14 +73,13 @@ def damage(run: Path, row: int) -> str:
 
 @pytest.mark.parametrize("pool", ["mean", "cls"])
 def test_features_are_the_encoders_on_the_same_frames(tiny_run: Path, tmp_path: Path, pool: Any) -> None:
-    summary = features(
-        tiny_run / "train", str(tiny_run / "shards"), tmp_path / "f.parquet", views=2, pool=pool, batch=3, workers=0
-    )  # fmt: skip
+    data, out = str(tiny_run / "shards"), tmp_path / "f.parquet"
+    summary = features(tiny_run / "train", data, out, views=2, pool=pool, batch=3, workers=0)
     rows, found = read(tmp_path / "f.parquet")
     index = whole_index(tiny_run)
     assert rows == [(index.key(row), view) for row in range(len(index)) for view in range(2)]
-    model, config = load_model(find_checkpoint(tiny_run / "train"))
-    trained = config.loader.sample
+    model, trained = load_model(tiny_run / "train"), config_of(tiny_run / "train").loader.sample
+    assert isinstance(model, MaskedAutoencoder)
     sample = SamplePolicy(frames=model.config.frames, size=model.config.size, stride=trained.stride, fps=trained.fps)
     for row in range(len(index)):
         clips = torch.from_numpy(pixels(index, row, sample, 2)).float()
@@ -165,16 +165,15 @@ def test_clips_that_repeat_others_are_among_them(run_copy: Path, tmp_path: Path)
 def test_a_condition_chooses_clips(tiny_run: Path, tmp_path: Path) -> None:
     index = whole_index(tiny_run)
     label = sorted(index.labels)[0]
-    summary = features(
-        tiny_run / "train", str(tiny_run / "shards"), tmp_path / "f.parquet", where=f"label == {label!r}", workers=0
-    )  # fmt: skip
+    data, out = str(tiny_run / "shards"), tmp_path / "f.parquet"
+    summary = features(tiny_run / "train", data, out, where=f"label == {label!r}", workers=0)
     assert 0 < summary["clips"] == int((index.label_id == index.labels[label]).sum()) < len(index)
     assert set(pq.read_table(tmp_path / "f.parquet")["label"].to_pylist()) == {label}
 
 
 def test_frames_a_second_are_the_runs_unless_given(tiny_run: Path, tmp_path: Path) -> None:
     run, data = tiny_run / "train", str(tiny_run / "shards")
-    trained = load_model(find_checkpoint(run))[1].loader.sample
+    trained = config_of(run).loader.sample
     own = features(run, data, tmp_path / "a.parquet", workers=0)
     assert (own["sample"]["stride"], own["sample"]["fps"]) == (trained.stride, trained.fps)
     given = features(run, data, tmp_path / "b.parquet", workers=0, fps=30.0)
@@ -183,7 +182,7 @@ def test_frames_a_second_are_the_runs_unless_given(tiny_run: Path, tmp_path: Pat
 
 
 def test_exported_weights_give_what_the_checkpoint_gives(tiny_run: Path, tmp_path: Path) -> None:
-    model, config = load_model(find_checkpoint(tiny_run / "train"))
+    model, config = load_model(tiny_run / "train"), config_of(tiny_run / "train")
     save_safetensors(tmp_path / "w.safetensors", model)
     save_safetensors(tmp_path / "e.safetensors", model, encoder_only=True)
     data, fps = str(tiny_run / "shards"), config.loader.sample.fps or 7.5
@@ -208,7 +207,7 @@ def test_of_a_classifier_comes_what_its_head_reads_on_pixels_normalised_its_own_
     clip = torch.from_numpy(pixels(whole_index(tiny_run), 1, SamplePolicy(frames=4, size=32), 1)).double()
     mean, std = (torch.tensor(imagenet[f"pixel_{n}"]).view(3, 1, 1, 1) for n in ("mean", "std"))
     with torch.no_grad():
-        wanted = model.pooled(((clip / 255 - mean) / std).float())
+        wanted = model.features(((clip / 255 - mean) / std).float())
     assert np.abs(found[1] - wanted[0].numpy()).max() < 1e-4
     with pytest.raises(ConfigError, match="reads the mean"):
         features(weights, str(tiny_run / "shards"), tmp_path / "g.parquet", pool="cls", workers=0)
@@ -227,10 +226,16 @@ def test_a_class_token_that_is_not_there_is_missed(tiny_run: Path, tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [({"views": 0}, "views=0"), ({"batch": 0}, "batch=0"), ({"fps": -1.0}, r"fps=-1\.0"),
-     ({"out": "f.csv"}, r"f\.csv"), ({"workers": -1}, "workers=-1"), ({"where": "nothing > 3"}, "nothing"),
-     ({"device": "tpu"}, "tpu")],
-)  # fmt: skip
+    [
+        ({"views": 0}, "views=0"),
+        ({"batch": 0}, "batch=0"),
+        ({"fps": -1.0}, r"fps=-1\.0"),
+        ({"out": "f.csv"}, r"f\.csv"),
+        ({"workers": -1}, "workers=-1"),
+        ({"where": "nothing > 3"}, "nothing"),
+        ({"device": "tpu"}, "tpu"),
+    ],
+)
 def test_a_setting_that_cannot_be_is_named(tiny_run: Path, tmp_path: Path, change: dict[str, Any], named: str) -> None:
     out = tmp_path / change.pop("out", "f.parquet")
     with pytest.raises(ConfigError, match=named):
@@ -255,9 +260,8 @@ def test_what_is_no_checkpoint_is_named(tiny_run: Path, tmp_path: Path) -> None:
 def test_progress_is_told_in_lines_where_there_is_no_terminal(tiny_run: Path, tmp_path: Path) -> None:
     told = io.StringIO()
     with ClipProgress(console=Console(file=told)) as progress:
-        features(
-            tiny_run / "train", str(tiny_run / "shards"), tmp_path / "f.parquet", workers=0, on_progress=progress
-        )  # fmt: skip
+        data, out = str(tiny_run / "shards"), tmp_path / "f.parquet"
+        features(tiny_run / "train", data, out, workers=0, on_progress=progress)
     lines = [json.loads(line) for line in told.getvalue().splitlines()]
     total = len(whole_index(tiny_run))
     assert lines[-1] == {"event": "done", "clips": total, "of": total}

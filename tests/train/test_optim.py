@@ -10,9 +10,9 @@ from torch import nn
 
 from reelmae.model.config import MAEConfig
 from reelmae.model.mae import MaskedAutoencoder
-from reelmae.train.config import OptimSection
 from reelmae.train.optim import (
     SPARED,
+    OptimConfig,
     Schedule,
     adamw,
     kind,
@@ -156,9 +156,8 @@ def test_groups_have_each_learning_parameter_once_with_its_share() -> None:
     assert len(shares) == sum(len(g["params"]) for g in groups)
     assert set(shares) == {id(p) for p in model.parameters() if p.requires_grad}
     # depth 2; the patch embedding, alone with decay in its layer, does not learn
-    assert [(g["lr_scale"], g["weight_decay"]) for g in groups] == [
-        (0.125, 0.0), (0.25, 0.05), (0.25, 0.0), (0.5, 0.05), (0.5, 0.0), (1.0, 0.05), (1.0, 0.0)
-    ]  # fmt: skip
+    pairs = [(g["lr_scale"], g["weight_decay"]) for g in groups]
+    assert pairs == [(0.125, 0.0), *((scale, decay) for scale in (0.25, 0.5, 1.0) for decay in (0.05, 0.0))]
     assert shares[id(model.encoder.pos.spatial)] == (0.125, 0.0)
     assert shares[id(model.encoder.blocks[1].mlp.fc1.weight)] == (0.5, 0.05)
     assert shares[id(model.decoder.pred.weight)] == (1.0, 0.05)
@@ -185,12 +184,12 @@ def test_an_unknown_rule_is_named() -> None:
 
 
 def test_the_optimiser_is_that_of_mae_sts_pretraining() -> None:
-    optimizer = adamw(MaskedAutoencoder(SMALL), OptimSection())
+    optimizer = adamw(MaskedAutoencoder(SMALL), OptimConfig())
     assert all(g["betas"] == (0.9, 0.95) and g["eps"] == 1e-8 for g in optimizer.param_groups)
 
 
 def test_a_rate_reaches_every_group() -> None:
-    optimizer = adamw(MaskedAutoencoder(SMALL), OptimSection())
+    optimizer = adamw(MaskedAutoencoder(SMALL), OptimConfig())
     set_learning_rate(optimizer, 0.123)
     assert [g["lr"] for g in optimizer.param_groups] == [0.123, 0.123]
     assert [g["weight_decay"] for g in optimizer.param_groups] == [0.05, 0.0]

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,11 @@ import torch
 
 from reelmae.model import vit
 from reelmae.model.mae import MaskedAutoencoder
+from reelmae.model.weights import load_model
 from reelmae.pipeline.errors import ConfigError, DivergedError
 from reelmae.pipeline.loading.loader import ClipLoader
 from reelmae.train import checkpoint
-from reelmae.train.config import PretrainConfig
+from reelmae.train.config import PretrainConfig, load_config
 from reelmae.train.metrics import Row, read_rows
 from reelmae.train.pretraining import pretrain
 
@@ -39,6 +39,21 @@ def kill_at(step: int) -> Callable[[Row], None]:
     return on_step
 
 
+WAITING_RUN = """
+import sys
+from reelmae.train.config import from_json
+from reelmae.train.pretraining import pretrain
+
+def wait(row):
+    if row["step"] == 2:
+        print("step 2", flush=True)
+        sys.stdin.readline()
+
+if __name__ == "__main__":
+    pretrain(from_json(open(sys.argv[1]).read()), on_step=wait)
+"""  # a run that stands still after its second step until it gets a line on stdin
+
+
 def losses(out: str) -> list[float]:
     return [row["loss"] for row in read_rows(Path(out) / "metrics.jsonl")]
 
@@ -47,7 +62,7 @@ def test_loss_falls_and_the_run_leaves_its_files(tiny: MakeConfig) -> None:
     config = tiny("run.steps=150", "run.log_every=10", "optim.warmup=0.1")
     summary = pretrain(config)
     out = Path(config.run.out)
-    assert summary.steps == 150 and summary.loss_first > 0.7 and summary.loss_last < 0.6
+    assert summary.steps == 150 and summary.loss_last < 0.55 * summary.loss_first
     assert 0 <= summary.wait_share <= 1 and summary.clips_per_s > 0 and summary.bad_clips == {}
     rows = read_rows(out / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(10, 151, 10))
@@ -56,16 +71,13 @@ def test_loss_falls_and_the_run_leaves_its_files(tiny: MakeConfig) -> None:
     assert json.loads((out / "summary.json").read_text())["loss_last"] == summary.loss_last
     assert json.loads((out / "config.json").read_text())["run"]["steps"] == 150
     assert list((out / "tensorboard").iterdir())
-    model, loaded = checkpoint.load_model(summary.checkpoint)
-    assert loaded == config and not model.training
+    assert load_config(summary.checkpoint) == config and not load_model(summary.checkpoint).training
 
 
 @pytest.mark.parametrize("objective", ["mae", "slowfast", "videomae", "motion"])
 def test_every_objective_trains_and_its_losses_are_told_apart(tiny: MakeConfig, objective: str) -> None:
-    config = tiny(
-        f"model.objective={objective}", "loader.decoder_mask.kind=cells", "run.steps=4", "run.log_every=2",
-        "run.checkpointing=true", "model.decoder_heads=2",
-    )  # fmt: skip
+    options = "loader.decoder_mask.kind=cells run.steps=4 run.log_every=2 run.checkpointing=true model.decoder_heads=2"
+    config = tiny(f"model.objective={objective}", *options.split())
     summary = pretrain(config)
     rows = read_rows(Path(config.run.out) / "metrics.jsonl")
     parts = {key for key in rows[0] if key.startswith("loss_")}
@@ -73,8 +85,7 @@ def test_every_objective_trains_and_its_losses_are_told_apart(tiny: MakeConfig, 
     for row in rows:
         if parts:
             assert row["loss"] == pytest.approx(row["loss_space"] + row["loss_motion"])
-    model, _ = checkpoint.load_model(summary.checkpoint)
-    assert model.config == config.model.mae()
+    assert load_model(summary.checkpoint).config == config.model.mae()
 
 
 def test_a_run_checkpoints_activations_where_it_is_told_to(tiny: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,13 +106,7 @@ def test_a_run_checkpoints_activations_where_it_is_told_to(tiny: MakeConfig, mon
 
 
 def test_the_schedule_of_a_run_is_that_of_its_recipe(tiny: MakeConfig) -> None:
-    config = tiny(
-        "run.steps=4",
-        "run.log_every=1",
-        "optim.warmup=0.5",
-        "optim.schedule=from_start",
-        "optim.start_lr=1e-5",
-    )
+    config = tiny("run.steps=4", "optim.warmup=0.5", "optim.schedule=from_start", "optim.start_lr=1e-5")
     pretrain(config)
     rates = [row["lr"] for row in read_rows(Path(config.run.out) / "metrics.jsonl")]
     half = config.lr() / 2  # what a cosine from the start has left after two of four steps
@@ -233,22 +238,23 @@ def test_ctrl_c_or_preemption_while_a_step_is_told_ends_the_run_after_the_next(
 def test_ctrl_c_saves_the_step_and_the_run_goes_on_from_there(tiny: MakeConfig, tmp_path: Path) -> None:
     overrides = ["run.steps=400", "loader.workers=1"]
     config = tiny(*overrides)
-    code = (
-        "import sys; from reelmae.train.config import from_json; from reelmae.train.pretraining import pretrain\n"
-        "if __name__ == '__main__':\n    pretrain(from_json(open(sys.argv[1]).read()))\n"
-    )
     script, text = tmp_path / "run.py", tmp_path / "config.json"
-    script.write_text(code)
+    script.write_text(WAITING_RUN)
     text.write_text(config.model_dump_json())
     child = subprocess.Popen(
-        [sys.executable, str(script), str(text)], stderr=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, str(script), str(text)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
-    metrics = Path(config.run.out) / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not read_rows(metrics) and time.monotonic() < deadline and child.poll() is None:
-        time.sleep(0.05)
+    assert child.stdout is not None
+    line = child.stdout.readline()
+    assert line == "step 2\n", line or child.communicate()[1]
     os.killpg(child.pid, signal.SIGINT)  # as a terminal does: the workers get it too
-    _, err = child.communicate(timeout=60)
+    _, err = child.communicate("go on\n")
+    metrics = Path(config.run.out) / "metrics.jsonl"
     assert child.returncode == -signal.SIGINT or "KeyboardInterrupt" in err, err
     saved = checkpoint.load(checkpoint.checkpoints(Path(config.run.out))[-1])["step"]
     assert 0 < saved < 400 and saved == read_rows(metrics)[-1]["step"]

@@ -184,9 +184,13 @@ def test_rows_of_patches_do_not_see_over_the_edge() -> None:
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [({"topk": 0}, "topk=0"), ({"context": -1}, "context=-1"), ({"radius": -1}, "radius=-1"),
-     ({"temperature": 0.0}, r"temperature=0\.0")],
-)  # fmt: skip
+    [
+        ({"topk": 0}, "topk=0"),
+        ({"context": -1}, "context=-1"),
+        ({"radius": -1}, "radius=-1"),
+        ({"temperature": 0.0}, r"temperature=0\.0"),
+    ],
+)
 def test_a_setting_that_cannot_be_is_named(change: dict[str, float], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         propagate(torch.ones(2, 2, 2, 3), torch.zeros(4, 4, dtype=torch.int64), **change)  # type: ignore[arg-type]

@@ -1,16 +1,14 @@
-"""Two loaders that a user would write without reelmae, kept to be compared with. One thread, in the caller's process.
+"""Two loaders that a user would write without reelmae, for comparison. Both run on one thread, in the caller's process.
 
-(a) `mae_st`, as the published MAE-ST code loads: a map-style dataset; each video's bytes are read, ALL its frames are
-    decoded with PyAV and converted to RGB, R samples are taken of them, normalised to float on the CPU, then cropped
-    and resized as tensors.
-(b) `over_webdataset`: torch's DataLoader over webdataset; for each clip the R samples' frames alone are sought, with
-    torchcodec (one call for all of them) or with PyAV (a seek for each sample), cropped and resized as bytes with
-    torch's own kernel, normalised to float last.
+(a) `mae_st`, as the published MAE-ST code loads: a map-style dataset. It reads a video's bytes, decodes ALL its frames with
+    PyAV, converts them to RGB, takes R samples, normalises them to float on the CPU, then crops and resizes tensors.
+(b) `over_webdataset`: torch's DataLoader over webdataset. It decodes only the frames of a clip's R samples, with
+    torchcodec (one call for all samples) or with PyAV (one seek per sample), crops and resizes them as bytes with torch's
+    own kernel, and normalises to float last.
 
-Properties that hold: a loader yields every clip of the index once an epoch, for ever, R samples of each, float32
-[B, 3, T, S, S] with reelmae's normalisation. The draws (start, crop, flip) are those that reelmae makes for the same
-seed, epoch and clip, so that all loaders do the same work. Frames decoded are counted, but for torchcodec, which
-does not tell.
+Properties that hold: a loader yields every clip of the index once per epoch, for ever, with R samples of each, as float32
+[B, 3, T, S, S] with reelmae's normalisation. The draws (start, crop, flip) are those of reelmae for the same seed, epoch
+and clip, so all loaders do the same work. Decoded frames are counted, except by torchcodec, which does not report them.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from reelmae.pipeline.errors import ConfigError
-from reelmae.pipeline.loading.batch import MEAN, STD
+from reelmae.pipeline.loading.config import PIXEL_MEAN, PIXEL_STD
 from reelmae.pipeline.loading.index.clips import ClipIndex
 from reelmae.pipeline.loading.order.draws import Draw, SamplePolicy, draw, frame_indices
 
@@ -40,7 +38,7 @@ _SHUFFLE = 100  # clips in webdataset's shuffle buffer
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a loader shall give: `batch_videos` × `repeats` samples a batch; an epoch's last batch may be smaller."""
+    """What a loader must yield: batches of `batch_videos` × `repeats` samples. An epoch's last batch may be smaller."""
 
     repeats: int
     sample: SamplePolicy
@@ -50,7 +48,7 @@ class Wanted:
 
 @dataclass
 class Batch:
-    """`keys` of V videos, their V * R samples video by video, and the frames decoded for them, where known."""
+    """`keys` of V videos, their V * R samples video by video, and the frames decoded for them if known."""
 
     keys: list[str]
     clips_BCTHW: torch.Tensor
@@ -71,16 +69,13 @@ def has_torchcodec() -> tuple[bool, str]:
     try:
         importlib.import_module("torchcodec.decoders")
     except (ImportError, OSError, RuntimeError) as e:
-        told = str(e).strip() or repr(e)
-        return (
-            False,
-            f"torchcodec does not load, most often for want of FFmpeg's shared libraries: {told.splitlines()[0]}",
-        )
+        first = (str(e).strip() or repr(e)).splitlines()[0]
+        return False, f"torchcodec does not load; usually FFmpeg's shared libraries are missing: {first}"
     return True, "torchcodec is installed and finds FFmpeg's shared libraries"
 
 
 def versions() -> dict[str, str]:
-    """Of what only the baselines use, as far as it is here; torchcodec's FFmpeg is the system's, not PyAV's."""
+    """Versions of what only the baselines use, if installed. torchcodec uses the system's FFmpeg, not PyAV's."""
     found = {}
     if has_torchcodec()[0]:
         found["torchcodec_ffmpeg"] = str(importlib.import_module("torchcodec").ffmpeg_major_version)
@@ -104,7 +99,7 @@ def mae_st(index: ClipIndex, wanted: Wanted) -> Generator[Batch]:
 
 
 def over_webdataset(index: ClipIndex, wanted: Wanted, seeking: Seeking) -> Generator[Batch]:
-    """Loader (b) over the clips of `index`, whose store must be local: ConfigError where it or webdataset is not."""
+    """Loader (b) over the clips of `index`. Raises ConfigError if its store is not local or webdataset is not installed."""
     if not index.store.is_local:
         raise ConfigError(f"{index.store.url()}: the webdataset baseline reads local shards; copy them to a folder")
     try:
@@ -120,13 +115,13 @@ def over_webdataset(index: ClipIndex, wanted: Wanted, seeking: Seeking) -> Gener
         key, data = sample
         draws = _draws(index, rows[key], wanted, epoch)
         found, decoded = samples(data, draws, wanted.sample.frames)
-        clips = [_resized_as_bytes(f, d, wanted.sample.size) for f, d in zip(found, draws, strict=True)]
+        clips = [_resize_as_bytes(f, d, wanted.sample.size) for f, d in zip(found, draws, strict=True)]
         return _Video(key, clips, decoded)
 
     dataset = (
         webdataset.WebDataset(shards, shardshuffle=len(shards), seed=wanted.seed, empty_check=False)
         .to_tuple("__key__", "mp4")
-        .select(lambda sample: sample[0] in rows)  # what the index leaves out, like duplicates
+        .select(lambda sample: sample[0] in rows)  # leave out what the index leaves out, such as duplicates
         .shuffle(_SHUFFLE, seed=wanted.seed)
         .map(decode)
     )
@@ -182,24 +177,24 @@ class _DecodeAll(torch.utils.data.Dataset[_Video]):
         clips = []
         for d in _draws(index, clip, self.wanted, self.epoch):
             taken = torch.from_numpy(frame_indices(d, sample.frames, len(pictures)))
-            clips.append(_resized_as_floats(frames_NHWC[taken], d, sample.size))
+            clips.append(_resize_as_floats(frames_NHWC[taken], d, sample.size))
         return _Video(index.key(clip), clips, len(pictures))
 
 
-def _resized_as_floats(frames_THWC: torch.Tensor, d: Draw, size: int) -> torch.Tensor:
+def _resize_as_floats(frames_THWC: torch.Tensor, d: Draw, size: int) -> torch.Tensor:
     """float32 [C, T, S, S]: normalised first, then cropped, resized (no antialiasing) and flipped."""
-    normalised = (frames_THWC.float() / 255 - MEAN) / STD
+    normalised = (frames_THWC.float() / 255 - PIXEL_MEAN[0]) / PIXEL_STD[0]
     cropped = normalised.permute(3, 0, 1, 2)[..., d.top : d.top + d.height, d.left : d.left + d.width]
     resized_CTHW = interpolate(cropped, size=(size, size), mode="bilinear", align_corners=False)
     return resized_CTHW.flip(-1) if d.flip else resized_CTHW
 
 
-def _resized_as_bytes(frames_TCHW: torch.Tensor, d: Draw, size: int) -> torch.Tensor:
+def _resize_as_bytes(frames_TCHW: torch.Tensor, d: Draw, size: int) -> torch.Tensor:
     """float32 [C, T, S, S]: cropped, resized (antialiased) and flipped as uint8, normalised last and in place."""
     cropped = frames_TCHW[..., d.top : d.top + d.height, d.left : d.left + d.width]
     resized = interpolate(cropped, size=(size, size), mode="bilinear", align_corners=False, antialias=True)
     flipped_CTHW = (resized.flip(-1) if d.flip else resized).permute(1, 0, 2, 3).contiguous()
-    return flipped_CTHW.float().div_(255).sub_(MEAN).div_(STD)
+    return flipped_CTHW.float().div_(255).sub_(PIXEL_MEAN[0]).div_(PIXEL_STD[0])
 
 
 def _torchcodec_samples(data: bytes, draws: list[Draw], frames: int) -> tuple[Any, int | None]:

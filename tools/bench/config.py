@@ -1,12 +1,28 @@
-"""What the benchmarks are asked for. Apart from them, so that the command line starts without torch."""
+"""What the benchmarks are asked for. Imports no torch: the command line reads these classes.
+
+A setting that a part of reelmae has already is that part's own field here: LoadOptions, SamplePolicy, ShardConfig.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 import pydantic
-import tyro
+from tyro.conf import Positional, arg
+
+from reelmae.pipeline.errors import ConfigError
+from reelmae.pipeline.ingest.config import ShardConfig
+from reelmae.pipeline.loading.config import LoadOptions
+from reelmae.pipeline.loading.order.draws import SamplePolicy
+
+SMALL_S = 2.0
+"""Seconds of each of the files that `bench shard --small-files` makes."""
+
+
+class _Config(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
 
 @dataclass(frozen=True)
@@ -22,137 +38,122 @@ class BenchStepConfig:
     patch: int = 16
     """Height and width of a patch in pixels."""
     objective: Literal["mae", "slowfast", "videomae", "motion"] = "mae"
-    """What the model learns by: MAE-ST, MAE-ST as published, VideoMAE or MotionMAE."""
+    """What the model learns by. mae: MAE-ST. slowfast: MAE-ST as its published weights were trained. videomae: VideoMAE. motion: MotionMAE."""
     mask_ratio: float = 0.9
-    """Share of the tokens that is removed."""
+    """Share of the tokens that the encoder does not see."""
     decoder_mask: float | None = None
-    """Time it all again with this share of the tokens left out of the prediction: 0.25, 0.5 or 0.75, or 0 not to; None: half
-    of them, where cells of 2×2 patches divide the clip."""
+    """Share of the tokens that decoder masking leaves unpredicted: 0.25, 0.5 or 0.75. All is timed again with it. 0: not. None: 0.5 if cells of 2×2 patches divide the clip, else 0."""
     batch: int = 1
     """Clips in a step."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: CUDA where there is a GPU."""
+    """auto: CUDA if there is a GPU, else the CPU."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
-    """auto: bf16 on CUDA, float32 on CPU."""
+    """auto: bf16 on CUDA, float32 on the CPU."""
     compile: bool = False
     """Run the model through torch.compile."""
     checkpointing: bool = False
-    """Compute activations again in backward instead of holding them."""
+    """Compute activations again in the backward pass instead of keeping them."""
     threads: int | None = None
-    """Threads of torch on CPU; None is torch's own choice."""
+    """Threads of torch on the CPU. None: torch's own choice."""
     steps: int = 3
     """Timed steps of each encoder."""
     warmup: int = 1
-    """Steps of each encoder before those."""
+    """Steps of each encoder before the timed ones."""
     data: str | None = None
-    """Dataset (folder or fsspec URL) to time the steps behind the real loader as well."""
+    """Shard dataset (folder or fsspec URL). With it the steps are timed again behind the real loader."""
     workers: int | None = None
-    """Decoding workers behind the loader; None is the loader's own choice."""
+    """Decoding workers of that loader. None: its own choice."""
 
 
-class BenchLoadConfig(pydantic.BaseModel):
+class BenchLoadConfig(LoadOptions):
     """What is loaded, and how."""
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
-
-    data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
+    data: Annotated[Positional[str], arg(metavar="DATA")]
     """Folder or fsspec URL of shards."""
-    backend: Literal["auto", "av", "dali-cpu", "dali-gpu"] = "auto"
-    """Decoder."""
-    repeats: int = pydantic.Field(default=1, ge=1, le=64)
-    """Samples of each decoded clip."""
-    batch_videos: int = pydantic.Field(default=8, ge=1)
-    """Videos in a batch; a batch has batch_videos × repeats clips."""
-    frames: int = pydantic.Field(default=16, ge=1)
-    """Frames of a sample."""
-    size: int = pydantic.Field(default=224, ge=16)
-    """Side of a sample in pixels."""
-    fps: float = pydantic.Field(default=7.5, gt=0)
-    """Sampled frames a second."""
-    workers: int | None = pydantic.Field(default=None, ge=0)
-    """Decoding processes or threads; the number of cores unless given."""
-    decode: Literal["auto", "windows", "span"] = "auto"
-    """How the windows of repeated samples are decoded, of the av backend: each by itself, as one, or as is cheaper."""
-    pipelines: int = pydantic.Field(default=1, ge=1, le=8)
-    """Pipelines of DALI side by side."""
-    cache: str | None = None
-    """Local folder for the shards of a remote dataset; without one each clip is a ranged read."""
+    sample: Annotated[SamplePolicy, arg(name="")] = SamplePolicy(fps=7.5)
+    """How a sample is cut out of a clip."""
     batches: int = pydantic.Field(default=20, ge=1)
-    """Batches measured."""
+    """Batches to measure."""
     warmup: int = pydantic.Field(default=3, ge=1)
     """Batches before the clock starts."""
 
 
-class BenchLoadersConfig(pydantic.BaseModel):
-    """What is played, by every loader alike."""
+class BenchLoadersConfig(_Config):
+    """What every loader plays."""
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
-
-    data: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DATA")] = pydantic.Field(min_length=1)
-    """Folders of shards; those after the first hold the same clips, stored in another way."""
+    data: Annotated[tuple[str, ...], Positional, arg(metavar="DATA [DATA ...]")]
+    """Folders of shards. Those after the first must hold the same clips, stored in another way."""
     repeats: int = pydantic.Field(default=4, ge=1, le=64)
     """Samples of each clip."""
     rounds: int = pydantic.Field(default=3, ge=1)
-    """How often each loader plays, in turn."""
+    """Number of rounds; in each round every loader plays in turn."""
     videos: int = pydantic.Field(default=64, ge=1)
-    """Clips each plays in a round at most; whole epochs where so many hold one."""
+    """Most clips that a loader plays in a round. It plays whole epochs if the dataset has no more clips than this."""
     batch_videos: int = pydantic.Field(default=8, ge=1)
-    """Videos in a batch at most; the largest number that divides the clips where epochs are played whole."""
-    frames: int = pydantic.Field(default=16, ge=2, multiple_of=2)
-    """Frames of a sample."""
-    size: int = pydantic.Field(default=224, ge=16, multiple_of=16)
-    """Side of a sample in pixels."""
-    fps: float = pydantic.Field(default=7.5, gt=0)
-    """Sampled frames a second."""
+    """Most videos in a batch. Where epochs are played whole: the largest number up to this that divides the clips."""
+    sample: Annotated[SamplePolicy, arg(name="")] = SamplePolicy(fps=7.5)
+    """How a sample is cut out of a clip."""
+
+    @pydantic.model_validator(mode="after")
+    def _check_data(self) -> BenchLoadersConfig:
+        if not self.data:
+            raise ConfigError("DATA: give at least one folder of shards")
+        return self
 
 
-class BenchShardConfig(pydantic.BaseModel):
-    """What is sharded, and against what."""
+class BenchShardConfig(_Config):
+    """What is sharded, and with which settings."""
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
-
-    src: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SRC")]
+    src: Annotated[Positional[str], arg(metavar="SRC")]
     """Local folder of videos."""
-    profile: Literal["default", "fast-decode", "small", "vp9"] = "default"
-    """As of `reelmae shard`."""
-    short_side: int = pydantic.Field(default=256, ge=16, multiple_of=16)
-    """As of `reelmae shard`."""
-    clip_seconds: float = pydantic.Field(default=10.0, ge=0)
-    """As of `reelmae shard`."""
     small_files: int = pydantic.Field(default=0, ge=0)
-    """Shard so many two-second files, cut from those at SRC, instead of them."""
+    """Cut this many two-second files from the videos at SRC first, and shard those. 0: shard SRC itself."""
     rounds: int = pydantic.Field(default=3, ge=1)
-    """How often both are run, in turn."""
+    """Number of rounds; in each round sharding and ffmpeg run in turn."""
     workers: int | None = pydantic.Field(default=None, ge=1)
-    """Videos at a time; the number of cores unless given."""
+    """Number of videos to work on at once. None: one per core."""
+    shard: Annotated[ShardConfig, arg(name="")] = ShardConfig()
+    """How they are sharded."""
+
+    @pydantic.model_validator(mode="after")
+    def _check_comparable(self) -> BenchShardConfig:
+        """Refuse what bare ffmpeg's command line has no equal of."""
+        if self.shard.profile == "copy":
+            raise ConfigError("profile copy encodes nothing that ffmpeg could be compared with; take another profile")
+        if self.shard.cut == "scenes" or self.shard.crop_borders:
+            raise ConfigError("--cut scenes and --crop-borders have no equal in bare ffmpeg; leave them out")
+        return self
 
 
-class BenchPlanConfig(pydantic.BaseModel):
+class BenchPlanConfig(_Config):
     """What is planned."""
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
     sources: int = pydantic.Field(default=1_000_000, ge=1)
     """Number of sources."""
     kind: Literal["manifest", "listing"] = "manifest"
-    """manifest: a CSV file with a label for each source. listing: folders of 1000 files."""
+    """manifest: a CSV file with a label for each source. listing: folders of 1000 files each."""
 
 
-class BenchIndexConfig(pydantic.BaseModel):
+class BenchIndexConfig(_Config):
     """What is opened."""
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
     clips: int = pydantic.Field(default=10_000_000, ge=1)
     """Clips of the generated index."""
     rounds: int = pydantic.Field(default=3, ge=1)
-    """Fresh processes that open it, one after the other."""
+    """Number of new processes that open it, one after the other."""
 
 
-class BenchPresetsConfig(pydantic.BaseModel):
+class BenchPresetsConfig(_Config):
     """What is encoded."""
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
-
-    src: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SRC")]
+    src: Annotated[Positional[str], arg(metavar="SRC")]
     """Local folder of videos."""
+
+
+class ChartConfig(_Config):
+    """Which results are drawn, and where the picture goes."""
+
+    results: Annotated[Positional[Path | None], arg(metavar="[RESULTS]")] = None
+    """Folder with the JSON that the benchmarks print with --json. None: the results in a checkout of reelmae."""
+    out: Path = Path("measured.png")
+    """The picture to write: .png or .svg."""

@@ -1,8 +1,8 @@
-"""`reelmae bench index`: what opening an index of ten million clips takes, to the first batch's order and draws.
+"""`reelmae bench index`: time and memory from start to the first batch's order and draws, with ten million clips.
 
-The index is made up: hashes as random as real ones, the columns, row groups and compression of a finished job, every
-hundredth clip a repeat of another. It is opened in a process of its own, so that time and peak of memory are those of
-one rank that starts: import torch and the loader, open the index, order the first batch, draw its samples.
+The index is generated: random hashes, the columns, row groups and compression of a finished job, every hundredth clip a
+duplicate of another. A new process opens it, so that time and peak memory are those of one rank that starts: import torch
+and the loader, open the index, order the first batch, draw its samples.
 """
 
 from __future__ import annotations
@@ -31,18 +31,14 @@ _BATCH, _REPEATED = 64, 4
 
 
 def bench_index(config: BenchIndexConfig) -> dict[str, Any]:
-    """Measure in `rounds` fresh processes, all of which find the file in memory; ReelmaeError where one fails."""
+    """Measure in `rounds` new processes; the file is in the page cache for all. Raises ReelmaeError if one fails."""
     rounds = []
     with tempfile.TemporaryDirectory(prefix="reelmae-") as folder:
         write_index(Path(folder), config.clips)
         index_bytes = Path(folder, INDEX).stat().st_size
         for _ in range(config.rounds):
-            child = subprocess.run(
-                [sys.executable, "-m", "reelmae.tools.bench.index", folder],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
+            argv = [sys.executable, "-m", "reelmae.tools.bench.index", folder]
+            child = subprocess.run(argv, capture_output=True, text=True, check=False)
             if child.returncode:
                 raise ReelmaeError(f"opening {config.clips} clips failed: {child.stderr.strip()[-2000:]}")
             rounds.append(json.loads(child.stdout))
@@ -71,7 +67,7 @@ def _label(i: int) -> str:
 
 
 def _rows(rng: np.random.Generator, clip: np.ndarray) -> pa.Table:
-    """Rows of these clips, whose first is the first of a source and of a shard."""
+    """Rows of these clips. The first of them begins a source and a shard."""
     n = len(clip)
     sizes = rng.integers(200_000, 900_000, n)
     ends = np.cumsum(sizes + 2048)
@@ -87,7 +83,7 @@ def _rows(rng: np.random.Generator, clip: np.ndarray) -> pa.Table:
         "offset": pa.array(ends - sizes - (ends - sizes - 2048)[(shard - shard[0]) * _OF_SHARD]),
         "size": pa.array(sizes),
         "sha256": _text(np.frombuffer(rng.bytes(32 * n).hex().encode(), np.uint8).reshape(n, 64)),
-        "source": _text(np.hstack([_repeated("s3://bucket/raw/", n), sources, _repeated(".mp4", n)])),
+        "source": _text(np.hstack([_tile("s3://bucket/raw/", n), sources, _tile(".mp4", n)])),
         "frames": pa.array(rng.integers(120, 301, n), pa.int32()),
         "fps": pa.array(rng.choice([24.0, 25.0, 30.0], n)),
         "width": pa.array(rng.choice([256, 320, 448], n), pa.int32()),
@@ -97,12 +93,12 @@ def _rows(rng: np.random.Generator, clip: np.ndarray) -> pa.Table:
         "motion": pa.array(rng.random(n) * 40, pa.float32()),
         "duplicate_of": pa.array(keys.to_numpy(zero_copy_only=False), mask=clip % _REPEATS != _REPEATS - 1),
     }
-    columns = [own[f.name] if f.name in own else _same(f.type, n) for f in CLIPS]
+    columns = [own[f.name] if f.name in own else _constant(f.type, n) for f in CLIPS]
     return pa.Table.from_arrays(columns, schema=CLIPS)
 
 
-def _same(kind: pa.DataType, n: int) -> pa.Array:
-    """A column of one value, as far as it has no part in opening."""
+def _constant(kind: pa.DataType, n: int) -> pa.Array:
+    """A column of one value, for what opening does not look at."""
     if pa.types.is_string(kind):
         return pa.repeat(pa.scalar("h264"), n)
     if pa.types.is_fixed_size_binary(kind):
@@ -110,7 +106,7 @@ def _same(kind: pa.DataType, n: int) -> pa.Array:
     return pa.array(np.ones(n), kind)
 
 
-def _repeated(text: str, n: int) -> np.ndarray:
+def _tile(text: str, n: int) -> np.ndarray:
     return np.tile(np.frombuffer(text.encode(), np.uint8), (n, 1))
 
 
@@ -122,7 +118,7 @@ def _text(letters: np.ndarray) -> pa.Array:
 
 
 def measure(folder: str) -> dict[str, Any]:
-    """Start as a rank does, in this process: of each stage seconds, processor seconds, and the process' peak memory."""
+    """Start as a rank does, in this process: seconds, processor seconds and peak memory of each stage."""
     seconds: dict[str, float] = {}
     cpu_seconds: dict[str, float] = {}
     peaks: dict[str, int] = {}
@@ -134,7 +130,8 @@ def measure(folder: str) -> dict[str, Any]:
         peaks[stage] = memory_bytes("VmHWM")
         at[:] = now
 
-    from reelmae.pipeline.loading import loader
+    import reelmae.pipeline.loading.loader  # noqa: F401  as a rank does
+    from reelmae.pipeline.loading.config import LoaderConfig
     from reelmae.pipeline.loading.index.clips import ClipIndex
     from reelmae.pipeline.loading.order import epochs
     from reelmae.pipeline.loading.order.draws import draw
@@ -142,15 +139,22 @@ def measure(folder: str) -> dict[str, Any]:
     lap("import")
     index = ClipIndex.open(folder)
     lap("open")
-    config = loader.LoaderConfig(batch_videos=_BATCH, repeats=_REPEATED)
+    config = LoaderConfig(batch_videos=_BATCH, repeats=_REPEATED)
     epoch = epochs.Epoch(index.shard_start, index.parts, seed=config.seed, epoch=0, lanes=config.lanes)
     positions = epochs.rank_positions(step=0, batch_videos=_BATCH, rank=0, world=1)
     for clip in epoch.clips_at(positions).tolist():
         for repeat in range(_REPEATED):
             draw(
-                config.sample, seed=config.seed, epoch=0, clip=clip, repeat=repeat, frames=int(index.frames[clip]),
-                fps=float(index.fps[clip]), height=int(index.height[clip]), width=int(index.width[clip]),
-            )  # fmt: skip
+                config.sample,
+                seed=config.seed,
+                epoch=0,
+                clip=clip,
+                repeat=repeat,
+                frames=int(index.frames[clip]),
+                fps=float(index.fps[clip]),
+                height=int(index.height[clip]),
+                width=int(index.width[clip]),
+            )
     lap("first_batch")
     return {
         "clips_played": len(index),

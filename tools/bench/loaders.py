@@ -1,13 +1,13 @@
 """`reelmae bench loaders DATA …`: reelmae's loader against two that a user would write (see baselines), in one run.
 
-All play in turn, batch by batch, on one thread in this process, over the same clips with the same draws: a round is
-a whole epoch or several, the next round has other draws. A first round is not counted: imports, caches, and memory that
-is touched for the first time are no loader's own speed. What is compared is samples per processor second, which a
-busy machine changes less than samples per second. Datasets after the first must hold the same clips, stored in another
-way: then a loader on one can be set against a loader on another. A figure is the median of the rounds, a ratio the
-ratio of two medians.
+All loaders play the same clips with the same draws, on one thread of this process. They take turns batch by batch. A
+round is one epoch or several whole ones, and the next round has other draws. The first round is not counted: it pays for
+imports, caches and memory that is touched for the first time. Compared are samples per processor second, since other
+work on the machine changes them less than samples per second. Datasets after the first must hold the same clips, stored
+in another way, so that a loader on one can be compared with a loader on another. A figure is the median of the rounds; a
+ratio is the ratio of two medians.
 
-A dataset of more than `--videos` clips is not played whole: then each loader plays as many clips, not the same ones.
+A dataset of more than `--videos` clips is played in part. Each loader then plays equally many clips, but not the same.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ import torch
 from reelmae.pipeline.errors import InputError, ReelmaeError
 from reelmae.pipeline.loading.index.clips import ClipIndex
 from reelmae.pipeline.loading.loader import ClipLoader
-from reelmae.pipeline.loading.order.draws import SamplePolicy
 from reelmae.tools.bench import baselines
 from reelmae.tools.bench.baselines import Batch, Wanted
 from reelmae.tools.bench.config import BenchLoadersConfig
@@ -37,7 +36,7 @@ Round = dict[Pair, "_Count"]
 
 
 def bench_loaders(config: BenchLoadersConfig) -> dict[str, Any]:
-    """Measure; InputError where the datasets do not hold the same clips."""
+    """Measure; raises InputError if the datasets do not hold the same clips."""
     indexes = {data: ClipIndex.open(data) for data in config.data}
     _check_same(indexes)
     torchcodec, reason = baselines.has_torchcodec()
@@ -48,7 +47,7 @@ def bench_loaders(config: BenchLoadersConfig) -> dict[str, Any]:
     torch.set_num_threads(1)
     try:
         with contextlib.ExitStack() as stack:
-            players = _players(indexes, pairs, _wanted(config, batch), stack)
+            players = _players(indexes, pairs, Wanted(config.repeats, config.sample, batch), stack)
             _, *rounds = [_round(players, batches) for _ in range(1 + config.rounds)]
     finally:
         torch.set_num_threads(threads)
@@ -66,13 +65,8 @@ def bench_loaders(config: BenchLoadersConfig) -> dict[str, Any]:
     }
 
 
-def _wanted(config: BenchLoadersConfig, batch: int) -> Wanted:
-    sample = SamplePolicy(frames=config.frames, size=config.size, fps=config.fps)
-    return Wanted(repeats=config.repeats, sample=sample, batch_videos=batch)
-
-
 def _sizes(clips: int, config: BenchLoadersConfig) -> tuple[int, int]:
-    """Videos of a batch and batches of a round. Where epochs are played whole, no batch is incomplete."""
+    """Videos of a batch, and batches of a round. If epochs are played whole, every batch is full."""
     if clips > config.videos:
         batch = min(config.batch_videos, config.videos)
         return batch, config.videos // batch
@@ -96,7 +90,7 @@ def _keys(index: ClipIndex) -> set[str]:
 
 
 def _check_played(rounds: list[Round]) -> None:
-    """What is compared must be the same work."""
+    """Only the same work can be compared."""
     for played in rounds:
         if len({tuple(sorted(player.keys)) for player in played.values()}) > 1:
             raise ReelmaeError("the loaders did not play the same clips: one is damaged; run reelmae verify")
@@ -127,7 +121,8 @@ class _Count:
     keys: list[str] = field(default_factory=list)
     clips: int = 0
     frames_used: int = 0
-    frames_decoded: int | None = 0  # None: the loader does not tell
+    frames_decoded: int | None = 0
+    """None: the loader does not count them."""
     cpu_seconds: float = 0.0
     seconds: float = 0.0
 
@@ -145,7 +140,7 @@ def _players(
 
 
 def _round(players: dict[Pair, Generator[Batch]], batches: int) -> Round:
-    """Batch by batch in turn: what disturbs the machine for a while disturbs all of them."""
+    """Batch by batch in turn, so that other work on the machine disturbs all loaders alike."""
     played = {pair: _Count() for pair in players}
     for _ in range(batches):
         for pair, player in players.items():
@@ -163,8 +158,8 @@ def _play(player: Generator[Batch], count: _Count) -> None:
     count.clips += len(batch.clips_BCTHW)
     count.frames_used += len(batch.clips_BCTHW) * batch.clips_BCTHW.shape[2]
     if count.frames_decoded is not None:
-        told = batch.frames_decoded
-        count.frames_decoded = None if told is None else count.frames_decoded + told
+        frames = batch.frames_decoded
+        count.frames_decoded = None if frames is None else count.frames_decoded + frames
 
 
 def _row(data: str, name: str, played: list[_Count]) -> dict[str, Any]:
@@ -182,7 +177,7 @@ def _row(data: str, name: str, played: list[_Count]) -> dict[str, Any]:
 
 
 def _ratios(rows: list[dict[str, Any]], seeking: str) -> list[dict[str, Any]]:
-    """For each dataset: ours there against (a) and (b) there, and against (a) and (b) on the first dataset."""
+    """For each dataset: our rate over those of (a) and (b) on it, and over those of (a) and (b) on the first dataset."""
     rate = {(row["data"], row["loader"]): row["clips_per_cpu_s"] for row in rows}
     first = rows[0]["data"]
     return [

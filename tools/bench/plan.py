@@ -1,9 +1,10 @@
-"""`reelmae bench plan`: what planning a job of many sources takes, and what resuming it takes.
+"""`reelmae bench plan`: time and memory of planning, resuming and joining a job of many sources.
 
-The sources are made up: a manifest in random order, or a filesystem that only lists. The planning runs in a process of
-its own, so that the peak of memory is that of planning and the packages it imports, not of this process. Measured are
-plan (list or read, check, sort, shuffle, write), resume (read the plan, list the commits where half of the tasks have
-one, read one task's sources) and join (the end of a job in which every source gave one clip: commits to index).
+The sources are generated: a manifest in random order, or a filesystem that can only list. Planning runs in a process of
+its own, so that its peak memory does not include this process's. Measured are
+- plan: list or read, check, sort, shuffle, write;
+- resume, with half of the tasks committed: read the plan, list the commits, read one task's sources;
+- join, the end of a job in which every source gave one clip: from commits to index.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from reelmae.pipeline.errors import ReelmaeError
 from reelmae.pipeline.ingest.config import ShardConfig
 from reelmae.pipeline.ingest.ffmpeg import find_ffmpeg
 from reelmae.pipeline.ingest.plan import parts
+from reelmae.pipeline.ingest.shards.commits import committed_tasks
 from reelmae.pipeline.ingest.shards.ledger import finish
 from reelmae.pipeline.schema import CLIP, CLIPS, COMMITS, clip_key, commit_name, shard_name
 from reelmae.pipeline.storage.store import Store
@@ -35,7 +37,7 @@ from reelmae.tools.bench.config import BenchPlanConfig
 from reelmae.tools.machine import machine, versions
 
 LISTING = "bench-listing"
-_FOLDER = 1000  # files of a folder of the made-up listing
+_FOLDER = 1000  # files in a folder of the generated listing
 _LABELS = 400
 
 
@@ -59,31 +61,22 @@ class ListingOnly(fsspec.AbstractFileSystem):
         return found if detail else names
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:
-        """Everything is a folder: only the root is asked for."""
+        """Says that it is a folder: only the root is looked up."""
         return {"name": self._strip_protocol(path), "size": 0, "type": "directory"}
 
 
 def bench_plan(config: BenchPlanConfig) -> dict[str, Any]:
-    """Measure once, ReelmaeError where the planning fails."""
+    """Measure once; raises ReelmaeError if planning fails."""
     with tempfile.TemporaryDirectory(prefix="reelmae-") as folder:
         src = f"{LISTING}://{config.sources}"
         if config.kind == "manifest":
             src = str(Path(folder, "manifest.csv"))
             _write_manifest(Path(src), config.sources)
-        child = subprocess.run(
-            [sys.executable, "-m", "reelmae.tools.bench.plan", src, str(Path(folder, "dst"))],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        argv = [sys.executable, "-m", "reelmae.tools.bench.plan", src, str(Path(folder, "dst"))]
+        child = subprocess.run(argv, capture_output=True, text=True, check=False)
     if child.returncode:
         raise ReelmaeError(f"planning {config.sources} sources failed: {child.stderr.strip()[-2000:]}")
-    return {
-        **config.model_dump(),
-        **json.loads(child.stdout),
-        "machine": machine(),
-        "versions": versions(),
-    }
+    return {**config.model_dump(), **json.loads(child.stdout), "machine": machine(), "versions": versions()}
 
 
 def _file(folder: str, i: int) -> str:
@@ -91,7 +84,7 @@ def _file(folder: str, i: int) -> str:
 
 
 def _write_manifest(path: Path, sources: int) -> None:
-    """Rows in random order, a label each; their paths are some 80 characters long."""
+    """Rows in random order, each with a label and a path of about 80 characters."""
     order = list(range(sources))
     random.Random(0).shuffle(order)
     with path.open("w", encoding="utf-8") as file:
@@ -102,14 +95,14 @@ def _write_manifest(path: Path, sources: int) -> None:
 
 
 def measure(src: str, dst: str) -> dict[str, Any]:
-    """Plan, resume and join in this process: sources, tasks, seconds of each, peak memory of the process after each."""
+    """Plan, resume and join in this process: sources, tasks, seconds of each, peak memory after each."""
     store, tool, seconds, peaks = Store(dst), find_ffmpeg(), {}, {}
 
     def lap(name: str, began: float) -> None:
         seconds[name] = time.perf_counter() - began
         peaks[name] = _peak_rss()
 
-    config, began = ShardConfig(encoder="x264").resolved(), time.perf_counter()
+    config, began = ShardConfig(encoder="x264").resolve(), time.perf_counter()
     plan = parts.new_plan(src, store, config, tool, None)
     lap("plan", began)
     with parts.part_file(store, plan.parts[0]) as file:
@@ -117,8 +110,7 @@ def measure(src: str, dst: str) -> dict[str, Any]:
         began = time.perf_counter()
         there = parts.read_plan(store)
         assert there is not None
-        done = {int(Path(e.path).stem) for e in store.list("commits") if e.path.endswith(".parquet")}
-        waiting = sorted(set(range(there.tasks)) - done)
+        waiting = sorted(set(range(there.tasks)) - committed_tasks(store))
         parts.sources_in(store, there, set(waiting))
         file.read_row_group(waiting[0] if waiting else 0)
         lap("resume", began)
@@ -136,7 +128,7 @@ def measure(src: str, dst: str) -> dict[str, Any]:
 
 
 def _peak_rss() -> int:
-    """Bytes. Not ru_maxrss, which a child inherits from whoever started it."""
+    """In bytes. Not ru_maxrss: a child starts with its parent's."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
@@ -149,9 +141,10 @@ def _write_commits(store: Store, file: pq.ParquetFile, tasks: Iterable[int]) -> 
         own = {"source": urls, "key": pa.array([clip_key(u, 0) for u in urls.to_pylist()])}
         own["sha256"] = pa.array([hashlib.sha256(u.encode()).hexdigest() for u in urls.to_pylist()])
         own["shard"], own["kind"] = pa.repeat(shard_name(task, 0), n), pa.repeat(CLIP, n)
-        zeros = {f.name: pa.array(np.ones(n), f.type) for f in COMMITS if not pa.types.is_string(f.type) and not pa.types.is_fixed_size_binary(f.type)}  # fmt: skip
+        numbers = [f for f in COMMITS if not pa.types.is_string(f.type) and not pa.types.is_fixed_size_binary(f.type)]
+        ones = {f.name: pa.array(np.ones(n), f.type) for f in numbers}
         text = {f.name: pa.repeat("h264", n) for f in CLIPS if pa.types.is_string(f.type) and not f.nullable}
-        columns = {**zeros, **text, **own}
+        columns = {**ones, **text, **own}
         table = pa.table([columns.get(f.name, pa.nulls(n, f.type)) for f in COMMITS], schema=COMMITS)
         local = store.local_path(commit_name(task))
         local.parent.mkdir(exist_ok=True)

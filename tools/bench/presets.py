@@ -1,8 +1,8 @@
-"""`reelmae bench presets SRC`: what x264's presets cost and give at the settings of a training clip.
+"""`reelmae bench presets SRC`: x264's presets compared at the settings of a training clip.
 
-Each usable video at SRC is decoded and scaled once to a lossless file (its first FRAMES frames); then each preset
-encodes those: processor seconds of encoding (less those of reading the lossless files), bytes, processor seconds
-of decoding by ffmpeg with one thread, mean SSIM against the lossless frames. One thread, one process at a time.
+The first FRAMES frames of each usable video at SRC are decoded and scaled once, to a lossless file. Each preset encodes
+those files. Measured are processor seconds of encoding (minus those of reading the lossless files), bytes, processor
+seconds of decoding by ffmpeg, and mean SSIM against the lossless frames. One process with one thread at a time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FRAMES = 200
 
 
 def bench_presets(config: BenchPresetsConfig) -> dict[str, Any]:
-    """Measure; InputError where nothing at SRC (a local folder) can be decoded."""
+    """Measure; raises InputError if no video at SRC, a local folder, can be decoded."""
     settings = ShardConfig()
     with tempfile.TemporaryDirectory(prefix="reelmae-bench-") as folder:
         lossless = list(_lossless(Path(Store(config.src).root), Path(folder), settings.short_side))
@@ -81,7 +81,7 @@ def _preset(preset: str, lossless: list[Path], settings: ShardConfig, reading: f
 
 
 def _seconds(words: list[str]) -> float:
-    """Processor seconds of one ffmpeg."""
+    """Processor seconds of one ffmpeg process."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     _run(words)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

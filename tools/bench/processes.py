@@ -1,7 +1,7 @@
 """What this process and its children cost: processor seconds and memory, from Linux's /proc.
 
-Decoding happens in children that live as long as the loader does, so `resource`'s sums over ended children know
-nothing of them. A process that is gone between two looks gives nothing to either.
+Decoding happens in children that live as long as the loader, so `resource`, which sums over ended children, does not
+see them. A process that ends between two measurements is not counted.
 """
 
 from __future__ import annotations
@@ -13,32 +13,32 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def family() -> list[int]:
-    """This process and all that descend from it and are alive."""
+    """This process and all its living descendants."""
     children: dict[int, list[int]] = {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit() and (words := _stat(int(folder.name))):
             children.setdefault(int(words[1]), []).append(int(folder.name))
     pids = [os.getpid()]
-    for pid in pids:  # grows while it is walked
+    for pid in pids:  # grows during the loop
         pids += children.get(pid, [])
     return pids
 
 
 def cpu_seconds() -> dict[int, float]:
-    """Of each process of the family, by its id: user and system seconds of all its threads, ended ones too."""
+    """Process id → user and system seconds of all threads, ended ones included, of each process of the family."""
     found = {pid: _stat(pid) for pid in family()}
     return {pid: (int(words[11]) + int(words[12])) / _TICKS for pid, words in found.items() if words}
 
 
 def cpu_between(before: dict[int, float], after: dict[int, float]) -> float:
-    """Seconds from one `cpu_seconds()` to the next; a process that was started in between counts from its start."""
+    """Seconds between two `cpu_seconds()`. A process that started in between counts from its start."""
     return sum(seconds - before.get(pid, 0.0) for pid, seconds in after.items())
 
 
 def memory_bytes(field: str) -> int:
-    """Sum of a field of /proc/PID/status over the family: VmRSS is now, VmHWM each process' own peak.
+    """Sum of a field of /proc/PID/status over the family: VmRSS is the memory now, VmHWM each process's own peak.
 
-    Pages that several processes have touched, like the decoded frames, count in each of them.
+    Pages that several processes share, such as decoded frames, count once for each of them.
     """
     total = 0
     for pid in family():
@@ -52,7 +52,7 @@ def memory_bytes(field: str) -> int:
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat after the name, which may hold spaces: state, parent, …; none where it is gone."""
+    """The fields of /proc/PID/stat after the name: state, parent, …; empty if the process is gone."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, ProcessLookupError):

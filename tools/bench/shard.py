@@ -1,10 +1,9 @@
 """`reelmae bench shard SRC`: sharding against bare ffmpeg doing the same encodes, as many at a time, in one run.
 
-Bare is what a shell would do: `xargs -P WORKERS` over one ffmpeg command line a source, with the same decoder,
-filters, encoder and windows (cut by the segment muxer), files left where they fall: no listing, no probing, no
-sandbox, no scores, no check of what came out, no shards, no index. Only sources that sharding keeps are given to
-it. Both are run in turn, `rounds` times, each from its own start-up to its end; `ratio` is bare's time over
-sharding's, of the sums: 1 is as fast, less is slower.
+Bare ffmpeg is what a shell would do: `xargs -P WORKERS` over one ffmpeg command line per source, with the same decoder,
+filters, encoder and windows (cut by the segment muxer). It does no listing, probing, sandbox, scores, checks of the
+output, shards or index, and it gets only the sources that sharding keeps. Both run in turn, `rounds` times, each timed
+from start-up to end. `ratio` is the sum of ffmpeg's times over the sum of sharding's: 1 is as fast, less is slower.
 
 With `small_files` N the sources are N two-second files cut from those at SRC first.
 """
@@ -24,33 +23,29 @@ import pyarrow.parquet as pq
 
 from reelmae.pipeline import schema
 from reelmae.pipeline.cores import usable_cores
-from reelmae.pipeline.errors import ConfigError, InputError
+from reelmae.pipeline.errors import InputError
 from reelmae.pipeline.ingest import encoders
-from reelmae.pipeline.ingest.clips.colour import Colour, colour
-from reelmae.pipeline.ingest.clips.cut import cut
+from reelmae.pipeline.ingest.clips.colour import Colour, choose_colour
+from reelmae.pipeline.ingest.clips.cut import cut_windows
 from reelmae.pipeline.ingest.clips.probe import Probe, Prober
-from reelmae.pipeline.ingest.clips.screen import Kept, screen
-from reelmae.pipeline.ingest.clips.transcode import Plan, main_filters
+from reelmae.pipeline.ingest.clips.screen import Kept, screen_source
+from reelmae.pipeline.ingest.clips.transcode import EncodePlan, main_filters
 from reelmae.pipeline.ingest.config import ShardConfig
 from reelmae.pipeline.ingest.ffmpeg import Tool, find_ffmpeg
 from reelmae.pipeline.ingest.plan.sources import list_sources
 from reelmae.pipeline.ingest.sandbox import Sandbox
 from reelmae.pipeline.storage.store import Store
-from reelmae.tools.bench.config import BenchShardConfig
+from reelmae.tools.bench.config import SMALL_S, BenchShardConfig
 from reelmae.tools.machine import machine, versions
-
-SMALL_S = 2.0
 
 
 def bench_shard(config: BenchShardConfig) -> dict[str, Any]:
-    """Measure; InputError where SRC is no local folder, or nothing in it can be used."""
+    """Measure; raises InputError if SRC is no local folder, or if nothing in it can be used."""
     store = Store(config.src)
     if not store.is_local or not Path(store.root).is_dir():
-        raise InputError(f"{config.src}: give a local folder of videos: storage is not what is compared here")
+        raise InputError(f"{config.src}: give a local folder of videos, since storage is not compared here")
     workers = config.workers or usable_cores()
-    settings = ShardConfig(profile=config.profile, short_side=config.short_side, clip_seconds=config.clip_seconds)
-    if settings.profile == "copy":
-        raise ConfigError("profile copy: nothing is encoded that ffmpeg could be compared in")
+    settings = config.shard
     with tempfile.TemporaryDirectory(prefix="reelmae-bench-") as folder:
         src = Path(store.root)
         if config.small_files:
@@ -80,33 +75,34 @@ def bench_shard(config: BenchShardConfig) -> dict[str, Any]:
 
 def _round(src: Path, folder: Path, scripts: list[Path], settings: ShardConfig, workers: int) -> dict[str, Any]:
     dst, out = folder / "dst", folder / "bare"
-    argv = [
-        sys.executable, "-m", "reelmae.tools.cli", "shard", str(src), str(dst), "--json", f"--workers={workers}",
-        f"--profile={settings.profile}", f"--short-side={settings.short_side}",
-        f"--clip-seconds={settings.clip_seconds}",
-    ]  # fmt: skip
+    argv = [sys.executable, "-m", "reelmae.tools.cli", "shard", str(src), str(dst), "--json", f"--workers={workers}"]
+    argv += _flags(settings)
     begin = time.perf_counter()
     subprocess.run(argv, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     ours = time.perf_counter() - begin
     listing = "\0".join(str(s) for s in scripts)
     begin = time.perf_counter()
-    subprocess.run(
-        ["xargs", "-0", f"-P{workers}", "-n1", "sh"],
-        input=listing.encode(),
-        check=True,
-        stderr=subprocess.DEVNULL,
-    )
+    xargs = ["xargs", "-0", f"-P{workers}", "-n1", "sh"]
+    subprocess.run(xargs, input=listing.encode(), check=True, stderr=subprocess.DEVNULL)
     bare = time.perf_counter() - begin
     facts = _facts(dst)
     files = list(out.rglob("*.mp4"))
-    result = {
-        "shard_s": ours, "ffmpeg_s": bare, "shard_clips": facts["clips"], "ffmpeg_clips": len(files),
-        "dataset": facts,
-    }  # fmt: skip
     shutil.rmtree(dst)
     for file in files:
         file.unlink()
-    return result
+    return {
+        "shard_s": ours,
+        "ffmpeg_s": bare,
+        "shard_clips": facts["clips"],
+        "ffmpeg_clips": len(files),
+        "dataset": facts,
+    }
+
+
+def _flags(settings: ShardConfig) -> list[str]:
+    """Flags of `reelmae shard` that give these settings. Switches are off unless they are named."""
+    given = settings.model_dump(exclude_defaults=True).items()
+    return [f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}") for name, value in given]
 
 
 def _facts(dst: Path) -> dict[str, Any]:
@@ -117,7 +113,7 @@ def _facts(dst: Path) -> dict[str, Any]:
 
 
 def bare_scripts(src: Path, folder: Path, settings: ShardConfig) -> tuple[list[Path], float]:
-    """One shell script a usable source below `src`, in the order of names; and their hours in all."""
+    """One shell script per usable source below `src`, in the order of names, and the hours of all sources."""
     tool, seconds = find_ffmpeg(), 0.0
     scripts: list[Path] = []
     encoder = encoders.choose(settings, tool.path)
@@ -142,34 +138,32 @@ def bare_scripts(src: Path, folder: Path, settings: ShardConfig) -> tuple[list[P
     return scripts, seconds / 3600
 
 
-def _plan(path: Path, prober: Prober, settings: ShardConfig, encoder: str) -> tuple[Probe, Plan] | None:
+def _plan(path: Path, prober: Prober, settings: ShardConfig, encoder: str) -> tuple[Probe, EncodePlan] | None:
     probe = prober.probe(path, max_pixels=settings.max_pixels, wall_s=120)
     if not isinstance(probe, Probe):
         return None
-    kept, rule = screen(probe, settings), colour(probe, tonemaps=find_ffmpeg().tonemaps)
+    kept, rule = screen_source(probe, settings), choose_colour(probe, tonemaps=find_ffmpeg().tonemaps)
     if not isinstance(kept, Kept) or not isinstance(rule, Colour):
         return None
-    spans, _ = cut(kept.frames, kept.fps, settings.clip_seconds, settings.remainder)
-    return probe, Plan(kept, rule, tuple(spans), encoder)
+    spans, _ = cut_windows(kept.frames, kept.fps, settings.clip_seconds, settings.remainder)
+    return probe, EncodePlan(kept, rule, tuple(spans), encoder)
 
 
-def bare_command(tool: Tool, source: Path, out: Path, probe: Probe, plan: Plan, settings: ShardConfig) -> list[str]:
+def bare_command(
+    tool: Tool, source: Path, out: Path, probe: Probe, plan: EncodePlan, settings: ShardConfig
+) -> list[str]:
     """ffmpeg's plain command line for one source: the same picture, encoder and windows."""
     cuts = [span.start for span in plan.spans[1:]]
     options = encoders.options(settings, plan.encoder, scenes=False)
-    common = [
-        tool.path, "-nostdin", "-v", "error", "-threads", "1", "-i", str(source), "-map", f"0:{probe.stream}",
-        "-vf", main_filters(probe, plan), "-filter_threads", "1", "-frames:v", str(plan.frames),
-        *(word for name, value in options.items() for word in (f"-{name}", str(value))),
-        "-flags:v", "+bitexact+cgop",
-    ]  # fmt: skip
+    argv = [tool.path, "-nostdin", "-v", "error", "-threads", "1", "-i", str(source), "-map", f"0:{probe.stream}"]
+    argv += ["-vf", main_filters(probe, plan), "-filter_threads", "1", "-frames:v", str(plan.frames)]
+    argv += [word for name, value in options.items() for word in (f"-{name}", str(value))]
+    argv += ["-flags:v", "+bitexact+cgop"]
     if not cuts:
-        return [*common, "-movflags", "+faststart", str(out / "00000.mp4")]
-    return [
-        *common, "-force_key_frames", f"expr:not(mod(n,{cuts[0]}))*lte(n,{cuts[-1]})", "-f", "segment", "-reset_timestamps", "1", "-segment_format", "mp4", "-segment_format_options",
-        "movflags=+faststart", "-segment_frames", ",".join(map(str, cuts)),
-        str(out / "%05d.mp4"),
-    ]  # fmt: skip
+        return [*argv, "-movflags", "+faststart", str(out / "00000.mp4")]
+    argv += ["-force_key_frames", f"expr:not(mod(n,{cuts[0]}))*lte(n,{cuts[-1]})", "-f", "segment"]
+    argv += ["-reset_timestamps", "1", "-segment_format", "mp4", "-segment_format_options", "movflags=+faststart"]
+    return [*argv, "-segment_frames", ",".join(map(str, cuts)), str(out / "%05d.mp4")]
 
 
 def small_files(src: Path, to: Path, n: int, settings: ShardConfig) -> Path:
@@ -193,18 +187,7 @@ def small_files(src: Path, to: Path, n: int, settings: ShardConfig) -> Path:
             room = max(0.0, probe.duration_s - SMALL_S)
             start = (made * 0.37) % room if room else 0.0
             target = to / f"{made:05d}.mp4"
-            argv = [
-                tool.path,
-                "-nostdin",
-                "-v",
-                "error",
-                "-ss",
-                f"{start:.3f}",
-                "-i",
-                str(path),
-                "-t",
-                f"{SMALL_S}",
-            ]
+            argv = [tool.path, "-nostdin", "-v", "error", "-ss", f"{start:.3f}", "-i", str(path), "-t", f"{SMALL_S}"]
             argv += ["-map", f"0:{probe.stream}", "-vf", "scale=-2:'min(360,ih)'", "-pix_fmt", "yuv420p"]
             argv += ["-preset", "veryfast", str(target)]
             subprocess.run(argv, check=True, stderr=subprocess.DEVNULL)

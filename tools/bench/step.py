@@ -1,12 +1,12 @@
 """`reelmae bench step`: a training step with the dense encoder against one with the sparse encoder.
 
 Properties that hold:
-- All are timed in one process, step by step in turn, on the same clips and masks, after the same warm-up; what is
-  reported is the median. A step is forward, backward and optimiser; forward and backward are told on their own too.
-- With decoder masking the same is timed again, dense and sparse, with a part of the tokens left out of the prediction:
-  `decoder_mask` holds the same fields as the whole.
+- Both are timed in one process, on the same clips and masks, after the same warm-up. They take turns step by step, and
+  the median is reported. A step is forward, backward and optimiser; forward and backward are reported alone as well.
+- With decoder masking, where a part of the tokens is not predicted, all is timed again; `decoder_mask` holds the same
+  fields as the whole result.
 - With `data` the steps are timed again behind the real loader, from one batch to the next: `load_step_ms`.
-- FLOPs are counted by torch's counter over forward and backward on the meta device, so that nothing is left out.
+- torch's counter counts the FLOPs of forward and backward on the meta device, where it sees every operation.
 
 Legend: B batch, C channel, T frame, H height, W width, K kept token, Q predicted token.
 """
@@ -39,26 +39,27 @@ from reelmae.pipeline.loading.order.draws import SamplePolicy
 from reelmae.pipeline.loading.order.masks import DecoderMaskPolicy, MaskKind, MaskPolicy, ids_decode, ids_keep
 from reelmae.tools.bench.config import BenchStepConfig
 from reelmae.tools.machine import machine, versions
-from reelmae.train.config import OptimSection, autocast_dtype
-from reelmae.train.optim import adamw
+from reelmae.train.optim import OptimConfig, adamw
+from reelmae.train.precision import autocast_dtype
 
 Encoder = Literal["dense", "sparse"]
 ENCODERS: tuple[Encoder, ...] = ("dense", "sparse")
 STATUS = Path("/proc/self/status")
-CLEAR_REFS = Path("/proc/self/clear_refs")  # writing 5 sets the peak back to what is resident now
+CLEAR_REFS = Path("/proc/self/clear_refs")  # writing 5 sets VmHWM to what is resident now
 
 
 @dataclass
 class _Times:
-    """Of one encoder: milliseconds of each timed step, and the highest memory in one above what was held before it."""
+    """What the timed steps of one encoder took."""
 
     step_ms: list[float] = field(default_factory=list)
     forward_backward_ms: list[float] = field(default_factory=list)
     peak_mib: float | None = None
+    """Highest memory in a step, above what was held before it. None where the system does not say."""
 
 
 def bench_step(config: BenchStepConfig) -> dict[str, Any]:
-    """Times, FLOPs, memory and speedups as a JSON-able dict; ConfigError names what cannot be."""
+    """Times, FLOPs, memory and speedups, as JSON values. ConfigError names a setting that cannot be timed."""
     mae = _mae(config)
     device = resolve_device(config.device)
     dtype = autocast_dtype(config.precision, device)
@@ -69,35 +70,31 @@ def bench_step(config: BenchStepConfig) -> dict[str, Any]:
         keep, decode = _ids(config, mae)
         steppers = {e: _Stepper(replace(mae, encoder=e), device, dtype, config) for e in ENCODERS}
         inputs = _inputs(config, mae, device, keep, decode)
-        timed = _compute(config, steppers, inputs)
-        result = _told(timed[False], {e: _flops(replace(mae, encoder=e), config.batch, keep, None) for e in ENCODERS})
+        timed = _time_steps(config, steppers, inputs)
+        result = _summary(
+            timed[False], {e: _flops(replace(mae, encoder=e), config.batch, keep, None) for e in ENCODERS}
+        )
         result["tokens"] = {"all": mae.n_tokens, "kept": len(keep)}
         if decode is not None:
             flops = {e: _flops(replace(mae, encoder=e), config.batch, keep, decode) for e in ENCODERS}
-            result["decoder_mask"] = _told(timed[True], flops) | {
+            result["decoder_mask"] = _summary(timed[True], flops) | {
                 "ratio": 1 - len(decode) / mae.n_tokens,
                 "tokens": {"all": mae.n_tokens, "kept": len(keep), "predicted": len(decode)},
             }
         if config.data is not None:
-            loaded = _loaded(config, steppers, mae)
+            loaded = _time_behind_loader(config, steppers, mae)
             result["load_step_ms"] = {e: loaded[e][0] for e in ENCODERS}
             result["wait_share"] = {e: loaded[e][1] for e in ENCODERS}
             result["speedup"]["load_compute"] = loaded["dense"][0] / loaded["sparse"][0]
-        used = {
-            "device": str(device),
-            "dtype": "bfloat16" if dtype else "float32",
-            "threads": torch.get_num_threads(),
+        dtype_name, threads_used = "bfloat16" if dtype else "float32", torch.get_num_threads()
+        return {
+            "model": config.model,
+            **result,
+            "model_config": {k: v for k, v in asdict(mae).items() if k != "encoder"},
+            "settings": asdict(config) | {"device": str(device), "dtype": dtype_name, "threads": threads_used},
+            "machine": machine(),
+            "versions": versions(),
         }
-        return (
-            {"model": config.model}
-            | result
-            | {
-                "model_config": {k: v for k, v in asdict(mae).items() if k != "encoder"},
-                "settings": asdict(config) | used,
-                "machine": machine(),
-                "versions": versions(),
-            }
-        )
     finally:
         torch.set_num_threads(threads)
 
@@ -112,7 +109,7 @@ class _Stepper:
         self.device, self.dtype = device, dtype
         self.model = MaskedAutoencoder(mae).to(device)
         self.model.set_checkpointing(config.checkpointing)
-        self.optimizer = adamw(self.model, OptimSection())
+        self.optimizer = adamw(self.model, OptimConfig())
         if config.compile:
             self.model.compile(fullgraph=True)
 
@@ -188,12 +185,12 @@ def _flops(mae: MAEConfig, batch: int, keep: np.ndarray, decode: np.ndarray | No
     return counter.get_total_flops()
 
 
-def _compute(
+def _time_steps(
     config: BenchStepConfig,
     steppers: dict[Encoder, _Stepper],
     inputs: tuple[Tensor, Tensor, Tensor | None],
 ) -> dict[bool, dict[Encoder, _Times]]:
-    """Without and with decoder masking: what each encoder's steps took."""
+    """What each encoder's steps took, without (False) and with (True) decoder masking."""
     clips_BCTHW, keep_BK, decode_BQ = inputs
     device = steppers["sparse"].device
     timed = {masking: {e: _Times() for e in ENCODERS} for masking in (False, True)}
@@ -201,7 +198,7 @@ def _compute(
         for masking in (False, True) if decode_BQ is not None else (False,):
             for e in ENCODERS:
                 gc.collect()
-                held = _held(device)
+                held = _reset_peak(device)
                 forward_backward, whole = steppers[e].step(clips_BCTHW, keep_BK, decode_BQ if masking else None)
                 if i >= config.warmup:
                     times = timed[masking][e]
@@ -214,8 +211,8 @@ def _compute(
     return timed
 
 
-def _told(timed: dict[Encoder, _Times], flops: dict[Encoder, int]) -> dict[str, Any]:
-    """Medians, all times, memory, FLOPs, and how many times less sparse takes than dense."""
+def _summary(timed: dict[Encoder, _Times], flops: dict[Encoder, int]) -> dict[str, Any]:
+    """Medians, all times, memory, FLOPs, and how many times faster sparse is than dense."""
     step = {e: statistics.median(timed[e].step_ms) for e in ENCODERS}
     forward_backward = {e: statistics.median(timed[e].forward_backward_ms) for e in ENCODERS}
     return {
@@ -233,7 +230,7 @@ def _told(timed: dict[Encoder, _Times], flops: dict[Encoder, int]) -> dict[str, 
     }
 
 
-def _loaded(
+def _time_behind_loader(
     config: BenchStepConfig, steppers: dict[Encoder, _Stepper], mae: MAEConfig
 ) -> dict[Encoder, tuple[float, float]]:
     """Milliseconds a step with the loader in the loop, and the share of them spent waiting for it."""
@@ -266,13 +263,13 @@ def _loaded(
     return found
 
 
-def _held(device: torch.device) -> int | None:
-    """Bytes held now; sets the peak back to them. None where this system does not tell."""
+def _reset_peak(device: torch.device) -> int | None:
+    """Bytes in use now; from here on the peak counts from them. None where this system does not say."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back to the system: the step must ask for it again
+        ctypes.CDLL(None).malloc_trim(0)  # give freed memory back, so that the next step must ask for it again
         CLEAR_REFS.write_text("5")
         return _status_bytes("VmRSS")
     except (OSError, AttributeError):  # no Linux, or no glibc

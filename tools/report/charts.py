@@ -1,7 +1,7 @@
 """The report's charts: matplotlib figures as inline SVG whose colours follow the page.
 
-Properties that hold: text stays text in the page's own font; every colour is a CSS variable, so that the charts turn
-with light and dark; the same data gives the same bytes; nothing refers to another file or address.
+Properties that hold: text stays text, in the page's own font; every colour is a CSS variable, so that the charts follow
+the page's light or dark mode; the same data gives the same bytes; nothing refers to another file or address.
 """
 
 from __future__ import annotations
@@ -18,27 +18,49 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-# stand-ins that matplotlib writes into the SVG → the page's variables; the two series are told apart by colour-blind
-# eyes too (blue and orange of Okabe and Ito), and by a label besides
+# Stand-ins that matplotlib writes into the SVG; _svg replaces them by the page's variables. The two series are blue and
+# orange of Okabe and Ito, which colour-blind readers can tell apart, and each also has a label.
 INK, MUTED, LINE, FIRST, SECOND, PALE = "#010101", "#020202", "#030303", "#040404", "#050505", "#060606"
 _VARIABLES = {
-    INK: "var(--ink)", MUTED: "var(--muted)", LINE: "var(--line)", FIRST: "var(--first)", SECOND: "var(--second)",
+    INK: "var(--ink)",
+    MUTED: "var(--muted)",
+    LINE: "var(--line)",
+    FIRST: "var(--first)",
+    SECOND: "var(--second)",
     PALE: "var(--pale)",
-}  # fmt: skip
+}
 _STYLE = {
-    "svg.fonttype": "none", "svg.hashsalt": "reelmae", "font.size": 11, "font.family": "DejaVu Sans",
-    "axes.edgecolor": LINE, "axes.labelcolor": MUTED, "text.color": INK, "xtick.color": LINE, "ytick.color": LINE,
-    "xtick.labelcolor": MUTED, "ytick.labelcolor": MUTED, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.grid": True, "axes.grid.axis": "y", "grid.color": LINE, "grid.linewidth": 0.7, "axes.axisbelow": True,
-    "xtick.labelsize": 10, "ytick.labelsize": 10, "axes.labelsize": 11, "axes.titlesize": 11, "lines.linewidth": 2,
-}  # fmt: skip
+    "svg.fonttype": "none",
+    "svg.hashsalt": "reelmae",
+    "font.size": 11,
+    "font.family": "DejaVu Sans",
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": MUTED,
+    "text.color": INK,
+    "xtick.color": LINE,
+    "ytick.color": LINE,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": LINE,
+    "grid.linewidth": 0.7,
+    "axes.axisbelow": True,
+    "xtick.labelsize": 10,
+    "ytick.labelsize": 10,
+    "axes.labelsize": 11,
+    "axes.titlesize": 11,
+    "lines.linewidth": 2,
+}
 Rows = Sequence[dict[str, float]]
 Bins = Sequence[tuple[float, int]]
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One histogram: its title, bins, the threshold that is drawn and what is said of it."""
+    """One histogram with its threshold."""
 
     title: str
     unit: str
@@ -46,8 +68,11 @@ class Panel:
     counts: Sequence[int]
     threshold: float
     in_force: bool
-    open_end: bool  # the last bin holds all above
+    """Whether the threshold rejects clips; else it is only drawn for comparison."""
+    open_end: bool
+    """Whether the last bin also holds all values above it."""
     words: str
+    """Text about the threshold."""
 
 
 def smooth(values: Sequence[float], share: float = 0.06) -> list[float]:
@@ -72,9 +97,16 @@ def loss_chart(rows: Rows, *, baseline: float | None) -> str:
         if baseline is not None:
             axes.axhline(baseline, color=MUTED, linewidth=1.2, linestyle=(0, (5, 4)))
             axes.annotate(
-                "predicting each patch's mean", (1, baseline), (-4, 4), xycoords=("axes fraction", "data"),
-                textcoords="offset points", ha="right", va="bottom", color=MUTED, fontsize=10,
-            )  # fmt: skip
+                "predicting each patch's mean",
+                (1, baseline),
+                (-4, 4),
+                xycoords=("axes fraction", "data"),
+                textcoords="offset points",
+                ha="right",
+                va="bottom",
+                color=MUTED,
+                fontsize=10,
+            )
         shown = losses if baseline is None else [*losses, baseline]
         low, high = min(shown), max(shown)
         axes.set_ylim(max(0, low - 0.12 * (high - low)), high + 0.1 * (high - low) + 1e-9)
@@ -89,12 +121,8 @@ def pace_chart(rows: Rows) -> str:
         figure = _figure(9.4, 2.3)
         panels = figure.subplots(1, 3)
         steps = [row["step"] for row in rows]
-        for axes, key, title in zip(
-            panels,
-            ("lr", "clips_per_s", "wait_share"),
-            ("learning rate", "clips / s", "time waiting for data"),
-            strict=True,
-        ):
+        titles = {"lr": "learning rate", "clips_per_s": "clips / s", "wait_share": "time waiting for data"}
+        for axes, (key, title) in zip(panels, titles.items(), strict=True):
             values = [row[key] for row in rows]
             axes.plot(steps, values, color=FIRST, linewidth=1.6)
             axes.set_title(title, loc="left", color=INK)
@@ -114,14 +142,11 @@ def bars_chart(groups: Sequence[tuple[str, float, float]], *, unit: str) -> str:
         axes = figure.subplots()
         longest = max(max(dense, sparse) for _, dense, sparse in groups)
         for i, (_, dense, sparse) in enumerate(groups):
-            for offset, value, colour, name in (
-                (-0.2, dense, SECOND, "dense"),
-                (0.2, sparse, FIRST, "sparse"),
-            ):
+            faster = f" · {dense / sparse:.1f}× faster"
+            bars = ((-0.2, dense, SECOND, "dense", ""), (0.2, sparse, FIRST, "sparse", faster))
+            for offset, value, colour, name, more in bars:
                 axes.barh(i + offset, value, 0.36, color=colour)
-                text = f"{name} {number(value)} {unit}" + (
-                    f" · {dense / sparse:.1f}× faster" if name == "sparse" else ""
-                )
+                text = f"{name} {number(value)} {unit}{more}"
                 axes.text(value + longest * 0.012, i + offset, text, va="center", ha="left", fontsize=10.5)
         axes.set_yticks(range(len(groups)), [name for name, _, _ in groups])
         axes.tick_params(axis="y", length=0, labelcolor=INK, labelsize=11)
@@ -130,14 +155,12 @@ def bars_chart(groups: Sequence[tuple[str, float, float]], *, unit: str) -> str:
         axes.set_ylim(len(groups) - 0.5, -0.5)
         axes.set_xlabel(unit)
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-        return _svg(
-            figure,
-            "; ".join(f"{n}: dense {number(d)} {unit}, sparse {number(s)} {unit}" for n, d, s in groups),
-        )
+        label = "; ".join(f"{n}: dense {number(d)} {unit}, sparse {number(s)} {unit}" for n, d, s in groups)
+        return _svg(figure, label)
 
 
 def durations_chart(bins: Bins) -> str:
-    """Clips by duration, as SVG. `bins`: middle of a bin in seconds → clips, the last with all that are longer."""
+    """Clips by duration, as SVG. `bins`: (middle of a bin in seconds, clips); the last one holds all longer clips."""
     with mpl.rc_context(_STYLE):
         figure = _figure(9.4, 2.5)
         axes = figure.subplots()
@@ -151,12 +174,12 @@ def durations_chart(bins: Bins) -> str:
 
 
 def scores_chart(panels: Sequence[Panel]) -> str:
-    """Histograms two by two, as SVG, each with its threshold as a dashed line: bold where in force."""
+    """Histograms two by two, as SVG, each with its threshold: a solid line where it is in force, else a dashed one."""
     with mpl.rc_context(_STYLE):
         figure = _figure(9.4, 2.6 * -(-len(panels) // 2))
         figure.set_layout_engine("constrained", h_pad=0.1, w_pad=0.1)
         places = figure.subplots(-(-len(panels) // 2), 2).flatten().tolist()
-        for unused in places[len(panels) :]:  # where the number of panels is odd
+        for unused in places[len(panels) :]:  # the last place, where the number of panels is odd
             unused.remove()
         for axes, panel in zip(places[: len(panels)], panels, strict=True):
             edges, top = panel.edges, max([*panel.counts, 1])
@@ -214,10 +237,15 @@ def _svg(figure: Figure, label: str) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r"<style type.*?</style>", "", text, flags=re.DOTALL)  # would reach out of the picture
+    text = re.sub(r"<style type.*?</style>", "", text, flags=re.DOTALL)  # such a style would apply to the whole page
     text = re.sub(r" font-family: [^;\"]*;", "", text)  # the family is the page's own
     for stand_in, variable in _VARIABLES.items():
         text = text.replace(stand_in, variable)
-    width, height = (float(v) for v in re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text).groups())  # type: ignore[union-attr]
-    head = f'<svg role="img" aria-label="{escape(label)}" viewBox="0 0 {width} {height}" width="{width:.0f}" height="{height:.0f}" xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">'
+    box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)
+    assert box is not None
+    width, height = float(box[1]), float(box[2])
+    head = (
+        f'<svg role="img" aria-label="{escape(label)}" viewBox="0 0 {width} {height}" width="{width:.0f}" '
+        f'height="{height:.0f}" xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">'
+    )
     return head + text[text.index(">") + 1 :]

@@ -1,7 +1,7 @@
-"""The broken and hostile files of the generated bucket, each of which a real bucket has held.
+"""The broken and hostile files of the generated bucket. Each kind has been seen in a real bucket.
 
-Properties that hold: each file is a pure function of the seed; none reaches outside the bucket by itself, but several
-ask a careless reader to (a playlist, a script for the concatenating demuxer), so a test can tell that ours does not.
+Properties that hold: each file is a pure function of the seed; no file reaches outside the bucket by itself. Several
+ask a careless reader to do so (a playlist, a script for the concatenating demuxer): a test shows that ours does not.
 """
 
 from __future__ import annotations
@@ -14,19 +14,21 @@ import av
 import numpy as np
 from PIL import Image
 
-from reelmae.tools.synth.encode import Job, Way, write_video
+from reelmae.tools.synth.encode import Encoding, VideoSpec, write_video
 from reelmae.tools.synth.scene import make_scene, render
 
 _OPTIONS = (("preset", "veryfast"), ("crf", "23"), ("x264-params", "mbtree=0"))
 
 
-def _whole(folder: Path, seed: int, *, front: bool) -> bytes:
+def _good_video(folder: Path, seed: int, *, front: bool) -> bytes:
     """A good H.264 mp4 as bytes, its index (moov) in front or at the end."""
     path = folder / ".good.mp4"
-    write_video(Job(str(path), "bounce", Way("mp4", "libx264", "25", 320, 240, options=_OPTIONS), 3.0, 0, (seed, 9001)))
+    encoding = Encoding("mp4", "libx264", "25", 320, 240, options=_OPTIONS)
+    write_video(VideoSpec(str(path), "bounce", encoding, 3.0, 0, (seed, 9001)))
     if front:
         moved = folder / ".front.mp4"
-        with av.open(str(path)) as source, av.open(str(moved), "w", options={"movflags": "+faststart", "fflags": "+bitexact"}) as sink:  # fmt: skip
+        options = {"movflags": "+faststart", "fflags": "+bitexact"}
+        with av.open(str(path)) as source, av.open(str(moved), "w", options=options) as sink:
             stream = sink.add_stream_from_template(source.streams.video[0])
             for packet in source.demux(video=0):
                 if packet.dts is not None:
@@ -48,17 +50,17 @@ def _text(path: Path, seed: int) -> None:
 
 
 def _no_moov(path: Path, seed: int) -> None:
-    data = _whole(path.parent, seed, front=False)
+    data = _good_video(path.parent, seed, front=False)
     path.write_bytes(data[: data.rindex(b"moov") - 4 - len(data) // 4])
 
 
 def _cut_short(path: Path, seed: int) -> None:
-    data = _whole(path.parent, seed, front=True)
+    data = _good_video(path.parent, seed, front=True)
     path.write_bytes(data[: len(data) // 2])
 
 
 def _bit_flips(path: Path, seed: int) -> None:
-    data = np.frombuffer(_whole(path.parent, seed, front=True), np.uint8).copy()
+    data = np.frombuffer(_good_video(path.parent, seed, front=True), np.uint8).copy()
     start = bytes(data).index(b"mdat") + 64
     where = np.random.default_rng([seed, 9002]).integers(start, len(data), max(40, len(data) // 400))
     data[where] ^= np.uint8(0x55)
@@ -98,7 +100,7 @@ def _picture(path: Path, seed: int) -> None:
 
 
 def _timestamp_bomb(path: Path, seed: int) -> None:
-    """Twelve frames, the last of which is due in 116 days: filling the gap would write 289 million frames."""
+    """Twelve frames. The last is due after 116 days: a tool that fills the gap writes 289 million frames."""
     shots = make_scene("sway", np.random.default_rng([seed, 9005]), width=160, height=120, seconds=1)
     with av.open(str(path), "w", format="matroska", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream("mpeg4", rate=25)
@@ -119,7 +121,7 @@ def _markup_name(path: Path, seed: int) -> None:
     path.write_bytes(np.random.default_rng([seed, 9006]).bytes(4_000))
 
 
-# (folder by motion kind, name, maker): the folders are those of the good videos, as in a real bucket
+# (motion kind: the folder, name, maker). They are in the same folders as the good videos, as in a real bucket
 BROKEN: tuple[tuple[str, str, Callable[[Path, int], None]], ...] = (
     ("linear", "empty.mp4", _empty),
     ("linear", "notes.mp4", _text),

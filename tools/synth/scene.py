@@ -1,11 +1,11 @@
 """Pictures that move like video, computed and never downloaded: textures, objects, motions, cameras, cuts.
 
 Properties that hold:
-- A scene is a pure function of its generator and its motion kind, a frame a pure function of (scene, time): any
-  frame rate, also an uneven one, samples the same movement.
-- Lengths are in short sides of the picture, times in seconds, angles in radians: the size is free.
+- A scene is a pure function of its generator and its motion kind, a frame a pure function of (scene, time). Any frame
+  rate, even an uneven one, therefore samples the same movement.
+- Lengths are in short sides of the picture, times in seconds, angles in radians, so a picture can have any size.
 - Colours stay well inside the gamut (no channel near 0 or 255), so that 4:2:0 and limited range change them little.
-- What moves can be predicted from a part of it: smooth paths, firm objects, larger structures before fine ones.
+- A part of a video predicts the rest: paths are smooth, objects firm, and large structures stronger than fine ones.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Pose:
     scale: float = 1.0
 
 
-Path = Callable[[float], Pose]
+PosePath = Callable[[float], Pose]
 
 
 @dataclass(frozen=True)
@@ -45,16 +45,16 @@ class Sprite:
 
     image: Image.Image
     half: float
-    path: Path
+    path: PosePath
 
 
 @dataclass(frozen=True)
 class Shot:
-    """What is between two cuts: a world seen by a camera, and objects from far to near."""
+    """The part of a video between two cuts: a world seen by a camera, and objects from far to near."""
 
     start: float
     world: Image.Image
-    camera: Path
+    camera: PosePath
     sprites: tuple[Sprite, ...]
 
 
@@ -136,7 +136,7 @@ def _wrap(value: float, limit: float) -> float:
     return (value + limit) % (2 * limit) - limit
 
 
-def object_path(kind: str, rng: np.random.Generator, half: float, reach_x: float, reach_y: float) -> Path:
+def object_path(kind: str, rng: np.random.Generator, half: float, reach_x: float, reach_y: float) -> PosePath:
     """A path of one object of half side `half` in a picture that reaches ±reach_x by ±reach_y."""
     x0, y0 = float(rng.uniform(-0.8, 0.8) * reach_x), float(rng.uniform(-0.7, 0.7) * reach_y)
     heading = float(rng.uniform(0, 2 * math.pi))
@@ -183,7 +183,7 @@ def object_path(kind: str, rng: np.random.Generator, half: float, reach_x: float
     raise ValueError(f"motion kind {kind!r}: one of {', '.join(MOTIONS)}")
 
 
-def camera_path(kind: str, rng: np.random.Generator) -> Path:
+def camera_path(kind: str, rng: np.random.Generator) -> PosePath:
     """The camera of a shot: it pans, zooms and rolls in `pan`, drifts a little elsewhere or stands still."""
     phase, rate = float(rng.uniform(0, 2 * math.pi)), float(rng.uniform(0.5, 0.9))
     if kind == "pan":

@@ -1,17 +1,17 @@
-"""Pure: which spans of a source become clips, in frames of the source at its output rate.
+"""Pure: spans of a source in frames at its output rate: windows, a manifest's spans, scenes.
 
-Fixed windows. What is left after the last whole window is joined to it where it is shorter than half a window,
-else it is a clip of its own ("join"); or it is always a clip of its own ("keep"); or it is dropped and said
-("drop"):
+Windows have one length. What is left after the last whole window is handled by `remainder`. "join": joined to the last
+window if it is shorter than half a window, else a clip of its own. "keep": always a clip of its own. "drop": dropped,
+and returned as dropped:
 
     frames 250, window 100  →  join, keep [0,100) [100,200) [200,250)    drop [0,100) [100,200)
     frames 249, window 100  →  join [0,100) [100,249)
     frames  30, window 100  →  join, keep [0,30)                         drop nothing: the source is too short
     clip_seconds 0          →  [0,frames)
 
-Scenes are the stretches between cuts. One that is too short is rejected; one longer than `clip_seconds` is cut
-into windows. A clip can only begin at a keyframe: where none lies on a cut, the frames up to the next one are
-lost to both neighbours, and where none lies on a window's border, the border moves to the next one.
+Scenes are the stretches between cuts. A scene that is too short is rejected; one longer than `clip_seconds` is cut
+into windows. A clip can only begin at a keyframe. If no keyframe lies on a cut, the frames from the cut to the next
+keyframe are in no clip. If no keyframe lies on a window's border, the border moves to the next keyframe.
 """
 
 from __future__ import annotations
@@ -27,25 +27,30 @@ MAX_CLIPS = 10_000  # a key has four digits for the clip's ordinal
 
 @dataclass(frozen=True)
 class Span:
-    """Frames [start, end) of a source, and the seconds that were asked for; `row` of the manifest, by number."""
+    """A part of a source."""
 
     start: int
     end: int
+    """Frames [start, end)."""
     wanted_start_s: float
     wanted_end_s: float
+    """The seconds that were asked for."""
     row: int | None = None
+    """Number of the manifest's row that asked for it; None for windows and scenes."""
 
 
-def cut(n_frames: int, fps: Fraction, clip_seconds: float, remainder: str = "join") -> tuple[list[Span], list[Span]]:
+def cut_windows(
+    n_frames: int, fps: Fraction, clip_seconds: float, remainder: str = "join"
+) -> tuple[list[Span], list[Span]]:
     """Windows in order, at most MAX_CLIPS; and what was dropped.
 
     A source with more windows than MAX_CLIPS gets longer windows, so that nothing of it is lost.
     """
-    windows, dropped = _windows(n_frames, fps, clip_seconds, remainder)
-    return [_asked(s, e, fps) for s, e in windows], [_asked(s, e, fps) for s, e in dropped]
+    windows, dropped = _window_bounds(n_frames, fps, clip_seconds, remainder)
+    return [_make_span(s, e, fps) for s, e in windows], [_make_span(s, e, fps) for s, e in dropped]
 
 
-def _asked(start: int, end: int, fps: Fraction) -> Span:
+def _make_span(start: int, end: int, fps: Fraction) -> Span:
     return Span(start, end, seconds(start, fps), seconds(end, fps))
 
 
@@ -54,7 +59,7 @@ def seconds(frames: int, fps: Fraction) -> float:
     return round(float(frames / fps), 6)
 
 
-def _windows(
+def _window_bounds(
     n_frames: int, fps: Fraction, clip_seconds: float, remainder: str
 ) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
     if n_frames < 1:
@@ -76,9 +81,9 @@ def _windows(
 def spans_of_rows(
     rows: Sequence[tuple[float, float | None]], n_frames: int, fps: Fraction
 ) -> tuple[list[Span], list[Span]]:
-    """A manifest's spans in seconds → spans in frames; and those that begin beyond the end, with no frame.
+    """A manifest's spans in seconds → spans in frames; and the spans that begin beyond the end and hold no frame.
 
-    The end is cut off at the end of the video; every span holds at least one frame.
+    A span that runs past the end of the video ends there. Every span inside holds at least one frame.
     """
     inside: list[Span] = []
     outside: list[Span] = []
@@ -101,19 +106,21 @@ def spans_of_scenes(
     remainder: str,
     min_seconds: float,
 ) -> tuple[list[Span], list[Span]]:
-    """First frames of new scenes and the keyframes there are, both ascending → spans that begin at keyframes;
-    and the scenes, or remainders of them, that are too short."""
+    """Scenes → spans that begin at keyframes; and the scenes, or remainders of scenes, that are too short.
+
+    `cuts`: first frames of new scenes. `cuts` and `keyframes` ascend.
+    """
     good: list[Span] = []
     short: list[Span] = []
     for scene_start, scene_end in pairwise([0, *(c for c in cuts if 0 < c < n_frames), n_frames]):
-        scene = _asked(scene_start, scene_end, fps)
-        start = _next(keyframes, scene_start, n_frames)
+        scene = _make_span(scene_start, scene_end, fps)
+        start = _next_keyframe(keyframes, scene_start, n_frames)
         if start >= scene_end or scene_end - start < Fraction(min_seconds) * fps:
             short.append(scene)
             continue
-        windows, dropped = _windows(scene_end - start, fps, clip_seconds, remainder)
-        short += [_asked(start + s, start + e, fps) for s, e in dropped]
-        borders = [_next(keyframes, start + s, scene_end) for s, _ in windows]
+        windows, dropped = _window_bounds(scene_end - start, fps, clip_seconds, remainder)
+        short += [_make_span(start + s, start + e, fps) for s, e in dropped]
+        borders = [_next_keyframe(keyframes, start + s, scene_end) for s, _ in windows]
         borders = sorted({b for b in borders if b < scene_end})
         end = start + windows[-1][1] if windows else scene_end
         for i, (a, b) in enumerate(pairwise([*borders, end])):
@@ -123,18 +130,18 @@ def spans_of_scenes(
     return good, short
 
 
-def _next(keyframes: Sequence[int], frame: int, end: int) -> int:
+def _next_keyframe(keyframes: Sequence[int], frame: int, end: int) -> int:
     """The first keyframe at or after `frame`; `end` where there is none."""
     at = bisect_left(keyframes, frame)
     return keyframes[at] if at < len(keyframes) else end
 
 
-def at_keyframes(spans: Sequence[Span], keyframes: Sequence[int], n_frames: int) -> list[Span]:
-    """Spans, ascending, whose starts move to the next keyframe, as do ends that are another's start.
+def move_to_keyframes(spans: Sequence[Span], keyframes: Sequence[int], n_frames: int) -> list[Span]:
+    """Ascending spans with each start moved to the next keyframe, and with it each end that is another span's start.
 
-    One that ends up empty has been swallowed by the one before it, which then says that it was asked for both.
+    A span that becomes empty is joined to the span before it: that one's wanted seconds then cover both.
     """
-    starts = {span.start: _next(keyframes, span.start, n_frames) for span in spans}
+    starts = {span.start: _next_keyframe(keyframes, span.start, n_frames) for span in spans}
     moved: list[Span] = []
     for s in spans:
         start, end = starts[s.start], starts.get(s.end, min(s.end, n_frames))
@@ -145,8 +152,8 @@ def at_keyframes(spans: Sequence[Span], keyframes: Sequence[int], n_frames: int)
     return moved
 
 
-def runs(spans: Sequence[Span]) -> list[tuple[int, int]]:
-    """The frames that any span needs, as ascending stretches that do not touch."""
+def merge_spans(spans: Sequence[Span]) -> list[tuple[int, int]]:
+    """The frames that any span needs, as ascending stretches [start, end) that do not touch."""
     merged: list[tuple[int, int]] = []
     for start, end in sorted((s.start, s.end) for s in spans):
         if merged and start <= merged[-1][1]:
@@ -156,8 +163,8 @@ def runs(spans: Sequence[Span]) -> list[tuple[int, int]]:
     return merged
 
 
-def place(frame: int, stretches: Sequence[tuple[int, int]]) -> int:
-    """Where a frame lies when only these stretches are kept, one after the other."""
+def locate_frame(frame: int, stretches: Sequence[tuple[int, int]]) -> int:
+    """The number of a frame if only these stretches are kept, one after the other."""
     before = 0
     for start, end in stretches:
         if frame <= end:

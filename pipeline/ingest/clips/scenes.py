@@ -8,21 +8,22 @@ from pathlib import Path
 import numpy as np
 
 from reelmae.pipeline.errors import ConfigError
-from reelmae.pipeline.ingest.clips.transcode import SCENE_H, SCENE_W
+
+SCENE_W, SCENE_H = 48, 32  # of the frames that are compared, pixels
 
 
 def require() -> None:
-    """ConfigError where PySceneDetect is not installed."""
+    """Raise ConfigError if PySceneDetect is not installed."""
     try:
         import scenedetect  # noqa: F401
     except ImportError as e:
         raise ConfigError(f"cut scenes: needs PySceneDetect ({e}); install reelmae[curate], or take cut windows") from e
 
 
-def cuts(path: Path, fps: Fraction, *, threshold: float, min_frames: int) -> list[int]:
+def find_cuts(path: Path, fps: Fraction, *, threshold: float, min_frames: int) -> list[int]:
     """First frames of new scenes, ascending, from BGR frames uint8 [T, SCENE_H, SCENE_W, 3] in a raw file.
 
-    `threshold` is ContentDetector's; a cut less than `min_frames` after the one before is merged with it.
+    `threshold` is ContentDetector's; a cut less than `min_frames` after the one before it is merged with that one.
     """
     from scenedetect import ContentDetector, FrameTimecode
 

@@ -1,6 +1,6 @@
-"""Pure: the small frames of a clip (grey, 64x64, about four a second) → its screening scores and its hash.
+"""The small frames of a clip (grey, 64x64, about four a second) → its screening scores and its hash.
 
-Sums are of whole numbers, and the hash compares rounded coefficients, so that two machines agree.
+Two machines get the same values: sums are of whole numbers, and the hash compares rounded coefficients.
 """
 
 from __future__ import annotations
@@ -8,31 +8,55 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 
 SIDE = 64  # of a small frame, pixels
-BLACK = 20  # levels; a pixel that never reaches it is black: room for bars at 16, of a video with its range mistaken
-FLAT = 2.0  # levels of standard deviation, under which a frame gets no hash
+BLACK = 20  # levels; a pixel that never reaches it is black. Bars are at 16 if a video's range was taken for full
+FLAT = 2.0  # levels; a frame with a smaller standard deviation gets no hash
 
-_FRAMES = 4  # hashed, spread evenly over the clip
+_FRAMES = 4  # frames that are hashed, spread evenly over the clip
 _PICTURE = 32  # side of the picture that is hashed
-_LOW = 8  # coefficients kept each way
-_DIGITS = 6  # decimals of a coefficient that count
+_LOW = 8  # coefficients kept in each direction
+_DIGITS = 6  # decimals to which a coefficient is rounded
 
 
 @dataclass(frozen=True)
 class Scores:
     """What the screens look at. Levels are of 255; black is 0."""
 
-    motion: float  # levels
-    luma: float  # levels
-    contrast: float  # levels
-    border: float  # share of the picture, 0 to 1
-    phash: bytes | None  # 32 bytes: four frames of 64 bits; None = too flat to tell
+    motion: float
+    """Levels; see `motion`."""
+    luma: float
+    """Levels: the mean of all pixels."""
+    contrast: float
+    """Levels: standard deviation within a frame, mean over the frames."""
+    border: float
+    """Share of the picture, 0 to 1; see `border`."""
+    phash: bytes | None
+    """32 bytes: four frames of 64 bits. None: too flat for a hash."""
 
 
-def scores(gray_THW: np.ndarray) -> Scores:
+def read_small_frames(path: Path) -> np.ndarray:
+    """The small frames of all that was encoded, uint8 [T, 64, 64], mapped from a raw file."""
+    data = np.memmap(path, np.uint8, "r")
+    return data[: len(data) // SIDE**2 * SIDE**2].reshape(-1, SIDE, SIDE)
+
+
+def small_frames_of(small_THW: np.ndarray, place: tuple[int, int], stride: int) -> np.ndarray:
+    """The small frames of a clip at [start, end) of the encoded frames, at least one.
+
+    `stride`: every how many encoded frames there is a small one.
+    """
+    first, last = -(-place[0] // stride), -(-place[1] // stride)
+    if last <= first or first >= len(small_THW):
+        first = min(place[0] // stride, len(small_THW) - 1)
+        last = first + 1
+    return np.asarray(small_THW[first:last])
+
+
+def score_clip(gray_THW: np.ndarray) -> Scores:
     """Scores of one clip: uint8 [T, 64, 64], T >= 1, in order of time."""
     if gray_THW.dtype != np.uint8 or gray_THW.ndim != 3 or gray_THW.shape[1:] != (SIDE, SIDE):
         raise ValueError(f"small frames are uint8 [T, {SIDE}, {SIDE}], not {gray_THW.dtype} {gray_THW.shape}")
@@ -50,8 +74,8 @@ def scores(gray_THW: np.ndarray) -> Scores:
 def motion(gray_THW: np.ndarray) -> float:
     """How much neighbouring frames differ, in levels: the upper quartile over pairs of the mean over pixels.
 
-    Not the mean, which one cut or flash lifts over any threshold; not the median, which calls a shot static that
-    moves for a third of its time. Hard cuts less than once a second leave a slideshow at 0. One frame: 0.
+    Not the mean: one cut or flash lifts it over any threshold. Not the median: it calls a shot static that moves
+    for a third of its time. A slideshow with less than one picture a second gets 0, and so does a single frame.
     """
     if len(gray_THW) < 2:
         return 0.0
@@ -59,9 +83,9 @@ def motion(gray_THW: np.ndarray) -> float:
 
 
 def border(gray_THW: np.ndarray) -> float:
-    """Share of the picture outside the smallest upright rectangle that holds every pixel that is ever not black.
+    """Share of the picture outside the smallest upright rectangle around every pixel that is not always black.
 
-    That is letterbox, pillarbox and both at once. A clip that is black throughout is all border: 1.
+    This covers letterbox, pillarbox and both at once. A clip that is black throughout is all border: 1.
     """
     lit_HW = gray_THW.max(axis=0) >= BLACK
     rows, columns = np.flatnonzero(lit_HW.any(axis=1)), np.flatnonzero(lit_HW.any(axis=0))
@@ -75,37 +99,37 @@ def phash(gray_THW: np.ndarray) -> bytes | None:
     """The perceptual hash of four frames, at (i + 0.5) / 4 of the clip: 4 x 8 bytes.
 
     Each frame, at 32x32, gives 64 bits: which of its 8x8 lowest DCT-II coefficients lie above their median; row by
-    row, the first in the highest bit. These are the bits of `imagehash.phash` of the same 32x32 picture, save where
-    coefficients tie with the median (a picture that mirrors itself): there imagehash's bits are rounding noise and
-    ours 0. None where one of the four frames is nearly flat: its coefficients are the noise of the encoder.
+    row, the first in the highest bit. These are the bits of `imagehash.phash` of the same 32x32 picture, except for
+    coefficients equal to the median (a picture that mirrors itself): there imagehash's bits are rounding noise and
+    ours are 0. None if one of the four frames is nearly flat: its coefficients are the encoder's noise.
     """
-    small_4PP = [_halved(gray_THW[(2 * i + 1) * len(gray_THW) // (2 * _FRAMES)]) for i in range(_FRAMES)]
+    small_4PP = [_halve(gray_THW[(2 * i + 1) * len(gray_THW) // (2 * _FRAMES)]) for i in range(_FRAMES)]
     if any(_std(small_PP) < FLAT for small_PP in small_4PP):
         return None
-    return b"".join(_bits(small_PP) for small_PP in small_4PP)
+    return b"".join(_hash_picture(small_PP) for small_PP in small_4PP)
 
 
-def _halved(gray_HW: np.ndarray) -> np.ndarray:
+def _halve(gray_HW: np.ndarray) -> np.ndarray:
     """Means of 2x2 pixels, halves rounded up: uint8 [32, 32]."""
     sums_PP = gray_HW.reshape(_PICTURE, 2, _PICTURE, 2).sum(axis=(1, 3), dtype=np.uint16)
     return ((sums_PP + 2) // 4).astype(np.uint8)
 
 
-def _bits(small_PP: np.ndarray) -> bytes:
+def _hash_picture(small_PP: np.ndarray) -> bytes:
     """Eight bytes of a picture, uint8 [32, 32]."""
     low_LL = _DCT_LP @ small_PP.astype(np.float64) @ _DCT_LP.T
-    # matrix products differ in the last digits from one machine to another; what is rounded off decides no bit
+    # the last digits of a matrix product differ between machines; rounded off, they decide no bit
     low_LL = low_LL.round(_DIGITS)
     return np.packbits(low_LL > np.median(low_LL)).tobytes()
 
 
-def _dct() -> np.ndarray:
+def _dct_rows() -> np.ndarray:
     """The lowest rows of the DCT-II, as scipy scales it (by 2): float64 [8, 32]."""
     frequency_L, place_P = np.arange(_LOW), 2 * np.arange(_PICTURE) + 1
     return 2 * np.cos(math.pi * frequency_L[:, None] * place_P / (2 * _PICTURE))
 
 
-_DCT_LP = _dct()
+_DCT_LP = _dct_rows()
 
 
 def _difference(a_HW: np.ndarray, b_HW: np.ndarray) -> float:

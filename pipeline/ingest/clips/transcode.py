@@ -1,22 +1,24 @@
-"""One sandboxed ffmpeg per source: one decode, one encode of all that is wanted, and small frames for the screens.
+"""One sandboxed ffmpeg per source: one decode, one encode of all wanted frames, and small frames for the screens.
 
-It writes `video.mp4`, from which the clips are copied packet by packet (probe_child.cut), `small.gray` (64x64, about
-four a second, for scores and hashes) and, where scenes are looked for, `scenes.bgr` (48x32, every frame).
-A clip: H.264, HEVC or VP9 in MP4, yuv420p 8-bit, limited range, constant frame rate from time 0, one stream, no
-B-frames, closed GOPs with a keyframe at every clip's start, moov before mdat, no metadata. Bytes are
+It writes up to three files. VIDEO: the clips are later copied out of it, packet by packet (probe_child.cut_clips).
+SMALL: grey frames of 64x64, about four a second, for scores and hashes. SCENES, for cutting at scenes: every frame,
+in colour, at 48x32.
+
+A clip is H.264, HEVC or VP9 in MP4: yuv420p 8-bit, limited range, constant frame rate from time 0, one stream, no
+B-frames, closed GOPs with a keyframe at every clip's start, moov before mdat, no metadata. Its bytes are
 deterministic: one thread, bit-exact scaling and muxing.
 
-Picture: deinterlaced where the source says so (bwdif, one frame per frame), turned as its display matrix says,
-borders cropped where asked for, scaled by the one factor that covers the target box and centre-cropped to it (at
-most 15 pixels of the longer side and 15 of the shorter are lost), pixels square. A picture that changes size in
-mid-stream is fitted anew. Colour: see colour.py.
+Picture: deinterlaced if the source is interlaced (bwdif, one frame per frame), turned by its display matrix, cropped
+to what is inside its borders if asked for, scaled by the one factor that covers the target box, and centre-cropped to
+that box (at most 15 pixels of each side are lost). Pixels are square. A picture that changes its size in mid-stream is
+fitted anew. Colour: see colour.py.
 
-Only frames that a span needs are encoded. Where the first span begins far into an MP4 or Matroska file, decoding
-begins a little before it; where that gives errors, it begins at the start.
+Only the frames that a span needs are encoded. If the first span begins far into an MP4 or Matroska file, decoding
+begins a little before it; if that gives errors, it is done again from the start.
 
-Damage: strict. Whatever the decoder or demuxer reports at level `error` rejects the whole source with
-DECODE_ERRORS and its first words: silent concealment would train on grey macroblocks. Output is capped at the
-planned number of frames, so timestamps cannot expand a file.
+Damage: any message of the decoder or demuxer at level `error` rejects the whole source with DECODE_ERRORS and the first
+messages. A decoder that conceals damage would give grey macroblocks to train on. Output is capped at the planned number
+of frames, so timestamps cannot expand a file.
 """
 
 from __future__ import annotations
@@ -33,63 +35,84 @@ import ffmpeg
 from reelmae.pipeline.errors import ChildCrashedError, ChildTimeoutError, StorageFullError
 from reelmae.pipeline.ingest import encoders
 from reelmae.pipeline.ingest.clips.colour import Colour
-from reelmae.pipeline.ingest.clips.cut import Span, place, runs
+from reelmae.pipeline.ingest.clips.cut import Span, locate_frame, merge_spans
 from reelmae.pipeline.ingest.clips.outcome import Rejected
 from reelmae.pipeline.ingest.clips.probe import Probe
+from reelmae.pipeline.ingest.clips.scenes import SCENE_H, SCENE_W
 from reelmae.pipeline.ingest.clips.scores import SIDE
-from reelmae.pipeline.ingest.clips.screen import Kept
+from reelmae.pipeline.ingest.clips.screen import Kept, source_rate
 from reelmae.pipeline.ingest.config import ShardConfig
 from reelmae.pipeline.ingest.ffmpeg import Tool
 from reelmae.pipeline.ingest.sandbox import Limits, Sandbox, is_full
 from reelmae.pipeline.schema import Reason
 
 VIDEO, SMALL, SCENES = "video.mp4", "small.gray", "scenes.bgr"
-SCENE_W, SCENE_H = 48, 32
-SMALL_FPS = 4  # about
-FAR_S = 20.0  # a first span that begins later is worth a seek
-BEFORE_S = 2.0  # decoding begins this much before it, so that the grid of frames has settled
-MAX_RUNS = 50  # stretches told to ffmpeg; with more, all between the first and the last is encoded
+SMALL_FPS = 4  # small frames a second, about
+FAR_S = 20.0  # if the first span begins later than this, the file is opened at a later place
+BEFORE_S = 2.0  # decoding begins this long before the first span, so that the grid of frames has settled
+MAX_STRETCHES = 50  # in ffmpeg's command line; with more, all between the first and the last frame is encoded
 _BT601 = "range=tv:color_primaries=smpte170m:color_trc=smpte170m:colorspace=smpte170m"
 _SCALER = "accurate_rnd+bitexact+full_chroma_int"
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What one ffmpeg is to do with a source. `encoder` "copy": nothing is encoded, only small frames are made."""
+class EncodePlan:
+    """What ffmpeg has to do with one source."""
 
     kept: Kept
     colour: Colour
     spans: tuple[Span, ...]
     encoder: str
+    """A name of encoders.py; "copy": nothing is encoded, only small frames are made."""
     scenes: bool = False
+    """The clips are scenes: they are found after the encoding, in its small colour frames."""
+
+    @property
+    def copies(self) -> bool:
+        """Whether the clips are copied out of the source without encoding."""
+        return self.encoder == "copy"
 
     @property
     def stretches(self) -> list[tuple[int, int]]:
         """The frames of the source that are encoded, one stretch after the other."""
-        found = runs(self.spans)
-        return found if len(found) <= MAX_RUNS else [(found[0][0], found[-1][1])]
+        found = merge_spans(self.spans)
+        return found if len(found) <= MAX_STRETCHES else [(found[0][0], found[-1][1])]
 
     @property
     def frames(self) -> int:
-        """How many they are."""
+        """Number of encoded frames."""
         return sum(end - start for start, end in self.stretches)
 
     @property
-    def every(self) -> int:
-        """Every how manieth of them has a small frame: four a second, more where a span would get fewer than four."""
+    def small_stride(self) -> int:
+        """Stride of the small frames: about four a second, and at least four in the shortest span if it has as many."""
         shortest = min(span.end - span.start for span in self.spans)
         return max(1, min(round(self.kept.fps / SMALL_FPS), shortest // 4))
 
-    def placed(self, span: Span) -> tuple[int, int]:
+    def locate(self, span: Span) -> tuple[int, int]:
         """[start, end) of a span among the encoded frames."""
-        return place(span.start, self.stretches), place(span.end, self.stretches)
+        return locate_frame(span.start, self.stretches), locate_frame(span.end, self.stretches)
 
 
-def main_filters(probe: Probe, plan: Plan, *, skipped: int = 0) -> str:
-    """Filters from the decoder to the encoder. `skipped`: frames seeked over."""
+def can_copy(probe: Probe, plan: EncodePlan) -> bool:
+    """Whether the source's packets already are what a clip's packets must be."""
+    kept = plan.kept
+    return (
+        (probe.container, probe.codec, probe.pix_fmt, probe.video_streams) == ("mov", "h264", "yuv420p", 1)
+        and (probe.width, probe.height) == (kept.width, kept.height)
+        and (probe.sar, probe.rotation, probe.interlaced, kept.crop) == (1.0, 0, False, None)
+        and (probe.steady, probe.reordered, plan.colour.rule) == (True, False, "none")
+        and probe.seen == probe.packets
+        and kept.fps == source_rate(probe)
+        and abs(probe.start_s) * kept.fps < 1 / 2
+    )
+
+
+def main_filters(probe: Probe, plan: EncodePlan, *, skipped: int = 0) -> str:
+    """Filters from the decoder to the encoder. `skipped`: frames of the source that are not decoded."""
     kept, colour = plan.kept, plan.colour
     W, H = kept.width, kept.height
-    # of the picture as it comes (it may change in mid-stream), shown square: the factor that covers W x H
+    # the factor by which the picture, shown with square pixels, covers W x H; its size may change in mid-stream
     cover = f"max({W}/(iw*sar)\\,{H}/ih)"
     even = "2*ceil(({0})/2-0.01)"
     scale = [
@@ -101,7 +124,7 @@ def main_filters(probe: Probe, plan: Plan, *, skipped: int = 0) -> str:
     chain = [
         "bwdif=mode=send_frame:deint=interlaced" if probe.interlaced else "",
         f"fps={kept.fps}" + (":start_time=0" if skipped else ""),
-        _selected(plan, _first_pts(probe, plan, skipped)),
+        _select_filter(plan, _first_pts(probe, plan, skipped)),
         "crop={2}:{3}:{0}:{1}:exact=1".format(*kept.crop) if kept.crop else "",
         colour.before,
         ":".join(scale),
@@ -114,12 +137,16 @@ def main_filters(probe: Probe, plan: Plan, *, skipped: int = 0) -> str:
     return ",".join(filter(None, chain))
 
 
-def filters(probe: Probe, plan: Plan, *, skipped: int = 0) -> str:
+def filters(probe: Probe, plan: EncodePlan, *, skipped: int = 0) -> str:
     """The filter graph of one source: [video], [small] and, for scenes, [scenes]."""
-    names = [*(("video",) if plan.encoder != "copy" else ()), "small", *(("scenes",) if plan.scenes else ())]
+    names = ["small"]
+    if not plan.copies:
+        names.insert(0, "video")
+    if plan.scenes:
+        names.append("scenes")
     main = f"[0:{probe.stream}]{main_filters(probe, plan, skipped=skipped)}"
     ends = {
-        "small": f"framestep={plan.every},scale={SIDE}:{SIDE}:flags=area+{_SCALER}:out_range=pc,format=gray",
+        "small": f"framestep={plan.small_stride},scale={SIDE}:{SIDE}:flags=area+{_SCALER}:out_range=pc,format=gray",
         "scenes": f"scale={SCENE_W}:{SCENE_H}:flags=area+{_SCALER},format=bgr24",
     }
     split = f",split={len(names)}" if len(names) > 1 else ""
@@ -127,24 +154,28 @@ def filters(probe: Probe, plan: Plan, *, skipped: int = 0) -> str:
     return ";".join([*graph, *(f"[{n}0]{ends[n]}[{n}]" for n in names if n in ends)])
 
 
-def _first_pts(probe: Probe, plan: Plan, skipped: int) -> int:
-    """Time of frame 0 behind the fps filter, in frames: the video may begin after the file does, or have been seeked into.
+def _first_pts(probe: Probe, plan: EncodePlan, skipped: int) -> int:
+    """Time of frame 0 after the fps filter, in frames. It is not 0 if the video begins after the file, or after a seek.
 
-    Frames are known by their times, not their numbers: where a picture changes its size, the filters begin anew.
+    Filters name frames by their times, not their numbers: when a picture changes its size, the numbers begin anew.
     """
     return -skipped if skipped else round(Fraction(probe.start_s) * plan.kept.fps)
 
 
-def _selected(plan: Plan, first: int) -> str:
+def _select_filter(plan: EncodePlan, first: int) -> str:
+    """The filter that lets only the frames to be encoded through; "" if that is all of them."""
     stretches = plan.stretches
     if stretches == [(0, plan.kept.frames)]:
         return ""
-    asked = "+".join(f"between(pts\\,{first + start}\\,{first + end - 1})" for start, end in stretches)
-    return f"select='{asked}'"
+    wanted = "+".join(f"between(pts\\,{first + start}\\,{first + end - 1})" for start, end in stretches)
+    return f"select='{wanted}'"
 
 
-def seekable(probe: Probe, plan: Plan) -> int:
-    """Frames that may be seeked over: 0 unless the first span is far into a file whose times begin with its frames."""
+def frames_to_skip(probe: Probe, plan: EncodePlan) -> int:
+    """Frames before the first span that need no decoding.
+
+    0 unless the span begins far into an MP4 or Matroska file whose video begins with the file.
+    """
     first = plan.stretches[0][0]
     if first < FAR_S * plan.kept.fps or probe.container not in ("mov", "matroska"):
         return 0
@@ -153,8 +184,10 @@ def seekable(probe: Probe, plan: Plan) -> int:
     return first - math.ceil(BEFORE_S * plan.kept.fps)
 
 
-def command(tool: Tool, source: Path, probe: Probe, plan: Plan, config: ShardConfig, *, skipped: int = 0) -> list[str]:
-    """The argument list; it writes VIDEO, SMALL and SCENES into the working folder."""
+def command(
+    tool: Tool, source: Path, probe: Probe, plan: EncodePlan, config: ShardConfig, *, skipped: int = 0
+) -> list[str]:
+    """ffmpeg's argument list. It writes VIDEO, SMALL and SCENES into the working folder."""
     name = probe.container
     inputs: dict[str, Any] = {
         "f": name,
@@ -165,7 +198,7 @@ def command(tool: Tool, source: Path, probe: Probe, plan: Plan, config: ShardCon
         "max_pixels": config.max_pixels,
         **({"ss": f"{float(skipped / plan.kept.fps):.6f}"} if skipped else {}),
     }
-    # frames are numbered: whatever the source's times did, the clips' are constant and begin at 0
+    # each frame's time is its number: a clip's times are constant and begin at 0, whatever the source's were
     numbered = "setts=pts=N:dts=N:duration=1"
     video: dict[str, Any] = {
         "map": "[video]",
@@ -177,13 +210,13 @@ def command(tool: Tool, source: Path, probe: Probe, plan: Plan, config: ShardCon
         "flags:v": "+bitexact+cgop",
         "fflags": "+bitexact",
         **encoders.options(config, plan.encoder, scenes=plan.scenes),
-        **_forced(plan, config, _first_pts(probe, plan, skipped)),
+        **_keyframe_options(plan, config, _first_pts(probe, plan, skipped)),
     }
     raw: dict[str, Any] = {"f": "rawvideo", "fps_mode": "passthrough", "bsf:v": numbered}
     given = ffmpeg.input(f"file:{source}", **inputs)
-    small = {**raw, "map": "[small]", "frames:v": -(-plan.frames // plan.every)}
+    small = {**raw, "map": "[small]", "frames:v": -(-plan.frames // plan.small_stride)}
     outputs = [ffmpeg.output(given, SMALL, **small)]
-    if plan.encoder != "copy":
+    if not plan.copies:
         outputs.insert(0, ffmpeg.output(given, VIDEO, **video))
     if plan.scenes:
         outputs.append(ffmpeg.output(given, SCENES, **raw, **{"map": "[scenes]", "frames:v": plan.frames}))
@@ -194,8 +227,8 @@ def command(tool: Tool, source: Path, probe: Probe, plan: Plan, config: ShardCon
     return stream.compile(cmd=tool.path)
 
 
-def _forced(plan: Plan, config: ShardConfig, first: int) -> dict[str, Any]:
-    """Keyframes at the starts of clips: by rule for windows of one length, else by their times."""
+def _keyframe_options(plan: EncodePlan, config: ShardConfig, first: int) -> dict[str, Any]:
+    """Keyframes at the starts of clips: by a rule for windows of one length, else by a list of times."""
     if plan.scenes:
         return {}
     starts = sorted({span.start for span in plan.spans})
@@ -204,31 +237,31 @@ def _forced(plan: Plan, config: ShardConfig, first: int) -> dict[str, Any]:
         return {}
     if starts == list(range(0, starts[-1] + 1, step)):
         last = starts[-1]
-        if plan.encoder == "vpx":  # it counts on through a forced keyframe: place them all
+        if plan.encoder == "vpx":  # libvpx does not restart its GOP at a forced keyframe: force every one
             rule = f"not(mod(if(lt(n,{last}),mod(n,{step}),n-{last}),{config.gop}))"
             return {"force_key_frames": f"expr:{rule}", "g": 9999}
         return {"force_key_frames": f"expr:not(mod(n,{step}))*lte(n,{last})"}
-    half = Fraction(1, 2) / plan.kept.fps  # a keyframe comes with the first frame at or after its time
+    half = Fraction(1, 2) / plan.kept.fps  # ffmpeg forces the first frame at or after a time
     return {"force_key_frames": ",".join(f"{float((first + n) / plan.kept.fps - half):.5f}" for n in starts[1:])}
 
 
 def transcode(
-    sandbox: Sandbox, tool: Tool, source: Path, folder: Path, probe: Probe, plan: Plan, config: ShardConfig
+    sandbox: Sandbox, tool: Tool, source: Path, folder: Path, probe: Probe, plan: EncodePlan, config: ShardConfig
 ) -> Rejected | None:
-    """Write VIDEO, SMALL and SCENES into an empty `folder`; why there are none. StorageFullError on a full disk.
+    """Write VIDEO, SMALL and SCENES into an empty `folder`; or return why not. StorageFullError on a full disk.
 
-    The video may hold fewer frames than were planned, where the decoder gives fewer than the packets promise.
+    The video may hold fewer frames than planned: the decoder may give fewer than there are packets.
     """
-    skipped = seekable(probe, plan)
-    given = _run(sandbox, command(tool, source, probe, plan, config, skipped=skipped), folder, probe, plan)
-    if given is not None and skipped:
+    skipped = frames_to_skip(probe, plan)
+    failure = _run_ffmpeg(sandbox, command(tool, source, probe, plan, config, skipped=skipped), folder, probe, plan)
+    if failure is not None and skipped:
         for left in folder.iterdir():
             left.unlink()
-        given = _run(sandbox, command(tool, source, probe, plan, config), folder, probe, plan)
-    return given
+        failure = _run_ffmpeg(sandbox, command(tool, source, probe, plan, config), folder, probe, plan)
+    return failure
 
 
-def _run(sandbox: Sandbox, argv: list[str], folder: Path, probe: Probe, plan: Plan) -> Rejected | None:
+def _run_ffmpeg(sandbox: Sandbox, argv: list[str], folder: Path, probe: Probe, plan: EncodePlan) -> Rejected | None:
     seconds = int(300 + 20 * probe.duration_s)
     memory = {"memory_bytes": encoders.NVENC_BYTES} if plan.encoder == "nvenc" else {}
     try:
@@ -237,11 +270,11 @@ def _run(sandbox: Sandbox, argv: list[str], folder: Path, probe: Probe, plan: Pl
         return Rejected(Reason.TIMEOUT, f"ffmpeg {e}")
     except ChildCrashedError as e:
         if is_full(e.stderr):
-            raise _full(folder) from e
+            raise _disk_full(folder) from e
         return Rejected(Reason.CRASHED, f"ffmpeg {e}")
-    words = _words(done.stderr)
+    words = _first_lines(done.stderr)
     if is_full(done.stderr):
-        raise _full(folder)
+        raise _disk_full(folder)
     if re.search(r"Decoder \S+ not found|no decoder|Decoding requested, but no decoder", words, re.IGNORECASE):
         return Rejected(Reason.UNSUPPORTED_CODEC, words)
     if done.returncode or done.stderr_lines:
@@ -255,14 +288,14 @@ def _count(n: int, word: str) -> str:
     return f"{n} {word}" if n == 1 else f"{n} {word}s"
 
 
-def _full(folder: Path) -> StorageFullError:
+def _disk_full(folder: Path) -> StorageFullError:
     return StorageFullError(
         f"{folder.parent}: no space left for temporary files; free some, or set TMPDIR, and run again"
     )
 
 
-def _words(stderr: str) -> str:
-    """The first lines, without addresses and the names of our own files."""
+def _first_lines(stderr: str) -> str:
+    """The first three lines, without addresses and the names of our own files."""
     text = re.sub(r" @ 0x[0-9a-f]+", "", stderr)
     text = re.sub(r"file:/\S*", "<file>", text)
     return " | ".join(line.strip() for line in text.splitlines()[:3])[:400]

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from reelmae.pipeline.schema import SOURCES
 
 LISTED = pa.schema([f for f in SOURCES if f.name != "task"])
-# rows as they were read: start WHOLE where a row names the whole source, end OPEN where it names none
+# a manifest's rows: start is WHOLE where a row names the whole source, end is OPEN where it has no end
 ROWS = pa.schema(
     [
         pa.field("url", pa.string(), nullable=False),
@@ -33,11 +33,11 @@ WHOLE, OPEN = -1.0, math.inf
 
 
 def sources_per_task(n_sources: int, wanted: int | None) -> int:
-    """How many sources a task holds: `wanted`, else a 64th of them, but 8 to 256."""
+    """How many sources a task holds: `wanted`, else a 64th of all, at least 8 and at most 256."""
     return wanted or min(256, max(8, -(-n_sources // 64)))
 
 
-def plan(sources: pa.Table, *, seed: int, per_task: int) -> pa.Table:
+def deal_sources(sources: pa.Table, *, seed: int, per_task: int) -> pa.Table:
     """The sources (LISTED, sorted by url) in processing order, with their task (SOURCES)."""
     n = sources.num_rows
     order = np.random.Generator(np.random.Philox(key=seed)).permutation(n)
@@ -46,7 +46,7 @@ def plan(sources: pa.Table, *, seed: int, per_task: int) -> pa.Table:
 
 
 def write_plan(planned: pa.Table, path: Path, per_task: int) -> None:
-    """Write a plan (SOURCES) to a Parquet file whose row group i holds task i, counted from this table's first."""
+    """Write planned sources (SOURCES) to a Parquet file: row group 0 holds the table's first task, and so on."""
     planned = planned.combine_chunks()
     with pq.ParquetWriter(path, SOURCES) as writer:
         for start in range(0, planned.num_rows, per_task):
@@ -60,15 +60,16 @@ def label_ids(labels: Iterable[str], known: dict[str, int] | None = None) -> dic
     return ids | {name: i for i, name in enumerate(sorted(set(labels) - ids.keys()), first)}
 
 
-def gather(rows: pa.Table, unit: str, told: int) -> tuple[pa.Table, list[tuple[int, str]], int]:
-    """A manifest's rows (ROWS) → its sources (LISTED, sorted by url), and what is wrong with them.
+def group_rows(rows: pa.Table, unit: str, most: int) -> tuple[pa.Table, list[tuple[int, str]], int]:
+    """A manifest's rows (ROWS) → its sources (LISTED, sorted by url), the first `most` faults and the count of all.
 
-    That is (line, words) of the first `told` faults, and how many there are; `unit` is what a line is called. A fault is a row that an earlier one names already, and a source named whole in one row and in part in another.
-    Of a source with one row, of the whole, that carries nothing but a label, `rows` is null.
+    A fault is (line, words). Two things are faults: a row that repeats an earlier one, and a source that is named
+    whole in one row and in part in another. `unit` is what the messages call a line. `rows` is null for a source
+    with a single row that names the whole of it and carries nothing but a label.
     """
     order = pc.sort_indices(rows.column("url"))
     urls = rows.column("url").take(order)
-    new = np.ones(len(order), bool)  # where a url's first row is
+    new = np.ones(len(order), bool)  # True at the first row of each url
     new[1:] = pc.not_equal(urls.slice(1), urls.slice(0, len(order) - 1)).to_numpy()
     group = np.cumsum(new) - 1
     if not new.all():
@@ -76,7 +77,7 @@ def gather(rows: pa.Table, unit: str, told: int) -> tuple[pa.Table, list[tuple[i
         order = order.take(pa.array(np.lexsort((line, end, start, group))))
     del urls
     rows = rows.take(order)
-    first = np.flatnonzero(new)  # of each group; the groups lie as before
+    first = np.flatnonzero(new)  # the first row of each group; sorting within groups has not moved it
     label = pc.dictionary_encode(rows.column("label"), null_encoding="encode").combine_chunks()
     codes = label.indices.to_numpy()
     other = np.add.reduceat(codes != codes[first[group]], first, dtype=np.int64)
@@ -87,15 +88,15 @@ def gather(rows: pa.Table, unit: str, told: int) -> tuple[pa.Table, list[tuple[i
             pa.array(np.full(len(first), -1)),
             pa.repeat("", len(first)),
             pc.if_else(pa.array(other == 0), table.column("label"), None),
-            _lists(rows, first),
+            _row_lists(rows, first),
         ],
         LISTED.names,
     ).cast(LISTED)
-    return listed, *_twins(rows, new, first, group, unit, told)
+    return listed, *_find_faults(rows, new, first, group, unit, most)
 
 
-def _lists(rows: pa.Table, first: np.ndarray) -> pa.Array:
-    """For each group its rows, or null where they say nothing beside a label."""
+def _row_lists(rows: pa.Table, first: np.ndarray) -> pa.Array:
+    """The rows of each group as a list, or null where they carry nothing but a label."""
     counts = np.diff(np.append(first, rows.num_rows))
     start, end = rows.column("start").to_numpy(), rows.column("end").to_numpy()
     plain = (counts == 1) & (start[first] == WHOLE) & rows.column("extra").is_null().to_numpy()[first]
@@ -106,8 +107,8 @@ def _lists(rows: pa.Table, first: np.ndarray) -> pa.Array:
         [
             pa.array(start, mask=start == WHOLE),
             pa.array(end, mask=end == OPEN),
-            _one(kept.column("label")),
-            _one(kept.column("extra")),
+            _one_chunk(kept.column("label")),
+            _one_chunk(kept.column("extra")),
         ],
         fields=list(fields),
     )
@@ -116,15 +117,15 @@ def _lists(rows: pa.Table, first: np.ndarray) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets), values, type=SOURCES.field("rows").type, mask=pa.array(plain))
 
 
-def _one(column: pa.ChunkedArray) -> pa.Array:
+def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
     whole = column.combine_chunks()
     return pa.concat_arrays(whole.chunks) if isinstance(whole, pa.ChunkedArray) else whole
 
 
-def _twins(
-    rows: pa.Table, new: np.ndarray, first: np.ndarray, group: np.ndarray, unit: str, told: int
+def _find_faults(
+    rows: pa.Table, new: np.ndarray, first: np.ndarray, group: np.ndarray, unit: str, most: int
 ) -> tuple[list[tuple[int, str]], int]:
-    """Rows named twice, and sources named whole and in part."""
+    """The first `most` faults, by line, and the count of all: repeated rows, and sources named whole and in part."""
     start, end, line = (rows.column(name).to_numpy() for name in ("start", "end", "line"))
     again = np.zeros(len(new), bool)
     again[1:] = ~new[1:] & (start[1:] == start[:-1]) & (end[1:] == end[:-1])
@@ -132,7 +133,7 @@ def _twins(
     part = ~new & (start != WHOLE) & (start[first[group]] == WHOLE)
     wrong = np.flatnonzero(again | part)
     faults = []
-    for i in wrong[np.argsort(line[wrong])][:told]:
+    for i in wrong[np.argsort(line[wrong])][:most]:
         url, label = rows.column("url")[i].as_py(), rows.column("label")[original[i]].as_py()
         if again[i]:
             words = f" (with label {label!r})" if label is not None else ""

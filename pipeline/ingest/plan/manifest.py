@@ -1,20 +1,20 @@
-"""A manifest read in pieces: CSV and its kin, JSONL or Parquet → records, one at a time, and what its columns are.
+"""Reads a manifest in pieces: CSV and similar text, JSONL or Parquet → what its columns are, then record by record.
 
 Columns
-- url (`url`, else `path`), label, start (`start`, `start_s`, `time_start`) and end (`end`, `end_s`, `time_end`), or
-  those the job names. A text file without a header has, in this order, path, label, start and end; its columns
-  are named by number, from 1, and carried as `column_5`. What the job does not name is as above.
-- Every other column is carried: a name that the index has already becomes `manifest_NAME`. A column is int64, double
-  or bool where every value of it is (a number is written plainly: no plus, no leading zeros), else string. Numbers
-  that would not survive (beyond int64, or integers beyond 2^53 among decimals) make it a string. Empty values,
-  NaN and infinities among them, are left out.
+- Four have a role: url (`url`, else `path`), label, start (`start`, `start_s`, `time_start`) and end (`end`, `end_s`,
+  `time_end`). The config can name other columns for them. A text file without a header has path, label, start and
+  end, in this order; the config names its columns by number, from 1.
+- Every other column is carried to the index. One whose name is taken there becomes `manifest_NAME`; one without a
+  name becomes `column_5`. A column is int64, double or bool where every value is one (numbers without a plus and
+  without leading zeros), else string. A column with numbers that would lose digits (beyond int64, or integers beyond
+  2^53 among decimals) is a string too. Empty values, NaN and infinities are null.
 
-Text files (all but .jsonl and .parquet) are UTF-8 with commas, semicolons, tabs or bars between fields, told from
-the first line, which is a header where it has the column of paths. Without a header it must begin with a path (an
-extension, or a slash); then fields may also stand apart by ONE space, as in VideoMAE's lists, where the path
-ends in an extension: paths in such a file hold no space. Blank lines only count as lines.
+Text files (all but .jsonl and .parquet) are UTF-8. The separator (comma, semicolon, tab or bar) is found from the
+first line. That line is a header if it has the column of paths; else it must begin with a path (an extension, or a
+slash). Without a header the separator may also be ONE space, as in VideoMAE's lists, if the path ends in an
+extension; paths in such a file hold no space. Blank lines are skipped, but they count in line numbers.
 
-Faulty lines are gathered (Faults) and told of together.
+Faults of lines are collected (LineFaults) and reported together.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from reelmae.pipeline.schema import COMMITS
 from reelmae.pipeline.storage.store import Store
 
 MAX_COLUMNS = 1000
-TOLD = 10  # faults named in one message
+SHOWN = 10  # faults that one message names
 _PIECE = 4 << 20  # bytes read at once
 _PARQUET_ROWS = 10_000  # rows read at once
-_LONGEST = 16 << 20  # bytes of a line
+_LONGEST = 16 << 20  # bytes; a longer line is an error
 _ROLES = {
     "url": ("url", "path"),
     "label": ("label",),
@@ -55,13 +55,13 @@ _EXTENSION = re.compile(r"\.[A-Za-z0-9]{1,5}$")
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
 _DECIMAL = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+([eE][+-]?[0-9]+)?|[eE][+-]?[0-9]+)")
 encode_json = json.JSONEncoder(sort_keys=True, ensure_ascii=False, default=str).encode
-# what a column's values were seen to be; their union tells its type
+# the kinds of a column's values; their union gives its type
 _INT, _BIG, _FLOAT, _BOOL, _TEXT = 1, 2, 4, 8, 16
 
 
 @dataclass
-class Faults:
-    """What is wrong with a manifest, by line: the first few are kept, all are counted."""
+class LineFaults:
+    """Faults of a manifest with their lines: the first few are kept, all are counted."""
 
     src: str
     unit: str = "line"
@@ -69,43 +69,41 @@ class Faults:
     kept: list[tuple[int, str]] = field(default_factory=list)
 
     def add(self, line: int, words: str) -> None:
-        """Note one."""
+        """Add one."""
         self.count += 1
         self.kept.append((line, words))
-        if len(self.kept) > 20 * TOLD:
-            self.kept = sorted(self.kept)[:TOLD]
+        if len(self.kept) > 20 * SHOWN:
+            self.kept = sorted(self.kept)[:SHOWN]
 
     def extend(self, some: list[tuple[int, str]], count: int) -> None:
-        """Note the first of `count` that were found elsewhere."""
+        """Add `count` faults, `some` being the first of them."""
         self.count += count
         self.kept += some
 
     def raise_any(self) -> None:
-        """InputError that names the first ten, where there is one."""
+        """InputError that names the first ten, if there are any."""
         if self.count:
-            told = [f"{self.src}, {self.unit} {line}: {words}" for line, words in sorted(self.kept)[:TOLD]]
-            more = f"\nand {self.count - len(told)} more" if self.count > len(told) else ""
-            raise InputError("\n".join(told) + more)
+            shown = [f"{self.src}, {self.unit} {line}: {words}" for line, words in sorted(self.kept)[:SHOWN]]
+            more = f"\nand {self.count - len(shown)} more" if self.count > len(shown) else ""
+            raise InputError("\n".join(shown) + more)
 
 
 @dataclass(frozen=True)
-class Columns:
-    """Where a record holds what: positions, None where the manifest has no such column. `extra`: the columns that
-    are carried, in order: (position, name in the index, int64 | double | bool | string)."""
+class ManifestColumns:
+    """The positions of a manifest's columns in a record; None where the manifest has no such column."""
 
     url: int
     label: int | None
     start: int | None
     end: int | None
     extra: tuple[tuple[int, str, str], ...]
+    """The carried columns in order: (position, name in the index, int64 | double | bool | string)."""
 
 
 @contextmanager
-def open_manifest(src: str, config: ShardConfig) -> Iterator[tuple[ManifestFile, Faults]]:
-    """The manifest at a path or URL (copied to local disk, as it is read twice), and where its faults go.
-
-    InputError where it is not there, is no file, or its columns cannot be told.
-    """
+def open_manifest(src: str, config: ShardConfig) -> Iterator[tuple[ManifestFile, LineFaults]]:
+    """The manifest at a path or URL, and an empty list for its faults. A remote one is copied to local disk first,
+    because it is read twice. InputError where it is missing, no file, or its columns cannot be found."""
     store, lower = Store(src), src.lower()
     with tempfile.TemporaryDirectory(prefix="reelmae-") as folder:
         path = store.local_path() if store.is_local else Path(folder, "manifest")
@@ -117,23 +115,22 @@ def open_manifest(src: str, config: ShardConfig) -> Iterator[tuple[ManifestFile,
         except FileNotFoundError as e:
             raise InputError(f"{src}: no such manifest; check the path") from e
         if lower.endswith(".parquet"):
-            yield _Parquet(path, src), Faults(src, "row")
+            yield _Parquet(path, src), LineFaults(src, "row")
         elif lower.endswith(".jsonl"):
-            yield _Jsonl(path, src), Faults(src)
+            yield _Jsonl(path, src), LineFaults(src)
         else:
-            yield _Text(path, src, config), Faults(src)
+            yield _Text(path, src, config), LineFaults(src)
 
 
-def find_columns(file: ManifestFile, src: str, config: ShardConfig) -> Columns:
-    """What each column is for; InputError where one that is asked for is missing, or a name can stand for two."""
+def find_columns(file: ManifestFile, src: str, config: ShardConfig) -> ManifestColumns:
+    """The role of each column; InputError where a wanted one is missing, or two have the same name."""
     names = file.names
     if len(names) > MAX_COLUMNS or len(set(names)) < len(names):
         top = Counter(names).most_common(1)[0]
-        raise InputError(
-            f"{src}: {len(names)} columns, {top[1]} named {top[0]!r}; at most {MAX_COLUMNS}, all named apart"
-        )
-    asked = {role: getattr(config, f"{role}_column") for role in _ROLES}
-    at = {role: _position(file, src, role, name) for role, name in asked.items() if name is not None}
+        words = f"{len(names)} columns, {top[1]} named {top[0]!r}; give at most {MAX_COLUMNS}, with different names"
+        raise InputError(f"{src}: {words}")
+    wanted = {role: getattr(config, f"{role}_column") for role in _ROLES}
+    at = {role: _position(file, src, role, name) for role, name in wanted.items() if name is not None}
     for number, (role, usual) in enumerate(_ROLES.items()):
         if role in at:
             continue
@@ -143,7 +140,7 @@ def find_columns(file: ManifestFile, src: str, config: ShardConfig) -> Columns:
         elif file.header and (found := [i for n in usual for i in free if names[i] == n]):
             at[role] = found[0]
     if "url" not in at:
-        raise _missing(src, "url", None, names, file.header)
+        raise _missing_column(src, "url", None, names, file.header)
     others = [i for i in range(len(names)) if i not in at.values()]
     kinds = file.kinds(others)
     renamed = {i: f"manifest_{names[i]}" if names[i] in COMMITS.names else names[i] for i in others}
@@ -151,7 +148,7 @@ def find_columns(file: ManifestFile, src: str, config: ShardConfig) -> Columns:
         if name in COMMITS.names or list(renamed.values()).count(name) > 1:
             raise InputError(f"{src}: column {names[i]!r} would be {name!r}, which is taken; rename it")
     extra = tuple((i, name, kinds[i]) for i, name in renamed.items())
-    return Columns(at["url"], at.get("label"), at.get("start"), at.get("end"), extra)
+    return ManifestColumns(at["url"], at.get("label"), at.get("start"), at.get("end"), extra)
 
 
 def _position(file: ManifestFile, src: str, role: str, name: str) -> int:
@@ -159,11 +156,11 @@ def _position(file: ManifestFile, src: str, role: str, name: str) -> int:
         return file.names.index(name)
     if not file.header and name.isdecimal() and 1 <= int(name) <= len(file.names):
         return int(name) - 1
-    raise _missing(src, role, name, file.names, file.header)
+    raise _missing_column(src, role, name, file.names, file.header)
 
 
 class _Text:
-    """CSV with any separator. Its records are lists of text."""
+    """Text with any separator. Its records are lists of strings."""
 
     def __init__(self, path: Path, src: str, config: ShardConfig) -> None:
         self._path, self._src = path, src
@@ -171,8 +168,8 @@ class _Text:
         names = [name.strip() for name in fields] if self.header else [""] * len(fields)
         self.names = [name or f"column_{i}" for i, name in enumerate(names, 1)]
 
-    def records(self, faults: Faults) -> Iterator[tuple[int, Sequence[Any]]]:
-        """(first physical line, fields) of every record that is whole."""
+    def records(self, faults: LineFaults) -> Iterator[tuple[int, Sequence[Any]]]:
+        """(first physical line, fields) of every record without a fault; the faults go to `faults`."""
         broken: list[int] = []
         reader = csv.reader(_text_lines(self._path, self._src, broken), delimiter=self.separator, strict=True)
         begun = False
@@ -202,11 +199,11 @@ class _Text:
     def kinds(self, wanted: Sequence[int]) -> dict[int, str]:
         """Column → type, from all of its values."""
         seen = dict.fromkeys(wanted, 0)
-        for _, record in self.records(Faults("")) if seen else ():
+        for _, record in self.records(LineFaults("")) if seen else ():
             for i, before in seen.items():
                 if before < _TEXT and record[i]:
                     seen[i] = before | _kind_of_text(record[i])
-        return {i: _type(kinds) for i, kinds in seen.items()}
+        return {i: _column_type(kinds) for i, kinds in seen.items()}
 
 
 class _Jsonl:
@@ -217,7 +214,7 @@ class _Jsonl:
     def __init__(self, path: Path, src: str) -> None:
         self._path, self._src = path, src
         seen: dict[str, int] = {}
-        faults = Faults(src)
+        faults = LineFaults(src)
         for _, row in self._objects(faults):
             for name, value in row.items():
                 seen[name] = seen.get(name, 0) | _kind_of_value(value)
@@ -227,7 +224,7 @@ class _Jsonl:
             faults.raise_any()
         self.names, self._seen = list(seen), list(seen.values())
 
-    def _objects(self, faults: Faults) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _objects(self, faults: LineFaults) -> Iterator[tuple[int, dict[str, Any]]]:
         for line, raw in enumerate(_lines(self._path, self._src), 1):
             if not raw.strip():
                 continue
@@ -245,18 +242,18 @@ class _Jsonl:
                 else:
                     faults.add(line, "is no JSON object; write {...}")
 
-    def records(self, faults: Faults) -> Iterator[tuple[int, Sequence[Any]]]:
+    def records(self, faults: LineFaults) -> Iterator[tuple[int, Sequence[Any]]]:
         """(line, values in the order of `names`)."""
         for line, row in self._objects(faults):
             yield line, [row.get(name) for name in self.names]
 
     def kinds(self, wanted: Sequence[int]) -> dict[int, str]:
         """Column → type, from all of its values."""
-        return {i: _type(self._seen[i]) for i in wanted}
+        return {i: _column_type(self._seen[i]) for i in wanted}
 
 
 class _Parquet:
-    """A Parquet file. Its records are lists of Python numbers, booleans and texts; lines are rows, from 1."""
+    """A Parquet file. Its records are lists of Python numbers, booleans and strings; a line is a row, from 1."""
 
     header = True
 
@@ -269,19 +266,19 @@ class _Parquet:
             raise InputError(f"{src}: cannot be read as Parquet: {e}") from e
         self.names = list(self._schema.names)
 
-    def records(self, faults: Faults) -> Iterator[tuple[int, Sequence[Any]]]:
+    def records(self, faults: LineFaults) -> Iterator[tuple[int, Sequence[Any]]]:
         """(row, values in the order of `names`)."""
         done = 0
         try:
             with pq.ParquetFile(self._path) as file:
                 for batch in file.iter_batches(batch_size=_PARQUET_ROWS):
-                    yield from enumerate(zip(*map(_plain, batch.columns), strict=True), done + 1)
+                    yield from enumerate(zip(*map(_to_python, batch.columns), strict=True), done + 1)
                     done += batch.num_rows
         except (pa.ArrowException, OSError) as e:
             raise InputError(f"{self._src}: cannot be read as Parquet beyond row {done}: {e}") from e
 
     def kinds(self, wanted: Sequence[int]) -> dict[int, str]:
-        """Column → type, from the file's own."""
+        """Column → type, from the file's schema."""
         return {i: _arrow_kind(self._schema.field(i).type) for i in wanted}
 
 
@@ -296,18 +293,18 @@ def _arrow_kind(kind: pa.DataType) -> str:
     return "bool" if pa.types.is_boolean(kind) else "string"
 
 
-def _plain(column: pa.Array) -> list[Any]:
+def _to_python(column: pa.Array) -> list[Any]:
     if _arrow_kind(column.type) == "string":
         try:
             column = column.cast(pa.string())
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            # lists, structs, bytes that are no text: arrow writes no text for them, Python does; no value is lost
+            # lists, structs, bytes that are no text: arrow cannot turn them into text, Python can; no value is lost
             return [None if v is None else str(v) for v in column.to_pylist()]
     return column.to_pylist()
 
 
 def _lines(path: Path, src: str) -> Iterator[bytes]:
-    """A file's lines with their line feeds, without a byte order mark. InputError at a line beyond all measure."""
+    """A file's lines with their line feeds, without a byte order mark. InputError at a line of more than 16 MiB."""
     rest, number = b"", 0
     with path.open("rb") as file:
         if file.read(3) != b"\xef\xbb\xbf":
@@ -325,7 +322,7 @@ def _lines(path: Path, src: str) -> Iterator[bytes]:
 
 
 def _text_lines(path: Path, src: str, broken: list[int]) -> Iterator[str]:
-    """Its lines; the numbers of those that are no UTF-8 are put into `broken`."""
+    """The file's lines as text; the numbers of lines that are not UTF-8 are appended to `broken`."""
     for number, line in enumerate(_lines(path, src), 1):
         try:
             yield line.decode()
@@ -348,7 +345,7 @@ def _first_record(path: Path, src: str, separator: str) -> list[str]:
 
 
 def _sniff(path: Path, src: str, config: ShardConfig) -> tuple[str, bool, list[str]]:
-    """(separator, whether there is a header, the first line's fields)."""
+    """(separator, True if the first line is a header, the first line's fields)."""
     usual = "\t" if src.lower().endswith(".tsv") else ","
     found = {s: _first_record(path, src, s) for s in dict.fromkeys((usual, *_SEPARATORS))}
     wanted = (config.url_column,) if config.url_column else _ROLES["url"]
@@ -369,14 +366,14 @@ def _sniff(path: Path, src: str, config: ShardConfig) -> tuple[str, bool, list[s
                 return usual, False, found[usual]
     found.pop(" ", None)
     if fields := max(found.values(), key=len):
-        raise _missing(src, "url", config.url_column, [name.strip() for name in fields], True)
+        raise _missing_column(src, "url", config.url_column, [name.strip() for name in fields], True)
     raise InputError(f"{src}: names no file; its first line is empty or cannot be read")
 
 
-def _missing(src: str, role: str, asked: str | None, names: Sequence[str], header: bool) -> InputError:
+def _missing_column(src: str, role: str, wanted: str | None, names: Sequence[str], header: bool) -> InputError:
     there = ", ".join(map(repr, names[:30])) or "none" if header else f"columns 1 to {len(names)}, no header"
     return InputError(
-        f"{src}: no column {asked or ' or '.join(_ROLES[role])}; there are {there}; name it with --{role}-column"
+        f"{src}: no column {wanted or ' or '.join(_ROLES[role])}; there are {there}; name it with --{role}-column"
     )
 
 
@@ -396,7 +393,7 @@ def _kind_of_value(value: Any) -> int:
     return _FLOAT if isinstance(value, float) else _TEXT
 
 
-def _type(seen: int) -> str:
+def _column_type(seen: int) -> str:
     if seen in (_INT, _BIG, _INT | _BIG):
         return "int64"
     return "double" if seen in (_FLOAT, _FLOAT | _INT) else "bool" if seen == _BOOL else "string"

@@ -2,10 +2,10 @@
 
     plan/plan.json             config, encoder, columns of the manifest, and the parts
     plan/sources.parquet       the sources of the first part, row group i = its task i
-    plan/sources-0001.parquet  … of the second: sources that came since (append), or rejected ones tried again (retry)
+    plan/sources-0001.parquet  the same of the second part: sources that are new (append) or tried again (retry)
 
-Tasks are numbered on through the parts. plan.json is written last, so a plan is whole or not there. A source that
-is tried again leaves its earlier reject behind: the last part it is in counts.
+Task numbers run through all parts. plan.json is written last, so a plan is whole or not there. Where a source is in
+several parts, its outcome in the last of them counts.
 """
 
 from __future__ import annotations
@@ -27,25 +27,34 @@ from reelmae.pipeline.errors import DatasetError, InputError, JobMismatchError
 from reelmae.pipeline.ingest import encoders
 from reelmae.pipeline.ingest.config import ShardConfig
 from reelmae.pipeline.ingest.ffmpeg import Tool
-from reelmae.pipeline.ingest.plan.deal import label_ids, plan, sources_per_task, write_plan
+from reelmae.pipeline.ingest.plan.deal import deal_sources, label_ids, sources_per_task, write_plan
 from reelmae.pipeline.ingest.plan.sources import list_sources
 from reelmae.pipeline.storage.store import Store
 
 
-class Part(BaseModel):
-    """Sources planned in one go. `listed` counts what was there, `limit` what was asked for at most."""
+class PlanPart(BaseModel):
+    """Sources that were planned together."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     src: str
     file: str
+    """Path of its sources at the dataset."""
     first_task: int
     tasks: int
     sources: int
     listed: int
+    """Sources that could have been planned; fewer are where there is a limit."""
     limit: int | None
-    retry: str | None  # the reason whose rejects are tried again; None: new sources
+    """The most sources that were to be planned; None is all."""
+    retry: str | None
+    """The reason whose rejects are tried again; None: its sources are new."""
     ffmpeg: str
+    """Version line of the ffmpeg that runs its tasks."""
+
+    def holds(self, task: int) -> bool:
+        """Whether the task is one of this part."""
+        return self.first_task <= task < self.first_task + self.tasks
 
 
 class Plan(BaseModel):
@@ -58,28 +67,28 @@ class Plan(BaseModel):
     config_digest: str
     encoder: str
     columns: dict[str, str]
-    parts: tuple[Part, ...]
+    parts: tuple[PlanPart, ...]
 
     @property
     def tasks(self) -> int:
-        """Of all parts."""
+        """The number of tasks in all parts."""
         return sum(part.tasks for part in self.parts)
 
     @property
     def sources(self) -> int:
-        """Different sources of all parts."""
+        """The number of different sources in all parts."""
         return sum(part.sources for part in self.parts if part.retry is None)
 
-    def part_of(self, task: int) -> Part:
+    def part_of(self, task: int) -> PlanPart:
         """The part that a task belongs to."""
-        return next(p for p in self.parts if p.first_task <= task < p.first_task + p.tasks)
+        return next(part for part in self.parts if part.holds(task))
 
     def data(self) -> bytes:
-        """As written."""
+        """The bytes of plan.json."""
         return as_json(self.model_dump(mode="json"))
 
     def digest(self) -> str:
-        """Names this plan in dataset.json: a dataset is finished when it is that of its plan."""
+        """Names this plan in dataset.json: a dataset is finished when dataset.json has the digest of its plan."""
         return hashlib.sha256(self.data()).hexdigest()[:16]
 
 
@@ -102,15 +111,15 @@ def read_plan(store: Store) -> Plan | None:
         ) from e
 
 
-def finished(store: Store, plan_: Plan) -> bool:
+def is_finished(store: Store, plan: Plan) -> bool:
     """Whether dataset.json is that of this plan."""
     if not store.exists(schema.DATASET_JSON):
         return False
     try:
         facts = json.loads(store.read_bytes(schema.DATASET_JSON))
-    except ValueError:  # damaged: to be made anew
+    except ValueError:  # damaged: the join writes it again
         return False
-    return isinstance(facts, dict) and facts.get("plan") == plan_.digest()
+    return isinstance(facts, dict) and facts.get("plan") == plan.digest()
 
 
 def new_plan(src: str, store: Store, config: ShardConfig, tool: Tool, limit: int | None) -> Plan:
@@ -127,12 +136,14 @@ def new_plan(src: str, store: Store, config: ShardConfig, tool: Tool, limit: int
         columns=dict(sorted(listing.columns.items())),  # as plan.json gives them back
         parts=(),
     )
-    return _with_part(store, empty, src, listing.table, tool, limit=limit, retry=None)
+    return _add_part(store, empty, src, listing.table, tool, limit=limit, retry=None)
 
 
-def appended(src: str, store: Store, old: Plan, tool: Tool, limit: int | None) -> tuple[Plan, int]:
-    """The plan with the sources of `src` that no part holds as one part more (none where there are none new), and
-    how many of those it holds have another size or etag now; these are not taken again."""
+def append_sources(src: str, store: Store, old: Plan, tool: Tool, limit: int | None) -> tuple[Plan, int]:
+    """The plan with one part more: the sources of `src` that no part holds. Where there is none, the old plan.
+
+    And the number of sources that a part holds, but that have another size or etag now; these are not taken again.
+    """
     listing = list_sources(src, old.config)
     new_columns = {k: v for k, v in listing.columns.items() if old.columns.get(k) != v}
     if new_columns:
@@ -152,11 +163,11 @@ def appended(src: str, store: Store, old: Plan, tool: Tool, limit: int | None) -
     changed = int(pc.sum(moved).as_py() or 0)
     if not fresh.num_rows:
         return old, changed
-    return _with_part(store, old, src, fresh, tool, limit=limit, retry=None), changed
+    return _add_part(store, old, src, fresh, tool, limit=limit, retry=None), changed
 
 
-def retried(store: Store, old: Plan, tool: Tool, reason: str) -> Plan:
-    """The plan with the sources that were rejected as a whole for `reason` ("all": any) as one part more."""
+def retry_rejects(store: Store, old: Plan, tool: Tool, reason: str) -> Plan:
+    """The plan with a part more for each src: the sources that were rejected as a whole for `reason` ("all": any)."""
     allowed = ["all", *(r.value for r in schema.Reason)]
     if reason not in allowed:
         raise InputError(f"--retry-rejected {reason}: is no reason; take one of {', '.join(allowed)}")
@@ -169,8 +180,9 @@ def retried(store: Store, old: Plan, tool: Tool, reason: str) -> Plan:
         raise InputError(
             f"--retry-rejected {reason}: no source was rejected for it; see {store.url(schema.REJECTS_FILE)}"
         )
-    plan_ = old
-    for src in dict.fromkeys(part.src for part in old.parts):  # links are judged by the bucket they came from
+    plan = old
+    # one part for each src: symlinks are checked against their own source's bucket
+    for src in dict.fromkeys(part.src for part in old.parts):
         found = [
             table.filter(pc.is_in(table.column("url"), value_set=urls))
             for table in sources_of(store, old, None, src=src, new=True)
@@ -178,34 +190,34 @@ def retried(store: Store, old: Plan, tool: Tool, reason: str) -> Plan:
         again = pa.concat_tables(found).drop_columns(["task"]).sort_by("url")
         again = again.set_column(1, "size", pa.array([-1] * len(again), pa.int64()))  # it may have changed
         if len(again):
-            plan_ = _with_part(store, plan_, src, again, tool, limit=None, retry=reason)
-    return plan_
+            plan = _add_part(store, plan, src, again, tool, limit=None, retry=reason)
+    return plan
 
 
 def sources_of(
-    store: Store, plan_: Plan, columns: list[str] | None, *, src: str | None = None, new: bool = False
+    store: Store, plan: Plan, columns: list[str] | None, *, src: str | None = None, new: bool = False
 ) -> Iterator[pa.Table]:
-    """The sources of each part (of one src; of no retry), one table each."""
-    for part in plan_.parts:
+    """The sources of each part, one table a part. `src`: only parts of it; `new`: only parts that are no retry."""
+    for part in plan.parts:
         if (src is not None and part.src != src) or (new and part.retry is not None):
             continue
         with part_file(store, part) as file:
             yield file.read(columns)
 
 
-def labels_of(store: Store, plan_: Plan) -> dict[str, int]:
-    """label → id as the parts gave them one after the other: labels.json made anew."""
+def labels_of(store: Store, plan: Plan) -> dict[str, int]:
+    """label → id as the parts numbered them, one after the other: what labels.json must hold."""
     ids: dict[str, int] = {}
-    for table in sources_of(store, plan_, ["label", "rows"]):
-        ids = label_ids(_labels(table), ids)
+    for table in sources_of(store, plan, ["label", "rows"]):
+        ids = label_ids(_label_names(table), ids)
     return ids
 
 
-def sources_in(store: Store, plan_: Plan, tasks: set[int]) -> int:
+def sources_in(store: Store, plan: Plan, tasks: set[int]) -> int:
     """How many sources these tasks hold."""
     count = 0
-    for part in plan_.parts:
-        here = [t - part.first_task for t in tasks if part.first_task <= t < part.first_task + part.tasks]
+    for part in plan.parts:
+        here = [task - part.first_task for task in tasks if part.holds(task)]
         if len(here) == part.tasks:
             count += part.sources
         elif here:
@@ -215,8 +227,8 @@ def sources_in(store: Store, plan_: Plan, tasks: set[int]) -> int:
 
 
 @contextmanager
-def part_file(store: Store, part: Part) -> Iterator[pq.ParquetFile]:
-    """A part's sources, row group i = its task i."""
+def part_file(store: Store, part: PlanPart) -> Iterator[pq.ParquetFile]:
+    """The file of a part's sources; row group i holds its task i."""
     with tempfile.TemporaryDirectory(prefix="reelmae-") as folder:
         path = Path(folder, "sources.parquet")
         store.download(part.file, path)
@@ -224,19 +236,19 @@ def part_file(store: Store, part: Part) -> Iterator[pq.ParquetFile]:
             yield file
 
 
-def _with_part(
+def _add_part(
     store: Store, old: Plan, src: str, sources: pa.Table, tool: Tool, *, limit: int | None, retry: str | None
 ) -> Plan:
     """Publish the sources, the labels, then plan.json."""
     number = len(old.parts)
     per_task = sources_per_task(min(limit or sources.num_rows, sources.num_rows), old.config.sources_per_task)
-    planned = plan(sources, seed=old.config.seed + number, per_task=per_task)
+    planned = deal_sources(sources, seed=old.config.seed + number, per_task=per_task)
     if limit is not None:
         planned = planned.slice(0, limit)
     numbers = pc.add(planned.column("task"), pa.scalar(old.tasks, pa.int32()))
     planned = planned.set_column(planned.schema.get_field_index("task"), schema.SOURCES.field("task"), numbers)
     known = json.loads(store.read_bytes(schema.LABELS)) if store.exists(schema.LABELS) else {}
-    labels = label_ids(_labels(planned), known)
+    labels = label_ids(_label_names(planned), known)
     file = schema.PLAN_SOURCES if not number else schema.PLAN_SOURCES.replace(".", f"-{number:04d}.")
     with tempfile.TemporaryDirectory(prefix="reelmae-") as folder:
         path = Path(folder, "sources.parquet")
@@ -244,7 +256,7 @@ def _with_part(
         store.publish(path, file)
     if labels != known:
         store.publish_bytes(as_json(labels), schema.LABELS)
-    part = Part(
+    part = PlanPart(
         src=Store(src).url(),
         file=file,
         first_task=old.tasks,
@@ -260,35 +272,35 @@ def _with_part(
     return new
 
 
-def _labels(sources: pa.Table) -> set[str]:
+def _label_names(sources: pa.Table) -> set[str]:
     own = pc.unique(sources.column("label")).drop_null().to_pylist()
     rows = pc.list_flatten(sources.column("rows"))
     return {*own, *pc.unique(pc.struct_field(rows, "label")).drop_null().to_pylist()}
 
 
 def refuse_mismatch(store: Store, there: Plan, src: str, config: ShardConfig, tool: Tool) -> None:
-    """JobMismatchError with every difference between the job at DST and the one that is asked for."""
+    """JobMismatchError with every difference between the job at DST and the one that the user wants."""
     old, new = there.config.model_dump(mode="json"), config.model_dump(mode="json")
     differences = [f"{key}: {old[key]!r} there, {new[key]!r} here" for key in sorted(new) if old[key] != new[key]]
     sources = list(dict.fromkeys(part.src for part in there.parts))
     if Store(src).url() not in sources:
         differences.insert(0, f"src: {', '.join(map(repr, sources))} there, {Store(src).url()!r} here")
-    if not differences and not finished(store, there):
+    if not differences and not is_finished(store, there):
         last = there.parts[-1]
-        differences += refused_tools(there, tool, set(range(last.first_task, there.tasks)))
+        differences += tool_differences(there, tool, set(range(last.first_task, there.tasks)))
     if differences:
         raise JobMismatchError(
             f"{store.url()}: holds another job; {'; '.join(differences)}. Give the same values or another DST"
         )
 
 
-def refused_tools(there: Plan, tool: Tool, tasks: set[int]) -> list[str]:
-    """Why this machine cannot run these tasks of a plan byte for byte."""
+def tool_differences(plan: Plan, tool: Tool, tasks: set[int]) -> list[str]:
+    """Why this machine cannot run these tasks of a plan byte for byte; empty where it can."""
     words = [
-        f"ffmpeg: {part.ffmpeg!r} there, {tool.version!r} here (see REELMAE_FFMPEG)"
-        for part in there.parts
-        if part.ffmpeg != tool.version and any(part.first_task <= task < part.first_task + part.tasks for task in tasks)
+        f"ffmpeg: {part.ffmpeg!r} there, {tool.version!r} here (set REELMAE_FFMPEG to the one of the plan)"
+        for part in plan.parts
+        if part.ffmpeg != tool.version and any(map(part.holds, tasks))
     ]
-    if there.encoder == "nvenc" and not encoders.has_nvenc(tool.path, there.config.codec):
-        words.append("encoder: 'nvenc' there, but it does not run here")
+    if plan.encoder == "nvenc" and not encoders.has_nvenc(tool.path, plan.config.codec):
+        words.append("encoder: 'nvenc' there, but it does not run here (take a machine with NVENC)")
     return words

@@ -1,15 +1,15 @@
-"""What a job is to read: a folder or bucket listed, or a manifest read; and one source brought to local disk.
+"""Lists the sources of a job, from a folder, a bucket or a manifest; and copies one source to local disk.
 
 - Nothing is skipped: dot files, side files and broken links are sources and end among the rejects.
-- A source is named by its full URL, a local one by its plain absolute path. A local name that is no UTF-8 (such
-  names cannot stand in a table) is named by a percent-encoded `file://` URL instead.
+- A source is named by its full URL, a local one by its plain absolute path. A local name that is not UTF-8 cannot
+  stand in a table; it is named by a percent-encoded `file://` URL.
 - A link that leads out of the bucket is not followed.
-- A manifest's paths are relative to its folder. A path that leads out of it, an absolute one elsewhere, or a URL of
-  the manifest's own scheme elsewhere is refused unless the job allows it; so is a file of this machine in a
-  remote manifest. URLs of other schemes are an ordinary list, where the scheme is one of REMOTE.
-- A manifest's times are seconds, MM:SS or HH:MM:SS, with a fraction. An end alone means from the beginning.
+- A manifest's paths are relative to its folder. Refused, unless the config allows them, are a path that leads out of
+  that folder, an absolute path or a URL of the manifest's own scheme elsewhere, and a file of this machine in a
+  remote manifest. URLs of other schemes are allowed if the scheme is one of REMOTE.
+- A manifest's times are seconds, MM:SS or HH:MM:SS, with a fraction. An end without a start means from the beginning.
 
-Memory is that of the finished table and 50,000 rows as Python objects.
+It holds the finished table and 50,000 rows as Python objects in memory.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ import pyarrow as pa
 
 from reelmae.pipeline.errors import InputError, StorageError, StorageFullError
 from reelmae.pipeline.ingest.config import ShardConfig
-from reelmae.pipeline.ingest.plan.deal import LISTED, OPEN, ROWS, WHOLE, gather
+from reelmae.pipeline.ingest.plan.deal import LISTED, OPEN, ROWS, WHOLE, group_rows
 from reelmae.pipeline.ingest.plan.manifest import (
-    TOLD,
-    Columns,
-    Faults,
+    SHOWN,
+    LineFaults,
+    ManifestColumns,
     ManifestFile,
     encode_json,
     find_columns,
@@ -44,10 +44,9 @@ from reelmae.pipeline.ingest.plan.manifest import (
 from reelmae.pipeline.storage.store import Store, require_folder
 
 MANIFESTS = (".csv", ".tsv", ".jsonl", ".parquet")
-REMOTE = (
-    "http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "oci", "ftp", "sftp", "ssh",
-    "hdfs", "webhdfs", "hf", "memory",
-)  # schemes that cannot reach a file of this machine  # fmt: skip
+_CLOUD = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "oci", "hf")
+_NETWORK = ("http", "https", "ftp", "sftp", "ssh", "hdfs", "webhdfs")
+REMOTE = (*_CLOUD, *_NETWORK, "memory")  # schemes that cannot reach a file of this machine
 _BATCH = 50_000  # rows turned into arrow at once
 _LONGEST = 4096  # characters of a path
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://")
@@ -59,15 +58,14 @@ _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 @dataclass(frozen=True)
 class Listing:
-    """The sources of a job.
-
-    table: LISTED, sorted by url, one row a source. columns: a manifest's other columns in its own order, name in the
-    index → int64, double, bool or string. rows: files listed, or rows of the manifest.
-    """
+    """The sources of a job."""
 
     table: pa.Table
+    """LISTED, one row a source, sorted by url."""
     columns: dict[str, str]
+    """A manifest's carried columns in its own order: name in the index → int64, double, bool or string."""
     rows: int
+    """The number of listed files, or of the manifest's rows."""
 
 
 def is_manifest(src: str) -> bool:
@@ -76,22 +74,22 @@ def is_manifest(src: str) -> bool:
 
 
 def list_sources(src: str, config: ShardConfig) -> Listing:
-    """Every source below or named by `src`.
+    """Every file below a folder or bucket `src`, or every source that a manifest `src` names.
 
-    InputError where there is none, or a manifest has a fault: it names the first ten lines that are faulty.
+    InputError where there is none, or where lines of a manifest have faults: it names the first ten.
     """
     if is_manifest(src):
         return _read_manifest(src, config)
     names = ["url", "size", "etag", "label"]
     columns = pa.schema([LISTED.field(name) for name in names])
-    table = _table(_listed(require_folder(src), config.labels), columns)
+    table = _build_table(_list_folder(require_folder(src), config.labels), columns)
     if not table.num_rows:
         raise InputError(f"{src}: holds no file; give the folder or bucket that holds the videos")
     table = table.sort_by("url").append_column("rows", pa.nulls(table.num_rows, LISTED.field("rows").type))
     return Listing(table.cast(LISTED), {}, table.num_rows)
 
 
-def _table(rows: Iterable[tuple[Any, ...]], columns: pa.Schema) -> pa.Table:
+def _build_table(rows: Iterable[tuple[Any, ...]], columns: pa.Schema) -> pa.Table:
     batches: list[pa.RecordBatch] = []
     some: list[tuple[Any, ...]] = []
 
@@ -109,15 +107,15 @@ def _table(rows: Iterable[tuple[Any, ...]], columns: pa.Schema) -> pa.Table:
     return pa.Table.from_batches(batches, columns)
 
 
-def _listed(store: Store, labels: str) -> Iterator[tuple[str, int, str, str | None]]:
+def _list_folder(store: Store, labels: str) -> Iterator[tuple[str, int, str, str | None]]:
     for entry in store.list():
         label = None
         if labels == "folder" and "/" in entry.path:
             label = os.fsencode(entry.path.split("/")[0]).decode("utf-8", "backslashreplace")
-        yield _name(entry.url), entry.size, entry.etag, label
+        yield _source_name(entry.url), entry.size, entry.etag, label
 
 
-def _name(url: str) -> str:
+def _source_name(url: str) -> str:
     try:
         url.encode()
     except UnicodeEncodeError:
@@ -128,10 +126,12 @@ def _name(url: str) -> str:
 def _read_manifest(src: str, config: ShardConfig) -> Listing:
     with open_manifest(src, config) as (file, faults):
         columns = find_columns(file, src, config)
-        found = [_table(_rows(file, columns, _Resolver(src, config.allow_outside), faults), ROWS)]
+        found = [_build_table(_rows(file, columns, _Resolver(src, config.allow_outside), faults), ROWS)]
     if n := found[0].num_rows:
-        table, twins, count = gather(found.pop(), faults.unit, TOLD)  # not kept here: memory for a second copy
-        faults.extend(twins, count)
+        table, found_faults, count = group_rows(
+            found.pop(), faults.unit, SHOWN
+        )  # pop: else a second copy stays in memory
+        faults.extend(found_faults, count)
     faults.raise_any()
     if not n:
         raise InputError(f"{src}: names no file; write a row for each video")
@@ -139,9 +139,9 @@ def _read_manifest(src: str, config: ShardConfig) -> Listing:
 
 
 def _rows(
-    file: ManifestFile, columns: Columns, resolve: _Resolver, faults: Faults
+    file: ManifestFile, columns: ManifestColumns, resolve: _Resolver, faults: LineFaults
 ) -> Iterator[tuple[str, str | None, float, float, str | None, int]]:
-    """The rows of ROWS; what is wrong with one goes to `faults`."""
+    """The manifest's rows as tuples of ROWS; the faults go to `faults`."""
     at_label, spans = columns.label, (columns.start, columns.end) != (None, None)
     for line, cells in file.records(faults):
         try:
@@ -149,7 +149,7 @@ def _rows(
             if path is None or path == "":
                 raise ValueError("has no path; give one or remove the line")
             url = resolve(path)
-            label = None if at_label is None or _empty(cells[at_label]) else _text(cells[at_label])
+            label = None if at_label is None or _is_empty(cells[at_label]) else _to_text(cells[at_label])
             start, end = _span(cells, columns) if spans else (WHOLE, OPEN)
             extra = _extra(cells, columns) if columns.extra else None
         except ValueError as e:
@@ -158,15 +158,15 @@ def _rows(
         yield url, label, start, end, extra, line
 
 
-def _empty(value: Any) -> bool:
+def _is_empty(value: Any) -> bool:
     return value is None or value == "" or (isinstance(value, float) and not math.isfinite(value))
 
 
-def _text(value: Any) -> str:
+def _to_text(value: Any) -> str:
     return value if isinstance(value, str) else encode_json(value)
 
 
-def _span(cells: Sequence[Any], columns: Columns) -> tuple[float, float]:
+def _span(cells: Sequence[Any], columns: ManifestColumns) -> tuple[float, float]:
     start = None if columns.start is None else _seconds(cells[columns.start], "start")
     end = None if columns.end is None else _seconds(cells[columns.end], "end")
     if start is None and end is None:
@@ -191,21 +191,21 @@ def _seconds(value: Any, name: str) -> float | None:
         seconds = float(value)
     if not math.isfinite(seconds) or seconds < 0:
         raise ValueError(f"{name} {_short(value)} is no time; write seconds from 0 on, MM:SS or HH:MM:SS")
-    return seconds + 0.0  # makes 0 of -0
+    return seconds + 0.0  # turns -0 into 0
 
 
-def _extra(cells: Sequence[Any], columns: Columns) -> str | None:
+def _extra(cells: Sequence[Any], columns: ManifestColumns) -> str | None:
     found = {}
     for i, name, kind in columns.extra:
         value = cells[i]
-        if _empty(value):
+        if _is_empty(value):
             continue
         if kind == "int64":
             value = int(value)
-            if not -(1 << 63) <= value < 1 << 63:  # of Parquet's uint64
+            if not -(1 << 63) <= value < 1 << 63:  # Parquet has uint64 too
                 raise ValueError(f"{name} {value} is beyond int64; write that column as text")
         elif kind != "bool":
-            value = float(value) if kind == "double" else _text(value)
+            value = float(value) if kind == "double" else _to_text(value)
         found[name] = value
     return encode_json(found) if found else None
 
@@ -216,7 +216,7 @@ def _short(value: Any) -> str:
 
 
 class _Resolver:
-    """A manifest's entry → the full URL of the source; ValueError where it may not be named."""
+    """A manifest's entry → the full URL of the source; ValueError where the manifest may not name it."""
 
     def __init__(self, src: str, allow_outside: bool) -> None:
         parent = Store(Store(src).url().rpartition("/")[0] or "/")
@@ -227,28 +227,28 @@ class _Resolver:
         self._strip: dict[str, Any] = {}
 
     def __call__(self, path: Any) -> str:
-        """Resolve one."""
+        """The full URL of one entry."""
         if not isinstance(path, str):
             raise ValueError(f"path {_short(path)} is no text; write it in quotes")
         if len(path) > _LONGEST or "\0" in path:
             raise ValueError(f"path {_short(path)} is no path (longer than {_LONGEST} characters, or with NUL)")
         if "://" in path and (scheme := _SCHEME.match(path)):
-            return self._of_url(path, scheme.group(1).lower(), path[scheme.end() :])
-        return self._of_local(path) if path.startswith("/") else self._of_relative(path)
+            return self._resolve_url(path, scheme.group(1).lower(), path[scheme.end() :])
+        return self._resolve_local(path) if path.startswith("/") else self._resolve_relative(path)
 
-    def _outside(self, path: str, words: str) -> None:
+    def _refuse_outside(self, path: str, words: str) -> None:
         if not self._allow:
             raise ValueError(f"{_short(path)} {words}; move it, or allow it with --allow-outside")
 
-    def _of_relative(self, path: str) -> str:
+    def _resolve_relative(self, path: str) -> str:
         if "//" not in path and "./" not in path and path[-1] not in "/.":
-            return self._base + path  # nothing to tidy: the usual case, and normpath costs more than all the rest
+            return self._base + path  # already normal: the usual case, and normpath costs more than all the rest
         tidy = os.path.normpath(path)
         if tidy == ".":
             raise ValueError(f"{path!r} names the manifest's own folder; name a file")
         if tidy.split("/")[0] != "..":
             return self._base + tidy
-        self._outside(path, "leads out of the manifest's folder")
+        self._refuse_outside(path, "leads out of the manifest's folder")
         if self._local:
             return Store(self._base + path).url()
         prefix, _, folder = self._base.partition("://")
@@ -258,35 +258,35 @@ class _Resolver:
             raise ValueError(f"{path!r} leads out of {prefix}://{bucket}; write a whole URL")
         return f"{prefix}://{whole}"
 
-    def _of_local(self, path: str) -> str:
+    def _resolve_local(self, path: str) -> str:
         url = path if not ("//" in path or "./" in path or path[-1] in "/.") else Store(path).url()
         if not self._local:
-            self._outside(path, "is a file of this machine in a remote manifest")
+            self._refuse_outside(path, "is a file of this machine in a remote manifest")
         elif not url.startswith((self._base, self._real)):
-            self._outside(path, "is outside of the manifest's folder")
+            self._refuse_outside(path, "is outside of the manifest's folder")
         return url
 
-    def _of_url(self, path: str, scheme: str, rest: str) -> str:
+    def _resolve_url(self, path: str, scheme: str, rest: str) -> str:
         if scheme == "file":
             if not rest.startswith("/"):
                 raise ValueError(f"{_short(path)} is no whole path; write file:///FOLDER/FILE")
             decoded = os.fsdecode(unquote_to_bytes(rest))
-            if _name(decoded) == decoded or "\0" in decoded:
-                return self._of_local(rest)  # percent signs count only in our own names for what is no UTF-8
-            return _name(self._of_local(decoded))
+            if _source_name(decoded) == decoded or "\0" in decoded:
+                return self._resolve_local(rest)  # only names that are not UTF-8 are percent-encoded
+            return _source_name(self._resolve_local(decoded))
         if scheme not in self._strip:
             try:
                 self._strip[scheme] = fsspec.get_filesystem_class(scheme)._strip_protocol
             except (ImportError, ValueError) as e:
                 raise ValueError(f"no filesystem for '{scheme}://' ({e}); install its fsspec package") from e
         if scheme not in REMOTE and _family(scheme) != self._scheme:
-            self._outside(path, "may name a file of this machine")
+            self._refuse_outside(path, "may name a file of this machine")
         stripped = self._strip[scheme](f"{scheme}://{rest}").rstrip("/")
         url = stripped if _SCHEME.match(stripped) else f"{scheme}://{stripped}"
         if not stripped:
             raise ValueError(f"{path!r} names no bucket; write {scheme}://BUCKET/PATH")
         if _family(url) == self._scheme and (not url.startswith(self._base) or ("." in url and _DOTS.search(url))):
-            self._outside(path, "is outside of the manifest's folder")
+            self._refuse_outside(path, "is outside of the manifest's folder")
         return url
 
 
@@ -296,11 +296,10 @@ def _family(url: str) -> str:
 
 
 def fetch(url: str, to: Path, *, root: Path | None) -> int:
-    """Bring a source to `to`, a name of ours on local disk; its size in bytes.
+    """Copy a source to `to` on local disk; its size in bytes. A local file is hard-linked where that is possible.
 
-    A local file is hard-linked where that is possible, else copied. FileNotFoundError where it is gone,
-    StorageError where it cannot be read, is no plain file, or leads out of `root`; StorageFullError where
-    there is no room for it.
+    FileNotFoundError where it is gone; StorageError where it cannot be read, is no plain file, or is a link that
+    leads out of `root`; StorageFullError where there is no room for the copy.
     """
     local = _local_path(url)
     if local is None:

@@ -1,7 +1,8 @@
-"""A worker's folder for temporary files, which the next job removes where the worker was killed.
+"""A worker's folder for temporary files. If the worker was killed, the next job removes the folder.
 
-A live worker holds a lock on its folder's lock file, and the system drops the lock with the process, so a folder
-whose lock can be taken is nobody's. Folders younger than YOUNG_S are left alone: their lock may be about to be taken.
+A live worker holds a lock on its folder's lock file. The system drops the lock with the process, so a folder whose
+lock can be taken is in use by no one. Folders younger than YOUNG_S are left alone: their worker may not hold the lock
+yet.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ class Scratch:
         fcntl.flock(self._lock, fcntl.LOCK_EX)
 
     def close(self) -> None:
-        """Remove the folder and all in it."""
+        """Remove the folder with its files."""
         shutil.rmtree(self.path)
         self._lock.close()
 
 
 def sweep() -> int:
-    """Remove the folders that killed workers of this user left behind; how many."""
+    """Remove the folders of this user's killed workers; the number of removed folders."""
     removed = 0
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         try:
@@ -41,6 +42,6 @@ def sweep() -> int:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder)
                 removed += 1
-        except OSError:  # in use, somebody else's, or removed by another job just now
+        except OSError:  # in use, of another user, or removed by another job just now
             continue
     return removed

@@ -1,8 +1,13 @@
-"""One task from start to end: fetch → probe → screen → cut → transcode → verify → pack → publish → commit.
+"""One task from start to end. Each source: fetch → probe → screen → spans → transcode → cut → verify → score → pack.
+Then the whole task: publish the shards → publish the commit. Scores are screened too, after encoding (clips/make.py).
 
 A task is idempotent: the same sources, config and tools give the same bytes. Its shards are published first,
 its commit record last, so a crash leaves either nothing that counts or all of it. Each source ends in exactly
-one place: its clips (clips.py), or one reject row. What is not the video's fault (a full disk, a failing storage) stops the task without a commit.
+one place: its clips (clips/make.py), or one reject row. What is not the video's fault (a full disk, a failing
+storage) stops the task without a commit.
+
+A worker is made from a JobSpec alone, on any machine: it finds that machine's ffmpeg and makes its own temporary
+folder. What it reports, a TaskReport, is counts. Both can be pickled.
 """
 
 from __future__ import annotations
@@ -13,7 +18,7 @@ import json
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -22,19 +27,20 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from reelmae.pipeline.errors import ReelmaeError, StorageError, StorageFullError
-from reelmae.pipeline.ingest.clips.make import ClipMaker, Source
+from reelmae.pipeline.errors import JobMismatchError, ReelmaeError, StorageError, StorageFullError
+from reelmae.pipeline.ingest.clips.make import ClipMaker, SourceClips
 from reelmae.pipeline.ingest.clips.outcome import Rejected
 from reelmae.pipeline.ingest.clips.probe import Prober
+from reelmae.pipeline.ingest.clips.source import Source
 from reelmae.pipeline.ingest.config import ShardConfig
-from reelmae.pipeline.ingest.ffmpeg import Tool
-from reelmae.pipeline.ingest.plan.parts import Part, Plan
+from reelmae.pipeline.ingest.ffmpeg import find_ffmpeg
+from reelmae.pipeline.ingest.plan import parts
 from reelmae.pipeline.ingest.plan.sources import fetch, is_manifest
 from reelmae.pipeline.ingest.run.scratch import Scratch
 from reelmae.pipeline.ingest.sandbox import Sandbox
-from reelmae.pipeline.ingest.shards.commits import old_rejects
-from reelmae.pipeline.ingest.shards.pack import ClipRow, Packer, Shard
-from reelmae.pipeline.schema import CLIP, COMMITS, REJECT, Reason, commit_name, with_columns
+from reelmae.pipeline.ingest.shards.commits import read_rejects
+from reelmae.pipeline.ingest.shards.pack import ClipRow, PackedShard, Packer
+from reelmae.pipeline.schema import CLIP, COMMITS, LABELS, REJECT, Reason, commit_name, with_columns
 from reelmae.pipeline.storage.store import Store
 
 FAILURES = 5  # fetches failing in a row are the storage's fault, not the sources'
@@ -45,66 +51,103 @@ class StoppedError(ReelmaeError):
 
 
 @dataclass(frozen=True)
-class Job:
-    """What every worker of a job knows.
-
-    `repairs`: the tasks were done before. Rejects of a commit that can be read are taken over (a source that was
-    gone stays so, and one that has been mended since belongs to the part that tried it again); a source that gave
-    clips and is gone now stops the task.
-    """
+class JobSpec:
+    """All that a worker is made from. It is small, can be pickled, and names nothing of the machine it was made on."""
 
     dst: str
-    plan: Plan
-    labels: dict[str, int]
-    tool: Tool
+    """URL of the dataset."""
+    plan: parts.Plan
+    labels: Mapping[str, int]
+    """label → id, as in labels.json."""
     repairs: bool = False
+    """The tasks were done before. A repair keeps the rejects of a commit that can be read: a source that was gone
+    stays rejected, and one that was fixed since belongs to the part that tried it again. A source that gave clips and
+    is gone now stops the task."""
+
+    @classmethod
+    def of(cls, store: Store, plan: parts.Plan, *, repairs: bool = False) -> JobSpec:
+        """The spec of a plan at its dataset, with the labels that are there."""
+        labels = json.loads(store.read_bytes(LABELS)) if store.exists(LABELS) else {}
+        return cls(store.url(), plan, labels, repairs)
 
     @property
     def config(self) -> ShardConfig:
-        """What is made of the sources."""
+        """The config of the job."""
         return self.plan.config
 
 
-def bucket_root(src: str) -> Path | None:
-    """A local bucket's real path, out of which no link may lead; None elsewhere."""
-    store = Store(src)
-    return Path(store.root).resolve() if store.is_local and not is_manifest(src) else None
+@dataclass(frozen=True)
+class TaskReport:
+    """What a task has done: all of it where the task has ended, else as far as it is."""
+
+    task: int
+    sources: int = 0
+    """Sources that ended among the clips or the rejects."""
+    source_bytes: int = 0
+    """Bytes of the sources that were read."""
+    clips: int = 0
+    bytes: int = 0
+    """Bytes of the clips."""
+    rejected: Mapping[str, int] = field(default_factory=dict)
+    """reason → sources that were rejected as a whole."""
+
+    def __add__(self, other: TaskReport) -> TaskReport:
+        """The sums of both, under the first one's task."""
+        return TaskReport(
+            self.task,
+            self.sources + other.sources,
+            self.source_bytes + other.source_bytes,
+            self.clips + other.clips,
+            self.bytes + other.bytes,
+            dict(Counter(self.rejected) + Counter(other.rejected)),
+        )
+
+
+OnSource = Callable[[TaskReport], None]
 
 
 @dataclass
-class Tally:
-    """What the workers have done so far, for the progress display. Counts only; guarded by its lock."""
+class _Work:
+    """A task under way."""
 
-    sources: int = 0
-    source_bytes: int = 0
-    clips: int = 0
-    bytes: int = 0
-    rejected: Counter[str] = field(default_factory=Counter)
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    root: Path | None
+    """Real path of a local bucket, out of which no link may lead; None elsewhere."""
+    folder: Path
+    packer: Packer
+    report: TaskReport
+    """What is done so far."""
+    rejects: list[dict[str, Any]] = field(default_factory=list)
+    failures: int = 0
+    """Fetches that failed in a row."""
 
-    def add(self, source_bytes: int, rows: Sequence[ClipRow], bytes_: int, rejected: Rejected | None) -> None:
-        """Count one finished source."""
-        with self.lock:
-            self.sources += 1
-            self.source_bytes += source_bytes
-            self.clips += len(rows)
-            self.bytes += bytes_
-            if rejected is not None:
-                self.rejected[rejected.reason.value] += 1
+    def reject(self, row: dict[str, Any], source_bytes: int = 0) -> None:
+        """End a source as this reject row."""
+        self.rejects.append(row)
+        self.report += TaskReport(self.report.task, 1, source_bytes, rejected={row["reason"]: 1})
+
+    def keep(self, source_bytes: int, clips: SourceClips) -> None:
+        """End a source as these clips."""
+        for clip, row in zip(clips.clips, clips.rows, strict=True):
+            self.packer.add(clip, row)
+        self.rejects += clips.dropped
+        size = sum(clip.stat().st_size for clip in clips.clips)
+        self.report += TaskReport(self.report.task, 1, source_bytes, len(clips.rows), size)
 
 
 class TaskWorker:
-    """Runs tasks one after another with one warm probing child. Use as a context, in one thread."""
+    """Runs tasks one after another with one warm probing child. Use as a context, in one thread.
 
-    def __init__(self, job: Job, sandbox: Sandbox, stopping: threading.Event, tally: Tally) -> None:
-        self._job = job
-        self._sandbox = sandbox
-        self._stopping = stopping
-        self._tally = tally
-        self._store = Store(job.dst)
+    Only `stop` may be called from other threads.
+    """
+
+    def __init__(self, spec: JobSpec) -> None:
+        self._spec = spec
+        self._sandbox = Sandbox()
+        self._stopping = threading.Event()
+        self._store = Store(spec.dst)
         self._scratch = Scratch()
         self._folder = self._scratch.path
-        self._prober = Prober(sandbox, self._folder)
+        self._prober = Prober(self._sandbox, self._folder)
 
     def __enter__(self) -> TaskWorker:
         return self
@@ -115,89 +158,102 @@ class TaskWorker:
         self._prober.close()
         self._scratch.close()
 
+    def stop(self) -> None:
+        """Kill the worker's children. This `run` and every later one ends soon with StoppedError and no commit."""
+        self._stopping.set()
+        self._sandbox.kill_all()
+
+    def run(self, task: int, on_source: OnSource | None = None) -> TaskReport:
+        """Run one task to its commit. `on_source` is called after each source with the report so far, in this thread.
+
+        JobMismatchError, before any work, where this machine's ffmpeg is not the one of the task's plan.
+        """
+        self._refuse_other_tools(task)
+        folder = self._folder / "task"
+        folder.mkdir()
+        try:
+            part = self._spec.plan.part_of(task)
+            sources = self._read_sources(task, part)
+            kept = read_rejects(self._store, task) if self._spec.repairs else {}
+            with Packer(folder, task, self._spec.config.shard_bytes) as packer:
+                work = _Work(_bucket_root(part.src), folder, packer, TaskReport(task))
+                for source in sources:
+                    if source["url"] in kept:
+                        work.reject(kept[source["url"]])
+                    else:
+                        self._run_source(source, work)
+                    if on_source is not None:
+                        on_source(work.report)
+            self._publish(task, packer.shards, packer.rows, work.rejects)
+            return work.report
+        except OSError as e:
+            raise _storage_error(e, folder) from e
+        finally:
+            shutil.rmtree(folder)
+
+    def _refuse_other_tools(self, task: int) -> None:
+        differences = parts.tool_differences(self._spec.plan, find_ffmpeg(), {task})
+        if differences:
+            raise JobMismatchError(
+                f"{self._spec.dst}: task {task} cannot be run on this machine, its clips would not be the same; "
+                f"{'; '.join(differences)}"
+            )
+
     @functools.cached_property
     def _maker(self) -> ClipMaker:
-        job = self._job
-        return ClipMaker(job.config, job.tool, job.plan.encoder, job.labels, self._sandbox, self._prober)
+        spec = self._spec
+        return ClipMaker(spec.config, find_ffmpeg(), spec.plan.encoder, dict(spec.labels), self._sandbox, self._prober)
 
-    def _sources(self, task: int, part: Part) -> list[dict[str, Any]]:
+    def _read_sources(self, task: int, part: parts.PlanPart) -> list[dict[str, Any]]:
         path = self._folder / Path(part.file).name
         if not path.exists():
             self._store.download(part.file, path)
         with pq.ParquetFile(path) as file:
             return file.read_row_group(task - part.first_task).to_pylist()
 
-    def run(self, task: int) -> int:
-        """Run one task to its commit; the number of its sources."""
-        folder = self._folder / "task"
-        folder.mkdir()
-        try:
-            part = self._job.plan.part_of(task)
-            sources, root = self._sources(task, part), bucket_root(part.src)
-            old = old_rejects(self._store, task) if self._job.repairs else {}
-            rejects: list[dict[str, Any]] = []
-            with Packer(folder, task, self._job.config.shard_bytes) as packer:
-                failures = 0
-                for source in sources:
-                    if source["url"] in old:
-                        rejects.append(old[source["url"]])
-                        continue
-                    failures = self._one(source, root, folder, packer, rejects, failures)
-            self._publish(task, packer.shards, packer.rows, rejects)
-            return len(sources)
-        except OSError as e:
-            raise _as_ours(e, folder) from e
-        finally:
-            shutil.rmtree(folder)
-
-    def _one(
-        self,
-        source: dict[str, Any],
-        root: Path | None,
-        folder: Path,
-        packer: Packer,
-        rejects: list[dict[str, Any]],
-        failures: int,
-    ) -> int:
-        """One source into the packer or the rejects; the number of fetches that failed in a row."""
+    def _run_source(self, source: dict[str, Any], work: _Work) -> None:
+        """One source into the packer or the rejects."""
         if self._stopping.is_set():
             raise StoppedError("stopped")
-        work = folder / "source"
-        work.mkdir()
+        folder = work.folder / "source"
+        folder.mkdir()
         try:
-            fetched = self._fetched(source, root, work)
-            given = fetched if isinstance(fetched, Rejected) else self._maker.make(fetched, work)
+            fetched = self._fetch_source(source, work.root, folder)
+            outcome = fetched if isinstance(fetched, Rejected) else self._maker.make(fetched, folder)
         finally:
             # children killed by a stop look like crashes of the video: such a source must never be recorded
             if self._stopping.is_set():
-                shutil.rmtree(work)
+                shutil.rmtree(folder)
                 raise StoppedError("stopped")
         size = 0 if isinstance(fetched, Rejected) else fetched.bytes
-        if isinstance(given, Rejected):
-            rejects.append({"source": source["url"], "reason": given.reason.value, "detail": given.detail})
-            self._tally.add(size, (), 0, given)
+        if isinstance(outcome, Rejected):
+            row = {"source": source["url"], "reason": outcome.reason.value, "detail": outcome.detail}
+            work.reject(row, size)
         else:
-            for clip, row in zip(given.clips, given.rows, strict=True):
-                packer.add(clip, row)
-            rejects += given.dropped
-            self._tally.add(size, given.rows, sum(clip.stat().st_size for clip in given.clips), None)
-        shutil.rmtree(work)
-        if not isinstance(given, Rejected) or given.reason != Reason.FETCH_FAILED:
-            return 0
-        if self._job.repairs:
-            raise StorageError(f"{source['url']}: {given.detail}; its shard cannot be made again without it")
-        if given.detail.startswith("gone"):
-            return 0
-        if failures + 1 >= FAILURES:
-            raise StorageError(f"{source['url']}: {FAILURES} sources in a row could not be read ({given.detail})")
-        return failures + 1
+            work.keep(size, outcome)
+        shutil.rmtree(folder)
+        self._count_failure(source["url"], outcome, work)
 
-    def _fetched(self, source: dict[str, Any], root: Path | None, work: Path) -> Source | Rejected:
-        config = self._job.config
-        over = f"over max_source_bytes={config.max_source_bytes}"
-        if source["size"] > config.max_source_bytes:
+    def _count_failure(self, url: str, outcome: object, work: _Work) -> None:
+        """StorageError where too many fetches failed in a row, or where a repair cannot do without this source."""
+        if not isinstance(outcome, Rejected) or outcome.reason != Reason.FETCH_FAILED:
+            work.failures = 0
+            return
+        if self._spec.repairs:
+            raise StorageError(f"{url}: {outcome.detail}; its shard cannot be made again without it")
+        if outcome.detail.startswith("gone"):
+            work.failures = 0
+            return
+        work.failures += 1
+        if work.failures >= FAILURES:
+            raise StorageError(f"{url}: {FAILURES} sources in a row could not be read ({outcome.detail})")
+
+    def _fetch_source(self, source: dict[str, Any], root: Path | None, folder: Path) -> Source | Rejected:
+        limit = self._spec.config.max_source_bytes
+        over = f"over max_source_bytes={limit}"
+        if source["size"] > limit:
             return Rejected(Reason.TOO_LARGE, f"{source['size']} bytes, {over}")
-        path = work / "in.bin"
+        path = folder / "in.bin"
         try:
             size = fetch(source["url"], path, root=root)
         except StorageFullError:
@@ -208,19 +264,19 @@ class TaskWorker:
             return Rejected(Reason.FETCH_FAILED, str(e))
         if size == 0:
             return Rejected(Reason.EMPTY_FILE, "0 bytes")
-        if size > config.max_source_bytes:
+        if size > limit:
             return Rejected(Reason.TOO_LARGE, f"{size} bytes, {over}")
         return Source(source["url"], source["label"], source["rows"] or (), path, size)
 
     def _publish(
-        self, task: int, shards: Sequence[Shard], rows: Sequence[ClipRow], rejects: Sequence[dict[str, Any]]
+        self, task: int, shards: Sequence[PackedShard], rows: Sequence[ClipRow], rejects: Sequence[dict[str, Any]]
     ) -> None:
         for shard in shards:
             self._store.publish(shard.tar, shard.name)
             self._store.publish(shard.idx, shard.name.removesuffix(".tar") + ".idx")
         sizes = json.dumps({s.name: s.tar.stat().st_size for s in shards}, sort_keys=True)
         records = [{"kind": CLIP, **row.record()} for row in rows] + [{"kind": REJECT, **row} for row in rejects]
-        columns = with_columns(COMMITS, self._job.plan.columns)
+        columns = with_columns(COMMITS, self._spec.plan.columns)
         table = pa.Table.from_pylist(records, columns).replace_schema_metadata({"shards": sizes})
         commit = self._folder / "commit.parquet"
         pq.write_table(table, commit)
@@ -229,7 +285,13 @@ class TaskWorker:
         self._store.publish(commit, commit_name(task))
 
 
-def _as_ours(error: OSError, folder: Path) -> ReelmaeError:
+def _bucket_root(src: str) -> Path | None:
+    """A local bucket's real path, out of which no link may lead; None elsewhere."""
+    store = Store(src)
+    return Path(store.root).resolve() if store.is_local and not is_manifest(src) else None
+
+
+def _storage_error(error: OSError, folder: Path) -> ReelmaeError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageFullError(f"{folder}: no space left for temporary files; free some, or set TMPDIR, and run again")
     return StorageError(f"{folder}: {error}")

@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from reelmae.pipeline.errors import DatasetError
 from reelmae.pipeline.schema import REJECT, REJECTS, commit_name
 from reelmae.pipeline.storage.store import Store
+
+
+def committed_tasks(store: Store, on_foreign: Callable[[str], None] | None = None) -> set[int]:
+    """The tasks that are done: those whose commit record is there under its exact name (schema.commit_name).
+
+    Any other .parquet file among the commits is foreign: it may be a commit that was renamed. Its path is given to
+    `on_foreign`; without that it raises DatasetError.
+    """
+    tasks: set[int] = set()
+    for entry in store.list("commits"):
+        if not entry.path.endswith(".parquet"):
+            continue
+        number = PurePosixPath(entry.path).stem
+        if number.isdecimal() and entry.path == commit_name(int(number)):
+            tasks.add(int(number))
+        elif on_foreign is not None:
+            on_foreign(entry.path)
+        else:
+            raise DatasetError(f"{entry.url}: is no commit record of a task; remove it, or give it its name back")
+    return tasks
 
 
 def read_commit(store: Store, task: int) -> pa.Table:
@@ -16,7 +39,7 @@ def read_commit(store: Store, task: int) -> pa.Table:
     return pq.read_table(pa.BufferReader(store.read_bytes(commit_name(task))))
 
 
-def old_rejects(store: Store, task: int) -> dict[str, dict[str, Any]]:
+def read_rejects(store: Store, task: int) -> dict[str, dict[str, Any]]:
     """url → reject row of the sources that a task's commit rejects as a whole; none where it cannot be read."""
     try:
         rows = read_commit(store, task).select([*REJECTS.names, "kind"]).to_pylist()

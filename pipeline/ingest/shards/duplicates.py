@@ -1,11 +1,11 @@
 """Pure: digests and perceptual hashes of all clips → which clip repeats which.
 
-Near hashes are found by bands. 256 bits are cut into 12 bands; two hashes that differ in at most 11 bits agree
-in at least one band whole, since 11 differences cannot touch 12 bands. So a hash is compared only with the
-kept clips that share a band with it, never with all. Repeats are not among those, so that a cluster of any size
-costs about one comparison a clip. Many kept clips with one band in common cost a comparison a pair.
+Near hashes are found by bands. 256 bits are cut into 12 bands. Two hashes that differ in at most 11 bits have
+at least one band in common, since 11 differences cannot touch 12 bands. So a hash is compared only with the
+kept clips that share a band with it, never with all. Repeats are not kept, so a cluster of any size costs about
+one comparison a clip. Many kept clips with one band in common cost a comparison a pair.
 
-A million clips take about 20 s and half a gigabyte beside the arrays that were given.
+A million clips take about 20 s, and half a gigabyte beside the arrays of the caller.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ _BANDS = 4 * len(_WORD_BANDS)
 _BLOCK = 1 << 16
 
 
-def repeats(
+def find_repeats(
     sha256_N32: np.ndarray, phash_N32: np.ndarray, hashed_N: np.ndarray, *, near_bits: int | None
 ) -> np.ndarray:
-    """Of each clip, the index of the earlier one that it repeats, int64 [N]; -1 = none.
+    """For each clip, the index of the earlier clip that it repeats, int64 [N]; -1 = none.
 
-    Going through the clips in order, a clip repeats the earliest earlier clip that is itself no repeat and has the
-    same sha256; where there is none, and `near_bits` is given, the earliest earlier clip that is itself no repeat
-    and whose hash differs in at most `near_bits` (0 to 11) of 256 bits. Arrays are uint8 [N, 32] (memory-mapped
-    ones will do); a row of `phash_N32` counts where bool [N] `hashed_N` holds.
+    The clips are taken in order. A clip repeats the earliest kept clip with the same sha256. Where there is none,
+    and `near_bits` is given, it repeats the earliest kept clip whose hash differs in at most `near_bits` (0 to 11)
+    of 256 bits. A clip that repeats none is kept. `sha256_N32` and `phash_N32` are uint8 and may be memory-mapped;
+    a row of `phash_N32` counts where bool `hashed_N` is True.
     """
     N = len(sha256_N32)
     if sha256_N32.shape != (N, 32) or phash_N32.shape != (N, 32) or hashed_N.shape != (N,):
@@ -44,9 +44,9 @@ def repeats(
 
 
 def _greedy(digest_N: np.ndarray, hashed_M: np.ndarray, words_N4: np.ndarray, near_bits: int) -> np.ndarray:
-    """The clips in order; `hashed_M` are the indices of those with a hash. Result as `repeats`."""
+    """As `find_repeats` with `near_bits`; `hashed_M` are the indices of the clips with a hash."""
     out_N = np.full(len(digest_N), -1, np.int64)
-    place_N = np.full(len(digest_N), -1, np.int64)  # of a clip among those with a hash
+    place_N = np.full(len(digest_N), -1, np.int64)  # place of a clip among those with a hash
     place_N[hashed_M] = np.arange(len(hashed_M))
     kept = _Kept(words_N4[hashed_M], near_bits)
     kept_of_digest: dict[int, int] = {}
@@ -64,9 +64,9 @@ def _greedy(digest_N: np.ndarray, hashed_M: np.ndarray, words_N4: np.ndarray, ne
 
 
 class _Kept:
-    """The hashes of kept clips, to be found by any of their bands. Hashes are uint64 [M, 4], fixed from the start.
+    """The hashes of kept clips, found by any of their bands. All hashes, uint64 [M, 4], are known from the start.
 
-    A bucket is one value of one band. Its room in `members`, from `start`, is the number of hashes that have it.
+    A bucket is one value of one band. It has room in `members`, from `start` on, for every hash with that value.
     """
 
     def __init__(self, words_M4: np.ndarray, near_bits: int) -> None:
@@ -105,7 +105,7 @@ class _Kept:
 
 
 def _differ(words_N4: np.ndarray, word_4: np.ndarray) -> np.ndarray:
-    """Of each row, in how many of 256 bits it differs from one: uint16 [N]."""
+    """For each row, the number of bits (of 256) in which it differs from `word_4`: uint16 [N]."""
     differ_N4 = np.bitwise_count(words_N4 ^ word_4)
     # column by column: a sum along an axis of four is several times slower
     half_N, other_N = differ_N4[:, 0] + differ_N4[:, 1], differ_N4[:, 2] + differ_N4[:, 3]
@@ -136,11 +136,11 @@ def _ids(words_N4: np.ndarray) -> np.ndarray:
 
 
 def _first(ids_N: np.ndarray) -> np.ndarray:
-    """Of each number the first index that has it; numbers are 0, 1, 2 and so on."""
+    """For each number, the first index at which it stands; the numbers are 0, 1, 2 and so on."""
     return np.unique(ids_N, return_index=True)[1]
 
 
 def _each(values_N: np.ndarray) -> Iterator[int]:
-    """Its values as Python's own numbers, without a list of them all."""
+    """The values as Python integers, converted in blocks."""
     for start in range(0, len(values_N), _BLOCK):
         yield from values_N[start : start + _BLOCK].tolist()

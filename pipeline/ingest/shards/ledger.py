@@ -1,9 +1,9 @@
-"""The end of a job: the commits joined into index.parquet and rejects.parquet, repeats marked, the sums checked.
+"""The end of a job: join the commits into index.parquet and rejects.parquet, mark repeats, check the sums.
 
     planned sources (of all parts) = sources with clips + sources rejected as a whole
 
-Holds no table of all clips: rows pass through in pieces. Where repeats are marked, the hashes of all clips (64
-bytes each, and what duplicates.repeats keeps) are held. dataset.json is written last and names its plan.
+No table of all clips is held: rows pass through in pieces. Where repeats are marked, the hashes of all clips are held
+(64 bytes each, and what duplicates.find_repeats keeps). dataset.json is written last and names its plan.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import reelmae.pipeline.schema as schema
 from reelmae.pipeline.errors import DatasetError
 from reelmae.pipeline.ingest.plan.parts import Plan, as_json, part_file
 from reelmae.pipeline.ingest.shards.commits import read_commit
-from reelmae.pipeline.ingest.shards.duplicates import repeats
+from reelmae.pipeline.ingest.shards.duplicates import find_repeats
 from reelmae.pipeline.storage.store import Store
 
 _ROWS = 50_000  # of index.parquet written at once
@@ -36,7 +36,7 @@ KEY_BYTES = 21
 
 @dataclass
 class Sums:
-    """What dataset.json says of the clips, added up task by task."""
+    """The counts of dataset.json, added up task by task."""
 
     shards: dict[str, int] = field(default_factory=dict)
     rejected: Counter[str] = field(default_factory=Counter)
@@ -45,6 +45,19 @@ class Sums:
     kept: int = 0
     seconds: float = 0.0
     duplicates: int = 0
+
+    def add(self, commit: pa.Table) -> tuple[pa.Table, pa.Table]:
+        """Count one task's commit; its clip rows and its reject rows."""
+        is_clip = pc.equal(commit.column("kind"), schema.CLIP)
+        clips, rejects = commit.filter(is_clip), commit.filter(pc.invert(is_clip))
+        of_source = pc.is_null(rejects.column("span_start_s"))
+        self.rejected.update(rejects.filter(of_source).column("reason").to_pylist())
+        self.rejected_spans.update(rejects.filter(pc.invert(of_source)).column("reason").to_pylist())
+        self.shards |= json.loads((commit.schema.metadata or {})[b"shards"])
+        self.clips += clips.num_rows
+        self.kept += pc.count_distinct(clips.column("source")).as_py()
+        self.seconds += float(pc.sum(pc.divide(clips.column("frames"), clips.column("fps"))).as_py() or 0)
+        return clips, rejects
 
 
 def finish(store: Store, plan: Plan) -> None:
@@ -59,12 +72,12 @@ def finish(store: Store, plan: Plan) -> None:
             _Hashes(Path(folder)) as hashes,
         ):
             for _, commit in commits(store, plan):
-                good, bad = judged(commit, sums)
-                index_rows.add(good)
-                reject_rows.add(bad)
-                hashes.add(good)
+                clip_rows, rejected_rows = sums.add(commit)
+                index_rows.add(clip_rows)
+                reject_rows.add(rejected_rows)
+                hashes.add(clip_rows)
         if plan.config.screens.duplicates != "off" and sums.clips:
-            index, sums.duplicates = _marked(index, columns, hashes, Path(folder), plan)
+            index, sums.duplicates = _mark_repeats(index, columns, hashes, Path(folder), plan)
         if sums.kept + sums.rejected.total() != plan.sources:
             raise DatasetError(
                 f"{store.url()}: {sums.kept} kept + {sums.rejected.total()} rejected != {plan.sources} planned sources"
@@ -76,10 +89,10 @@ def finish(store: Store, plan: Plan) -> None:
 
 
 def commits(store: Store, plan: Plan) -> Iterator[tuple[pa.Table, pa.Table]]:
-    """Task by task: its sources, its commit, without the sources that a later part tries again."""
-    retried = retried_urls(store, plan)
+    """The sources and the commit of each task, both without the sources that a later part tries again."""
+    retry = retry_urls(store, plan)
     for number, part in enumerate(plan.parts):
-        later = retried[number]
+        later = retry[number]
         with part_file(store, part) as file:
             for task in range(part.tasks):
                 sources = file.read_row_group(task)
@@ -91,8 +104,8 @@ def commits(store: Store, plan: Plan) -> Iterator[tuple[pa.Table, pa.Table]]:
                 yield sources, commit
 
 
-def retried_urls(store: Store, plan: Plan) -> list[pa.Array | None]:
-    """For each part: the urls that a later part tries again; None where there are none."""
+def retry_urls(store: Store, plan: Plan) -> list[pa.Array | None]:
+    """For each part, the urls that a later part tries again; None where there are none."""
     found: list[pa.Array | None] = []
     later: pa.Array | None = None
     for part in reversed(plan.parts):
@@ -133,24 +146,10 @@ def check_ledger(planned: list[str], with_clips: set[str], rejected: list[str]) 
             )
 
 
-def judged(commit: pa.Table, sums: Sums) -> tuple[pa.Table, pa.Table]:
-    """Clip rows and reject rows of one task, counted."""
-    is_clip = pc.equal(commit.column("kind"), schema.CLIP)
-    good, bad = commit.filter(is_clip), commit.filter(pc.invert(is_clip))
-    of_source = pc.is_null(bad.column("span_start_s"))
-    sums.rejected.update(bad.filter(of_source).column("reason").to_pylist())
-    sums.rejected_spans.update(bad.filter(pc.invert(of_source)).column("reason").to_pylist())
-    sums.shards |= json.loads((commit.schema.metadata or {})[b"shards"])
-    sums.clips += good.num_rows
-    sums.kept += pc.count_distinct(good.column("source")).as_py()
-    sums.seconds += float(pc.sum(pc.divide(good.column("frames"), good.column("fps"))).as_py() or 0)
-    return good, bad
-
-
-def _marked(index: Path, columns: pa.Schema, hashes: _Hashes, folder: Path, plan: Plan) -> tuple[Path, int]:
+def _mark_repeats(index: Path, columns: pa.Schema, hashes: _Hashes, folder: Path, plan: Plan) -> tuple[Path, int]:
     """The index with `duplicate_of` filled in, and how many clips repeat another."""
     near = plan.config.near_bits if plan.config.screens.duplicates == "near" else None
-    first = repeats(hashes.sha256, hashes.phash, hashes.hashed, near_bits=near)
+    first = find_repeats(hashes.sha256, hashes.phash, hashes.has_phash, near_bits=near)
     marked, at = folder / "marked.parquet", 0
     with pq.ParquetFile(index) as file, _Rows(marked, columns) as rows:
         for batch in file.iter_batches(_ROWS):
@@ -167,7 +166,7 @@ class _Hashes:
     """sha256, phash and keys of all clips, in files that are mapped, not held."""
 
     def __init__(self, folder: Path) -> None:
-        self._paths = {name: folder / name for name in ("sha256", "phash", "hashed", "keys")}
+        self._paths = {name: folder / name for name in ("sha256", "phash", "has_phash", "keys")}
         self._files = {name: path.open("wb") for name, path in self._paths.items()}
 
     def add(self, clips: pa.Table) -> None:
@@ -175,7 +174,7 @@ class _Hashes:
         hashes = clips.column("phash").to_pylist()
         self._files["sha256"].write(bytes.fromhex("".join(clips.column("sha256").to_pylist())))
         self._files["phash"].write(b"".join(h or bytes(HASH_BYTES) for h in hashes))
-        self._files["hashed"].write(bytes(h is not None for h in hashes))
+        self._files["has_phash"].write(bytes(h is not None for h in hashes))
         self._files["keys"].write("".join(clips.column("key").to_pylist()).encode("ascii"))
 
     def __enter__(self) -> _Hashes:
@@ -199,9 +198,9 @@ class _Hashes:
         return self._map("phash", HASH_BYTES)
 
     @property
-    def hashed(self) -> np.ndarray:
-        """bool [N]: whether there is one."""
-        return self._map("hashed", 1)[:, 0].astype(bool)
+    def has_phash(self) -> np.ndarray:
+        """bool [N]."""
+        return self._map("has_phash", 1)[:, 0].astype(bool)
 
     def key(self, clip: int) -> str:
         """The clip's key."""

@@ -1,8 +1,8 @@
 """Clips → shards: tar by the standard library, DALI's index, and the rows of the clips.
 
 - A shard is plain USTAR: KEY.json and KEY.mp4 per clip, in that order, with fixed owner, mode and time, so equal
-  clips give equal bytes. A shard that passes `shard_bytes` is closed and the task's next one begun.
-- Offsets and sizes in rows and index are read back from the finished tar, not predicted.
+  clips give equal bytes. When a shard is larger than `shard_bytes`, it is closed and the task's next one begins.
+- Offsets and sizes in rows and index are read back from the finished tar.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from reelmae.pipeline.schema import IDX_VERSION, shard_name
 
 @dataclass(frozen=True)
 class ClipRow:
-    """One row of the index: the columns of schema.CLIPS, and under `extra` the manifest's own."""
+    """One row of the index: the columns of schema.CLIPS, and in `extra` the manifest's own columns."""
 
     key: str
     shard: str
@@ -59,13 +59,13 @@ class ClipRow:
     extra: dict[str, Any]
 
     def record(self) -> dict[str, Any]:
-        """The row as the index has it: the manifest's own columns beside ours."""
+        """The row as in the index: the manifest's own columns beside ours."""
         values = asdict(self)
         return values | values.pop("extra")
 
 
 @dataclass(frozen=True)
-class Shard:
+class PackedShard:
     """A finished shard on local disk: its name in the dataset, its tar and its DALI index."""
 
     name: str
@@ -74,7 +74,7 @@ class Shard:
 
 
 class Packer:
-    """Writes the shards of one task into a folder. Use as a context; `shards` and `rows` are whole after it."""
+    """Writes the shards of one task into a folder. Use as a context; `shards` and `rows` are complete after it."""
 
     def __init__(self, folder: Path, task: int, shard_bytes: int) -> None:
         self._folder = folder
@@ -82,18 +82,17 @@ class Packer:
         self._shard_bytes = shard_bytes
         self._tar_file: tarfile.TarFile | None = None
         self._open_rows: list[ClipRow] = []
-        self.shards: list[Shard] = []
+        self.shards: list[PackedShard] = []
         self.rows: list[ClipRow] = []
 
     def add(self, clip: Path, row: ClipRow) -> None:
-        """Append one clip; shard, offset, size and sha256 of its row are filled in here."""
+        """Append one clip. The packer fills in shard, offset, size and sha256 of its row."""
         data = clip.read_bytes()
         if self._tar_file is None:
             self._tar_file = tarfile.open(self._tar(), "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
         row = replace(row, shard=self._name(), size=len(data), sha256=hashlib.sha256(data).hexdigest())
-        facts = {
-            k: getattr(row, k) for k in ("codec", "fps", "frames", "height", "label", "label_id", "source", "width")
-        }
+        names = ("codec", "fps", "frames", "height", "label", "label_id", "source", "width")
+        facts = {name: getattr(row, name) for name in names}
         facts |= {"span_s": [row.span_start_s, row.span_end_s]}
         if row.extra:
             facts["manifest"] = row.extra
@@ -123,7 +122,7 @@ class Packer:
         self._open_rows = []
         idx = tar.with_suffix(".idx")
         idx.write_text(dali_index(tar), encoding="ascii")
-        self.shards.append(Shard(self._name(), tar, idx))
+        self.shards.append(PackedShard(self._name(), tar, idx))
 
     def __enter__(self) -> Packer:
         return self
@@ -134,7 +133,7 @@ class Packer:
         if kind is None:
             self._close()
         elif self._tar_file is not None:
-            with contextlib.suppress(OSError):  # nobody will read it; the error under way is the one to tell
+            with contextlib.suppress(OSError):  # the tar is thrown away; the error under way is the one to report
                 self._tar_file.close()
 
 

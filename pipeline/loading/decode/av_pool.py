@@ -1,10 +1,10 @@
 """Worker processes that decode batches with PyAV into shared memory, ahead of the consumer.
 
 Properties that hold:
-- pixels cross no pipe: a worker writes a sample where the batch wants it;
-- the shared memory has no name, so nothing of it can be left behind however a process ends;
-- a worker that dies is replaced and its clip done again; one that takes longer than `timeout_s` over a clip is
-  killed first. A clip that costs two workers is bad. A bad clip is replaced by what `on_bad` says;
+- pixels cross no pipe: a worker writes each sample to its place in the batch;
+- the shared memory has no name, so nothing of it is left behind, however a process ends;
+- a worker that dies is replaced, and its clip is decoded again. A worker that takes longer than `timeout_s` for a clip
+  is killed. A clip that costs two workers is bad. `on_bad` names the task that replaces a bad clip;
 - workers are plain child processes in a session of their own: they do not import the caller's main module,
   do not see Ctrl-C, and end with their parent, however it ends.
 
@@ -28,9 +28,8 @@ import numpy as np
 
 from reelmae.pipeline.errors import BadClipError, ReelmaeError, StorageError
 from reelmae.pipeline.loading.decode.av_worker import WorkerSetup, map_arena
-from reelmae.pipeline.loading.decode.passes import DecodePolicy
 from reelmae.pipeline.loading.fetch.clip import SourceSettings
-from reelmae.pipeline.loading.tasks import ClipTask, Cost, Decoded, OnBad
+from reelmae.pipeline.loading.tasks import ClipTask, Cost, Decoded, DecodePolicy, OnBad
 from reelmae.pipeline.storage.store import Store
 
 # clips at a worker: the one in work, and those whose bytes it fetches meanwhile
@@ -90,7 +89,7 @@ class AvPool:
         self._arena_fd = _anonymous_file(int(np.prod(self._arena_shape, dtype=np.int64)))
         self._arena = map_arena(self._arena_fd, self._arena_shape)
         self._setup = WorkerSetup(os.getpid(), source, policy, self._arena_fd, self._arena_shape)
-        self._changed = threading.Condition()  # guards what follows
+        self._changed = threading.Condition()  # guards the fields below
         self._free = deque(range(slots))
         self._order: deque[_Batch] = deque()
         self._pending: deque[int] = deque()
@@ -134,7 +133,7 @@ class AvPool:
         return Decoded(batch.tasks, clips_BCTHW, lambda: self._release(batch.slot), batch.cost)
 
     def close(self) -> None:
-        """End thread and workers; nothing is left behind."""
+        """End thread and workers, and close the shared memory."""
         if self._closing:
             return
         self._closing = True
@@ -175,7 +174,7 @@ class AvPool:
         return _Worker(process, ours)
 
     def _run(self) -> None:
-        """The thread: hand out, take in, replace."""
+        """The thread: hand out tasks, take in answers, replace workers."""
         try:
             while not self._closing:
                 with self._changed:
@@ -206,7 +205,7 @@ class AvPool:
                     try:
                         worker.connection.send((ticket, place.batch.slot, place.at, place.task))
                     except (BrokenPipeError, ConnectionResetError):
-                        return  # it died: its connection reads as ended, and _take_in replaces it
+                        return  # it died: its connection ends, and _take_in replaces it
 
     def _take_in(self, worker: _Worker) -> None:
         try:
@@ -220,13 +219,14 @@ class AvPool:
             self._failed_starts = 0
             return
         ticket, answer, cost = message
-        assert worker.tickets.popleft() == ticket, "answers come in the order of the questions"
+        oldest = worker.tickets.popleft()
+        assert ticket == oldest, "a worker answers in the order of its tasks"
         if isinstance(answer, StorageError):
             raise answer
         self._settle(ticket, answer, cost)
 
     def _settle(self, ticket: int, bad: BadClipError | None, cost: Cost) -> None:
-        """A clip is done, or bad and another takes its place."""
+        """Count a clip as done, or queue the clip that replaces a bad one."""
         place = self._places[ticket]
         if bad is not None:
             place.task = self._on_bad(place.task, bad)
@@ -243,7 +243,7 @@ class AvPool:
             self._changed.notify_all()
 
     def _replace(self, worker: _Worker, what: str) -> None:
-        """Start another worker for a dead one; its clips are done again, the one in work with a strike."""
+        """Start a worker in place of a dead one. Its clips are queued again; the one in work gets a strike."""
         worker.connection.close()
         status = _end(worker.process)
         if not worker.ready:
@@ -290,7 +290,7 @@ def _anonymous_file(size: int) -> int:
 
 
 def _end(process: subprocess.Popen[bytes]) -> int:
-    """End it, and its exit status. Its connection is closed, so one that is well ends by itself."""
+    """End a worker, and return its exit status. Its connection is closed, so a healthy one ends by itself."""
     try:
         return process.wait(timeout=END_GRACE_S)
     except subprocess.TimeoutExpired:

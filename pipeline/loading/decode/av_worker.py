@@ -1,10 +1,10 @@
-"""A decode worker: `python -m reelmae.pipeline.loading.decode.av_worker FD`, started by av_pool and by nobody else.
+"""A decode worker: `python -m reelmae.pipeline.loading.decode.av_worker FD`. Only av_pool starts it.
 
-Reads (ticket, place in the arena, task) from the connection FD, writes samples into the shared arena, answers
-(ticket, None or why the clip is bad, cost), in the same order. Ends when the connection does, or when its parent is gone.
+Reads (ticket, place in the arena, task) from the connection FD, writes samples into the shared arena, and answers
+(ticket, None or why the clip is bad, cost), in the same order. Ends with its connection, or with its parent.
 
-While a clip is decoded, the bytes of those that were asked for after it are fetched in threads, so that what a remote
-store takes to answer is hidden. How many that are is the parent's choice: it keeps a few tasks at each worker.
+While a clip is decoded, threads fetch the bytes of the next ones, to hide the latency of a remote store. The parent
+decides how many: it keeps a few tasks queued at each worker.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ from multiprocessing.connection import Connection
 import numpy as np
 
 from reelmae.pipeline.errors import BadClipError, StorageError
-from reelmae.pipeline.loading.decode.passes import DecodePolicy
 from reelmae.pipeline.loading.decode.pyav import AvDecoder
 from reelmae.pipeline.loading.fetch.clip import ClipSource, SourceSettings
-from reelmae.pipeline.loading.tasks import ClipTask, Cost
+from reelmae.pipeline.loading.tasks import ClipTask, Cost, DecodePolicy
 
 PARENT_CHECK_S = 1.0
 FETCH_THREADS = 4
@@ -53,20 +52,20 @@ class _Request:
 
 
 def map_arena(fd: int, shape: tuple[int, ...]) -> np.ndarray:
-    """The shared pixels, uint8 of this shape."""
+    """Map the shared pixels, uint8 of this shape."""
     return np.frombuffer(mmap.mmap(fd, int(np.prod(shape, dtype=np.int64))), np.uint8).reshape(shape)
 
 
 def _watch(parent: int) -> None:
-    """End the process when the parent is gone, even in the middle of a decode that never returns."""
+    """End the process when the parent has ended, even during a decode that never returns."""
     while os.getppid() == parent:
         time.sleep(PARENT_CHECK_S)
     os._exit(1)
 
 
 def _requests(connection: Connection, source: ClipSource) -> Iterator[_Request]:
-    """What comes over the connection until it ends; each one's bytes are being fetched from when it came."""
-    come: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
+    """The requests of a connection until it ends. The bytes of each are fetched from the moment it arrives."""
+    arrived: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
     fetchers = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="reelmae-fetch")
 
     def fetch(task: ClipTask) -> tuple[bytes, float]:
@@ -77,12 +76,12 @@ def _requests(connection: Connection, source: ClipSource) -> Iterator[_Request]:
         try:
             while True:
                 ticket, slot, at, task = connection.recv()
-                come.put(_Request(ticket, slot, at, task, fetchers.submit(fetch, task)))
+                arrived.put(_Request(ticket, slot, at, task, fetchers.submit(fetch, task)))
         except (EOFError, ConnectionResetError):
-            come.put(None)
+            arrived.put(None)
 
     threading.Thread(target=receive, name="reelmae-receive", daemon=True).start()
-    while (request := come.get()) is not None:
+    while (request := arrived.get()) is not None:
         yield request
     fetchers.shutdown(wait=False, cancel_futures=True)
 

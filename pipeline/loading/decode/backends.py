@@ -1,14 +1,25 @@
-"""Which decoder plays a dataset on a machine: an explicit wish is met or refused with a remedy, `auto` decides and says why."""
+"""Which decoder plays a dataset on a machine, and its making.
+
+A backend that the configuration names is used, or refused with a remedy; `auto` decides and says why.
+"""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Literal
 
-import torch
-
+from reelmae.pipeline.cores import usable_cores
 from reelmae.pipeline.errors import ConfigError
+from reelmae.pipeline.loading.decode.av_pool import AvPool
+from reelmae.pipeline.loading.decode.pyav import InlineDecoder
+from reelmae.pipeline.loading.fetch.clip import SourceSettings
+from reelmae.pipeline.loading.fetch.shard_cache import CacheSettings
+from reelmae.pipeline.loading.tasks import DecodePolicy, Decoder, OnBad
+from reelmae.pipeline.storage.store import Store
+
+if TYPE_CHECKING:  # PyAV needs no torch
+    import torch
 
 Resolved = Literal["av", "dali-cpu", "dali-gpu"]
 DALI_CPU_CODECS = frozenset({"vp8", "vp9", "mjpeg"})
@@ -29,14 +40,15 @@ def resolve_backend(wish: str, codecs: Iterable[str], device: torch.device) -> t
     if wish == "dali-gpu":
         if device.type != "cuda":
             raise ConfigError(
-                f"backend='dali-gpu' on device {str(device)!r}: NVDEC needs an NVIDIA GPU; use backend=av, or device=cuda on one"
+                f"backend='dali-gpu' on device {str(device)!r}: NVDEC needs an NVIDIA GPU; "
+                "use backend=av, or device=cuda on a machine with one"
             )
         return "dali-gpu", "asked for"
     assert wish == "dali-cpu", wish
-    foreign = sorted(set(codecs) - DALI_CPU_CODECS)
+    foreign, known = sorted(set(codecs) - DALI_CPU_CODECS), ", ".join(sorted(DALI_CPU_CODECS))
     if foreign:
         raise ConfigError(
-            f"backend='dali-cpu' cannot decode {', '.join(foreign)} (on CPU, DALI has {', '.join(sorted(DALI_CPU_CODECS))}); "
+            f"backend='dali-cpu' cannot decode {', '.join(foreign)} (on CPU, DALI has {known}); "
             "use backend=av, or shard with --profile vp9, or use backend=dali-gpu on a GPU"
         )
     return "dali-cpu", "asked for"
@@ -44,3 +56,40 @@ def resolve_backend(wish: str, codecs: Iterable[str], device: torch.device) -> t
 
 def _has_dali() -> bool:
     return importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
+
+
+def make_decoder(
+    backend: Resolved,
+    stores: Sequence[Store],
+    shape: tuple[int, int, int, int, int, int],
+    *,
+    on_bad: OnBad,
+    workers: int | None,
+    slots: int,
+    timeout_s: float,
+    policy: DecodePolicy = "auto",
+    device: torch.device | None = None,
+    pipelines: int = 1,
+    cache: CacheSettings | None = None,
+) -> Decoder:
+    """The decoder of clips in `stores`. `shape` is (videos, R, 3, T, H, W) of one batch.
+
+    `workers` None is one for each core; 0 decodes in the caller's thread (av). At most `slots` batches may be between
+    submit and release. `timeout_s` and `policy` are for av, `device` (of dali-gpu) and `pipelines` for DALI.
+    """
+    source = SourceSettings(tuple(store.url() for store in stores), cache)
+    workers = usable_cores() if workers is None else workers
+    if backend != "av":
+        from reelmae.pipeline.loading.decode.dali import DaliDecoder  # takes a second, so only where it is used
+
+        return DaliDecoder(
+            source,
+            shape,
+            device=device if backend == "dali-gpu" else None,
+            threads=max(1, workers),
+            pipelines=pipelines,
+            on_bad=on_bad,
+        )
+    if workers == 0:
+        return InlineDecoder(source, shape, policy=policy, on_bad=on_bad)
+    return AvPool(source, shape, policy=policy, workers=workers, slots=slots, timeout_s=timeout_s, on_bad=on_bad)

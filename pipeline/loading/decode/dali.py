@@ -1,18 +1,18 @@
 """Batches of bytes and draws → samples, with DALI: NVDEC on a GPU, or VP8, VP9 and MJPEG on the CPU.
 
 Properties that hold:
-- DALI is given everything (bytes, frame numbers, crop boxes) and draws nothing: its pipeline has no state worth
-  saving, and can be thrown away and built again;
-- a clip is decoded once for all its samples: the decoder gets the sorted union of their frames, each sample
-  picks its own from it. Frame numbers are exact, so strides may differ from clip to clip;
-- one bad clip fails DALI's whole batch. Then the batch is decoded clip by clip, each failure with a new
-  pipeline, and only the bad clip is replaced (by what `on_bad` says);
-- a frame number beyond the clip is an error (`pad_mode="none"`): the padding of short clips is in the numbers;
+- DALI gets bytes, frame numbers and crop boxes, and draws nothing itself: its pipeline has no state worth saving, and
+  can be thrown away and built again;
+- a clip is decoded once for all its samples: the decoder gets the sorted union of their frames, and each sample picks
+  its own. Frame numbers are exact, so strides may differ from clip to clip;
+- one bad clip makes DALI's whole batch fail. Then the batch is decoded clip by clip, with a new pipeline after each
+  failure, and only the bad clip is replaced (`on_bad` names the task that replaces it);
+- a frame number beyond the clip is an error (`pad_mode="none"`): short clips are padded by repeating frame numbers;
 - batches come out in the order in which they went in, whichever of several pipelines made them.
 
-Each pipeline is run by a thread of its own, on a stream of its own, so that decoding overlaps with what the consumer
-computes; fetching runs ahead of it in a few more threads. How many frames the decoder went through is not known, so
-its cost counts none; crop and resize are within its `decode_s`.
+Each pipeline runs in its own thread, on its own stream, so that decoding overlaps with what the consumer computes. More
+threads fetch ahead of it. DALI does not say how many frames it decoded, so `frames_decoded` of its cost is 0; crop and
+resize are part of its `decode_s`.
 """
 
 from __future__ import annotations
@@ -82,9 +82,9 @@ class DaliDecoder:
 
     def collect(self) -> Decoded:
         """Wait for the oldest batch."""
-        decoded = self._order[0].result()  # one that failed stays, so that every later call fails alike
+        decoded = self._order[0].result()  # a failed batch stays, so that every later call fails in the same way
         self._order.popleft()
-        if self._device is not None:  # the memory may be used again only after what the consumer queues on it
+        if self._device is not None:  # the memory must not be used again before the consumer's work on it is done
             decoded.clips_BCTHW.record_stream(torch.cuda.current_stream(self._device))
         return decoded
 
@@ -104,7 +104,7 @@ class DaliDecoder:
         return self._source.fetch(task), time.perf_counter() - began
 
     def _run(self, graph: _Graph) -> None:
-        """A thread: batches, one after the other."""
+        """A thread: decode batches, one after the other."""
         while (work := self._work.get()) is not None and not self._closing:
             tasks, fetched, done = work
             try:
@@ -140,7 +140,7 @@ class DaliDecoder:
                 task = self._on_bad(task, e)
 
     def _one_by_one(self, graph: _Graph, tasks: list[ClipTask], data: list[bytes]) -> torch.Tensor:
-        """Decode each clip by itself, replacing those that fail; `tasks` is changed in place."""
+        """Decode each clip by itself, and replace those that fail; `tasks` is changed in place."""
         parts = []
         for at in range(len(tasks)):
             while True:
@@ -154,20 +154,21 @@ class DaliDecoder:
 
 
 class _Graph:
-    """One DALI pipeline and its stream: bytes → wanted frames → per sample its frames, its region resized, mirrored
-    where asked. Built when it is first run, and anew after an error.
+    """One DALI pipeline and its stream: bytes → wanted frames → each sample's frames, cropped, resized and mirrored.
+
+    It is built when it is first run, and again after an error.
     """
 
     def __init__(self, shape: tuple[int, ...], device: torch.device | None, threads: int) -> None:
         self._shape = shape
         self._device = device
         self._n_threads = threads
-        # a stream of its own: waiting for it must not mean waiting for the trainer's work
+        # its own stream: waiting for it must not wait for the trainer's work
         self._stream = None if device is None else torch.cuda.Stream(device)
         self._pipeline: Pipeline | None = None
 
     def run(self, tasks: list[ClipTask], data: list[bytes]) -> torch.Tensor:
-        """uint8 [V * R, 3, T, H, W] in memory of its own. RuntimeError where one of the clips is bad."""
+        """uint8 [V * R, 3, T, H, W], a copy. RuntimeError where one of the clips is bad."""
         if self._pipeline is None:
             self._pipeline = _build(self._shape, self._device, self._n_threads)
         try:
@@ -181,7 +182,7 @@ class _Graph:
             clips = torch.empty((len(tasks), *self._shape[1:]), dtype=torch.uint8, device=self._device or "cpu")
             for r, output in enumerate(outputs):
                 clips[:, r] = torch.from_dlpack(output.as_tensor()).permute(0, 4, 1, 2, 3)
-        if self._stream is not None:  # DALI's buffers are written again by the next run
+        if self._stream is not None:  # the next run overwrites DALI's buffers
             self._stream.synchronize()
         return clips.flatten(0, 1)
 
@@ -207,7 +208,7 @@ def _feed(tasks: list[ClipTask], data: list[bytes], n_frames: int) -> dict[str, 
 def _build(shape: tuple[int, ...], device: torch.device | None, threads: int) -> Pipeline:
     videos, repeats, _, _, size, _ = shape
     device_id = None if device is None else device.index
-    # depth 1: a thread feeds and runs one batch at a time, and the loader decides how far ahead that is
+    # depth 1: a thread feeds and runs one batch at a time; how far ahead, the loader decides
     pipeline = Pipeline(batch_size=videos, num_threads=threads, device_id=device_id, prefetch_queue_depth=1)
     with pipeline:
         numbers = fn.external_source(name="frames", dtype=types.INT32, ndim=1)
@@ -236,7 +237,7 @@ def _build(shape: tuple[int, ...], device: torch.device | None, threads: int) ->
 
 
 def _first_line(error: BaseException) -> str:
-    """What DALI says first that is not its own position in its source."""
+    """The first line of DALI's message that says what is wrong; lines with positions in its source are skipped."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("[")]
     return next(
         (line for line in lines if "rror" in line and not line.endswith(":")),

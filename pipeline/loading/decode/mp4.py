@@ -1,9 +1,9 @@
-"""Where the pictures of an mp4 held in memory lie: its sample tables (ISO/IEC 14496-12), and nothing else of it.
+"""Where the pictures of an mp4 in memory lie: reads its sample tables (ISO/IEC 14496-12), and nothing else.
 
 Opening a clip with FFmpeg's demuxer costs as much as decoding several frames, since it decodes some itself to find out
-what it holds. A clip of a shard is known: one video track, written by `reelmae shard`, its tables in front. So the
-tables are read here, packets are handed to the decoder straight from the clip's bytes, and jumping to a keyframe is an
-index. What is not laid out so raises ValueError; no content can make anything open another file.
+what the file holds. The layout of a shard's clip is known: one video track, written by `reelmae shard`, its tables in
+front. So the tables are read here, the decoder gets packets straight from the clip's bytes, and a jump to a keyframe is
+one look-up. Another layout raises ValueError. No content can make this open another file.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# sample entry → (FFmpeg's decoder, box that holds what the decoder must know beforehand)
+# sample entry → (FFmpeg's decoder, box with the decoder's configuration)
 _CODECS = {
     b"avc1": ("h264", b"avcC"),
     b"avc3": ("h264", b"avcC"),
@@ -29,21 +29,27 @@ _VISUAL_ENTRY = 78  # bytes of a visual sample entry before its own boxes
 
 @dataclass(frozen=True, eq=False)
 class Track:
-    """N pictures in decoding order."""
+    """A video track of N pictures, in decoding order."""
 
     codec: str
+    """FFmpeg's name of the decoder."""
     extradata: bytes
-    offsets: np.ndarray  # int64 [N]
-    sizes: np.ndarray  # int64 [N]
-    numbers: np.ndarray  # int64 [N]: each picture's place in the order of display
-    keyframes: np.ndarray  # int64, ascending: places in decoding order
+    """The decoder's configuration."""
+    offsets: np.ndarray
+    """int64 [N]: where each picture begins in the file."""
+    sizes: np.ndarray
+    """int64 [N]: bytes of each picture."""
+    numbers: np.ndarray
+    """int64 [N]: each picture's place in display order."""
+    keyframes: np.ndarray
+    """int64, ascending: their places in decoding order."""
 
     def __len__(self) -> int:
         return len(self.sizes)
 
 
 def read_track(data: bytes) -> Track:
-    """The first video track. ValueError where there is none, or where its tables do not fit the bytes."""
+    """The first video track. ValueError where there is none, or its tables do not fit the bytes."""
     try:
         return _read_track(data)
     except (struct.error, IndexError, KeyError) as e:
@@ -96,7 +102,7 @@ def _codec(stsd: memoryview) -> tuple[str, bytes]:
 
 
 def _table(box: memoryview, columns: int, *, kind: str = ">u4") -> np.ndarray:
-    """int64 [N, columns] of a box that holds a count and as many rows."""
+    """int64 [N, columns] of a box that holds N and then N rows."""
     (n,) = struct.unpack_from(">I", box, 4)
     width = columns * np.dtype(kind).itemsize
     if 8 + n * width > len(box):
@@ -131,7 +137,7 @@ def _offsets(stbl: dict[bytes, memoryview], sizes: np.ndarray) -> np.ndarray:
 
 
 def _numbers(stbl: dict[bytes, memoryview], n: int) -> np.ndarray:
-    """int64 [N]: the order of display; with B-frames it is not that of decoding."""
+    """int64 [N]: display order, which with B-frames differs from decoding order."""
     if b"ctts" not in stbl:
         return np.arange(n)
     durations = np.repeat(*_table(stbl[b"stts"], 2).T[::-1])

@@ -1,19 +1,33 @@
 """One clip's bytes and draws → its samples, with PyAV on one core. Imports no torch: workers start with it.
 
 Properties that hold:
-- what is decoded follows from `passes`: each frame at most once however many samples share it, and only runs of frames
-  that hold a wanted one;
-- frames are known by their number, which travels through the decoder as a timestamp: a wanted frame that does not
-  come is an error, never its neighbour;
-- only wanted frames are converted, and of them only the drawn box: one step of swscale crops, resizes and converts
+- frames are known by their number, which travels through the decoder as a timestamp. A wanted frame that does not
+  come is an error; its neighbour never stands in for it;
+- only wanted frames are converted, and only the drawn box of each: one step of swscale crops, resizes and converts
   from YUV 4:2:0 to planar RGB, the layout of the batch;
-- resizing is the triangle filter, widened where it shrinks (antialiased), as in the DALI backends.
+- resizing uses the triangle filter, widened where it shrinks (antialiased), as in the DALI backends.
+
+Which frames are decoded: a pass jumps to a keyframe and decodes frame after frame up to the last one it wants. The
+passes of a clip's R samples follow from where its keyframes lie and from the decode policy:
+- `windows`  each sample decodes its own window, as a loader that seeks for each sample does;
+- `span`     all samples share one window, from the first wanted frame to the last;
+- `auto`     the cheaper of both, stretch by stretch: samples share frames where their windows overlap, and the frames
+             between windows are jumped over where a keyframe allows it.
+
+Each wanted frame is in exactly one pass (`windows`: once for each sample that wants it). `auto` decodes at most as many
+frames as either of the others. In short clips, or at a low frame rate, it equals `span`; in long ones, `windows`.
+
+Example, keyframes at 0, 16, 32, …, two samples that want 20 24 28 and 70 74 78:
+    windows and auto  (16: 20 24 28) (64: 70 74 78)  28 frames        span  (16: 20 24 28 70 74 78)  63 frames
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import av
@@ -22,12 +36,60 @@ from av.video.reformatter import Interpolation, VideoReformatter
 
 from reelmae.pipeline.errors import BadClipError
 from reelmae.pipeline.loading.decode.mp4 import Track, read_track
-from reelmae.pipeline.loading.decode.passes import DecodePolicy, decode_passes
+from reelmae.pipeline.loading.fetch.clip import ClipSource, SourceSettings
 from reelmae.pipeline.loading.order.draws import Draw, frame_indices
-from reelmae.pipeline.loading.tasks import ClipTask, Cost
+from reelmae.pipeline.loading.tasks import ClipTask, Cost, Decoded, DecodePolicy, OnBad
 
 _SCALING = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 _RGB_PLANES = (2, 0, 1)  # of FFmpeg's gbrp
+
+
+@dataclass(frozen=True)
+class DecodePass:
+    """Frames to decode one after the other: from the keyframe `start` to the last of `wanted` (ascending)."""
+
+    start: int
+    """The keyframe at which decoding begins."""
+    wanted: tuple[int, ...]
+    """Frame numbers, ascending."""
+    samples: tuple[int, ...]
+    """The samples (repeats) that take their frames from this pass."""
+
+    @property
+    def cost(self) -> int:
+        """Frames that are decoded."""
+        return self.wanted[-1] + 1 - self.start
+
+
+def decode_passes(wanted_RT: np.ndarray, keyframes: Sequence[int], policy: DecodePolicy = "auto") -> list[DecodePass]:
+    """The passes for R samples of T frame numbers each. `keyframes` are ascending frame numbers; 0 counts as one."""
+    everyone = tuple(range(len(wanted_RT)))
+    if policy == "windows":
+        return [p for r in everyone for p in _jump(wanted_RT[r], keyframes, (r,))]
+    if policy == "span":
+        wanted = np.unique(wanted_RT).tolist()
+        return [DecodePass(_keyframe(wanted[0], keyframes), tuple(wanted), everyone)]
+    return _jump(wanted_RT, keyframes, everyone)
+
+
+def _keyframe(frame: int, keyframes: Sequence[int]) -> int:
+    """The last keyframe that is not after `frame`."""
+    at = bisect_right(keyframes, frame)
+    return keyframes[at - 1] if at else 0
+
+
+def _jump(wanted_N: np.ndarray, keyframes: Sequence[int], samples: tuple[int, ...]) -> list[DecodePass]:
+    """The passes that jump wherever a keyframe lies between the last decoded frame and the next wanted one."""
+    wanted = np.unique(wanted_N).tolist()
+    passes: list[DecodePass] = []
+    start, run = _keyframe(wanted[0], keyframes), wanted[:1]
+    for frame in wanted[1:]:
+        key = _keyframe(frame, keyframes)
+        if key > run[-1] + 1:
+            passes.append(DecodePass(start, tuple(run), samples))
+            start, run = key, []
+        run.append(frame)
+    return [*passes, DecodePass(start, tuple(run), samples)]
 
 
 class AvDecoder:
@@ -65,14 +127,14 @@ class AvDecoder:
     ) -> Iterator[tuple[tuple[int, ...], int, av.VideoFrame]]:
         """(samples, number, frame) of every wanted frame of an mp4 held in memory; counts what it decodes.
 
-        Raises ValueError or av.FFmpegError where one of them cannot be had.
+        Raises ValueError or av.FFmpegError where one of them is missing or damaged.
         """
         track = read_track(data)
         context = av.CodecContext.create(track.codec, "r")
         context.extradata = track.extradata or None
         context.thread_count = 1
         context.options = {"err_detect": "explode"}
-        # a keyframe's place is its number too: groups of pictures are closed
+        # At keyframes, decoding order equals display order, since groups of pictures are closed
         for p in decode_passes(wanted_RT, track.keyframes.tolist(), self.policy):
             frames = _decode(context, track, data, p.start)
             for n in p.wanted:
@@ -100,7 +162,7 @@ def _decode(context: Any, track: Track, data: bytes, start: int) -> Iterator[av.
 
 
 def _next(frames: Iterator[av.VideoFrame], wanted: int, cost: Cost) -> av.VideoFrame:
-    """The frame of this number; those before it are passed over."""
+    """The frame of this number; frames before it are skipped."""
     for frame in frames:
         cost.frames_decoded += 1
         if frame.is_corrupt:
@@ -113,7 +175,7 @@ def _next(frames: Iterator[av.VideoFrame], wanted: int, cost: Cost) -> av.VideoF
 
 
 class _Box:
-    """One sample's crop, resize, conversion and flip; frames of one size share what swscale has worked out."""
+    """One sample's crop, resize, conversion and flip; frames of one size share swscale's set-up."""
 
     def __init__(self, draw: Draw, size: int) -> None:
         self._draw = draw
@@ -141,10 +203,53 @@ class _Box:
                 out_CHW[c] = picture
             elif size % 8:
                 out_CHW[c] = picture[:, ::-1]
-            else:  # eight bytes at a time, each eight turned round by the change of byte order: five times as fast
+            else:  # eight bytes at a time, which a change of byte order reverses: five times as fast
                 out_CHW[c].view("<u8")[:] = picture.view(">u8")[:, ::-1]
 
 
 def _pixels(plane: Any) -> np.ndarray:
     """A frame's plane as uint8 [rows, bytes of a line with its padding], without a copy."""
     return np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
+
+
+class InlineDecoder:
+    """A Decoder (see tasks) without processes: batches are decoded in the caller's thread when they are collected.
+
+    For debugging, and for measuring one core. `shape` is (videos, R, 3, T, H, W) of one batch.
+    """
+
+    def __init__(self, source: SourceSettings, shape: tuple[int, ...], *, policy: DecodePolicy, on_bad: OnBad) -> None:
+        self._source = ClipSource(source)
+        self._decoder = AvDecoder(frames=shape[3], size=shape[4], policy=policy)
+        self._clips = np.empty(shape, np.uint8)  # only one batch at a time is between collect and release
+        self._on_bad = on_bad
+        self._batches: deque[list[ClipTask]] = deque()
+
+    def submit(self, tasks: list[ClipTask]) -> None:
+        """Remember a batch."""
+        self._batches.append(list(tasks))
+
+    def collect(self) -> Decoded:
+        """Decode the oldest batch."""
+        tasks = self._batches.popleft()
+        decoded = Decoded(tasks, self._clips.reshape(-1, *self._clips.shape[2:]), lambda: None)
+        for at in range(len(tasks)):
+            while True:
+                try:
+                    decoded.cost.add(self._decode(tasks[at], at))
+                    break
+                except BadClipError as e:
+                    tasks[at] = self._on_bad(tasks[at], e)
+        return decoded
+
+    def _decode(self, task: ClipTask, at: int) -> Cost:
+        began = time.perf_counter()
+        data = self._source.fetch(task)
+        fetched = time.perf_counter()
+        cost = self._decoder.decode(task, data, self._clips[at])
+        cost.fetch_s = fetched - began
+        return cost
+
+    def close(self) -> None:
+        """Forget the batches."""
+        self._batches.clear()

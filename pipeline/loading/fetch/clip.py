@@ -1,12 +1,12 @@
 """The bytes of one clip, checked: from the shard cache, from a local shard, or by one ranged read.
 
 Properties that hold:
-- no byte leaves here that is not what the index names: each clip is checked against the sha256 that was taken when
-  it was sharded. Silent damage is a bad clip, never training data;
-- a clip whose shard is in the cache is read there. One whose shard is not is read by one ranged read and does
-  not wait: bringing whole shards is the work of read_ahead.py, before they are needed;
-- damage in the cache is told from damage in the store by reading the clip there: if it is well, the cached shard goes
-  and the clip is used; if not, the clip is bad, and the shard stays for the others in it;
+- every clip is checked against the sha256 that was taken when it was sharded. A damaged clip is a bad clip and never
+  becomes training data;
+- a clip whose shard is in the cache is read from there. Otherwise it is read at once by one ranged read: whole shards
+  are brought by read_ahead.py, before they are needed;
+- where a cached clip is damaged, it is read again from the store. If it is good there, the cached shard is dropped and
+  the clip is used. If not, the clip is bad, and the cached shard stays for the other clips in it;
 - the shards of a local dataset are read where they are and never cached.
 """
 
@@ -20,12 +20,10 @@ from reelmae.pipeline.loading.fetch.shard_cache import CacheSettings, ShardCache
 from reelmae.pipeline.loading.tasks import ClipTask
 from reelmae.pipeline.storage.store import Store
 
-__all__ = ["CacheSettings", "ClipSource", "SourceSettings", "fetch"]
-
 
 @dataclass(frozen=True)
 class SourceSettings:
-    """Where clips come from; travels to the workers. `urls` has one dataset each, by `ClipTask.dataset`."""
+    """Where clips come from; it is sent to the workers. `urls[ClipTask.dataset]` is a clip's dataset."""
 
     urls: tuple[str, ...]
     cache: CacheSettings | None = None
@@ -41,8 +39,8 @@ class ClipSource:
     def fetch(self, task: ClipTask) -> bytes:
         """The video's bytes.
 
-        BadClipError where the shard is gone, ends before the clip does, or holds other bytes than the index says;
-        StorageError where the storage itself fails after retries, which is no fault of the clip.
+        BadClipError where the shard is missing, ends within the clip, or holds other bytes than the index says;
+        StorageError where the storage fails after retries, which says nothing about the clip.
         """
         store = self.stores[task.dataset]
         cached = None
@@ -77,5 +75,5 @@ def _is_whole(data: bytes, task: ClipTask) -> bool:
 
 
 def _check(data: bytes) -> int:
-    """What the index keeps of a clip's sha256: its first 8 bytes."""
+    """The first 8 bytes of the sha256, which the index keeps of each clip."""
     return int.from_bytes(hashlib.sha256(data).digest()[:8], "big")

@@ -4,14 +4,14 @@
     ReadAhead     threads of the rank's process that bring them in that order
 
 Properties that hold:
-- shards come in the order of their first use, and only as long as those still needed fit into `budget_bytes` together
-  with the next one: reading ahead never drives out what is yet to be read, and ranks that divide a cache by their
-  number do not drive out each other's;
-- nobody waits for it: a clip whose shard has not come is read by itself (fetch.py). So a cache that does
-  not hold all shards played at the same time (one for each lane of the rank) is no mistake, it only saves less;
-- a shard is given up, even in the middle of its download, once its last use is over;
-- what goes wrong is raised in the consumer's thread, at its next `advance`; but a shard that is missing is left to the
-  consumer's own reads, where it makes bad clips.
+- shards come in the order of their first use. The next one comes only if it fits into `budget_bytes` together with
+  all that are still needed. So reading ahead never evicts a shard that is still to be read, and ranks that share a
+  cache in equal parts do not evict each other's shards;
+- the consumer never waits for it: a clip whose shard is not here yet is read by itself (clip.py). A cache too small
+  for all shards that are played at the same time (one for each lane of the rank) works, it only saves less;
+- a shard is dropped, even in the middle of its download, once its last use is over;
+- an error is raised in the consumer's thread, at its next `advance`. A missing shard raises nothing here: the
+  consumer's own reads report its clips as bad.
 
 Example, a rank that plays two lanes, one clip of each in every step, with three shards of 4, 4 and 2 clips:
 
@@ -35,25 +35,25 @@ from reelmae.pipeline.loading.fetch.shard_cache import ShardCache
 from reelmae.pipeline.storage.store import Store
 
 THREADS = 4
-PIECE = 1 << 16  # positions looked at together, about
+PIECE = 1 << 16  # about how many positions are looked at together
 MIN_GAP = 100  # steps
 
 
 @dataclass(frozen=True)
 class Stay:
-    """A rank needs a shard from `first_step` to `last_step`, both included. `shard` is its number in the index."""
+    """A rank needs a shard from `first_step` to `last_step`, both included. `shard` is a number into the index."""
 
     first_step: int
     last_step: int
     shard: int
 
 
-class Shards(Protocol):
-    """What is read of a ClipIndex; S shards of some datasets."""
+class ShardTable(Protocol):
+    """The S shards of some datasets: the part of a ClipIndex that reading ahead needs."""
 
     @property
     def stores(self) -> Sequence[Store]:
-        """One for each dataset."""
+        """The store of each dataset."""
 
     @property
     def shard_names(self) -> Sequence[str]:
@@ -65,7 +65,7 @@ class Shards(Protocol):
 
     @property
     def shard_bytes(self) -> np.ndarray:
-        """int64 [S]: bytes that are needed of each."""
+        """int64 [S]: bytes of each shard up to the end of its last clip."""
 
 
 def shard_stays(
@@ -74,8 +74,8 @@ def shard_stays(
     """When `rank` needs which shard in an epoch of `steps` global batches, by first step.
 
     `shards_at` takes positions of the epoch (int64) and gives the number of each one's shard; the rank's k-th clip has
-    position `rank + world * k` and is of step `k // batch_videos`. A shard that is not used for a twentieth of the
-    epoch (`MIN_GAP` steps at least; most often one that a border of lanes cuts) has two stays.
+    position `rank + world * k` and belongs to step `k // batch_videos`. A shard has two stays where it is not used for
+    a twentieth of the epoch (at least `MIN_GAP` steps); this happens mostly to shards that a border of lanes cuts.
     """
     gap = max(MIN_GAP, steps // 20)
     piece = min(gap, max(1, PIECE // batch_videos)) * batch_videos
@@ -97,16 +97,16 @@ def shard_stays(
 
 
 class ReadAhead:
-    """Brings the shards of remote stores into `cache`. `stays` gives those of an epoch, as shard_stays does.
+    """Brings the shards of remote stores into `cache`. `stays(epoch)` gives the stays of an epoch, as shard_stays does.
 
-    `steps` is the number of steps in an epoch; `in_flight`, how many steps before the one that `advance` names may
-    still be read. Looks at most one epoch ahead. Raises ConfigError where a shard does not fit into `budget_bytes`.
+    `steps` is the number of steps in an epoch. `in_flight` is how many steps before the current one may still be read.
+    Looks at most one epoch ahead. Raises ConfigError where a shard does not fit into `budget_bytes`.
     """
 
     def __init__(
         self,
         cache: ShardCache,
-        shards: Shards,
+        shards: ShardTable,
         stays: Callable[[int], list[Stay]],
         *,
         steps: int,
@@ -119,8 +119,8 @@ class ReadAhead:
         if len(sizes) and sizes.max() > budget_bytes:
             largest = int(sizes.argmax())
             raise ConfigError(
-                f"shard {shards.shard_names[largest]} has {sizes[largest]} bytes, and {budget_bytes} of the shard cache are "
-                "this rank's; let the cache hold several shards for each rank of the node, or play without a cache"
+                f"shard {shards.shard_names[largest]} has {sizes[largest]} bytes, "
+                f"and {budget_bytes} of the shard cache are this rank's; let the cache hold several shards for each rank of the node, or play without a cache"
             )
         self._cache, self._shards, self._stays = cache, shards, stays
         self._remote, self._steps, self._budget_bytes = remote, steps, budget_bytes
@@ -143,7 +143,7 @@ class ReadAhead:
                 raise self._error
             self._now = epoch * self._steps + step
             passed = [s for s in self._held.values() if s.last_step < self._now - self._in_flight]
-            for stay in passed:  # marked before there is room for another, so that it is what makes the room
+            for stay in passed:  # marked before another shard gets its room, so that it is the one that is evicted
                 self._cache.done(self._store(stay), self._shards.shard_names[stay.shard])
                 del self._held[stay.shard]
             self._changed.notify_all()
@@ -154,7 +154,7 @@ class ReadAhead:
             atexit.register(self.close)
 
     def close(self) -> None:
-        """Give up what is being downloaded and end the threads."""
+        """Stop downloading and end the threads."""
         atexit.unregister(self.close)
         with self._changed:
             self._closing = True
@@ -164,27 +164,27 @@ class ReadAhead:
                 thread.join()
 
     def _run(self) -> None:
-        """A thread: take the next shard that fits, bring it."""
+        """A thread: take the next shard that fits, and bring it."""
         try:
             while (stay := self._take()) is not None:
                 try:
                     shard = self._shards.shard_names[stay.shard]
                     self._cache.bring(self._store(stay), shard, partial(self._holds, stay.shard))
                 except FileNotFoundError:
-                    continue  # the consumer's reads say which clips are gone
+                    continue  # the consumer's own reads report the clips in it as bad
         except BaseException as e:  # noqa: BLE001  raised again in the consumer's thread
             with self._changed:
                 self._error = e
 
     def _take(self) -> Stay | None:
-        """The next stay for which there is room, now held; None when closing."""
+        """Hold the next stay for which there is room, and return it; None when closing."""
         with self._looking:
             for stay in self._ahead:
                 with self._changed:
-                    self._changed.wait_for(partial(self._decided, stay))
+                    self._changed.wait_for(partial(self._can_decide, stay))
                     if self._closing:
                         return None
-                    if not self._wanted(stay):
+                    if not self._needs(stay):
                         continue
                     known = stay.shard in self._held
                     self._held[stay.shard] = stay
@@ -193,11 +193,11 @@ class ReadAhead:
         return None
 
     def _look_ahead(self, epoch: int) -> Iterator[Stay]:
-        """All stays from `epoch` on, in steps since the first epoch began; an epoch's once the one before it is played."""
+        """All stays from `epoch` on, in steps since the first epoch began; an epoch's once the one before starts."""
         while True:
             before = (epoch - 1) * self._steps
             with self._changed:
-                self._changed.wait_for(partial(self._reached, before))
+                self._changed.wait_for(partial(self._has_reached, before))
                 if self._closing:
                     return
             base = epoch * self._steps
@@ -206,16 +206,16 @@ class ReadAhead:
                     yield Stay(base + stay.first_step, base + stay.last_step, stay.shard)
             epoch += 1
 
-    def _reached(self, step: int) -> bool:
+    def _has_reached(self, step: int) -> bool:
         return self._closing or self._now >= step
 
-    def _decided(self, stay: Stay) -> bool:
-        return not self._wanted(stay) or self._fits(stay)
+    def _can_decide(self, stay: Stay) -> bool:
+        return not self._needs(stay) or self._fits(stay)
 
     def _holds(self, shard: int) -> bool:
         return not self._closing and shard in self._held
 
-    def _wanted(self, stay: Stay) -> bool:
+    def _needs(self, stay: Stay) -> bool:
         return not self._closing and stay.last_step >= self._now
 
     def _fits(self, stay: Stay) -> bool:

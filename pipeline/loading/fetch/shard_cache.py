@@ -6,15 +6,15 @@
       .….shard.part                     a download; its writer holds a lock on it
 
 Properties that hold:
-- a file under its final name is whole: it is downloaded as `.part` and renamed. What is in it is checked clip by clip
-  by whoever reads (fetch.py), against the index, so that nothing need be synced to disk;
-- the files in the folder never have more than `max_bytes` together, with any number of processes and whenever they
-  are killed: room is made, and taken by giving the `.part` its full size, before the first byte is downloaded.
-  Those go first whose last use is over (`done`), then those not read for the longest time. A process that reads a
-  file in the moment it goes still gets its bytes;
-- one process downloads a shard, others that want it wait;
-- there is no daemon and nothing to clean up: locks (flock) end with the process that holds them, and a `.part` that
-  nobody holds is what a killed writer left: the next one who makes room or wants that shard removes it.
+- a file under its final name is complete: it is downloaded as `.part` and then renamed. Readers check each clip in it
+  against the index (clip.py), so nothing needs to be synced to disk;
+- the files in the folder never have more than `max_bytes` together, with any number of processes, whenever they are
+  killed. Before the first byte is downloaded, room is made, and reserved by giving the `.part` its full size;
+- shards whose last use is over (`done`) are evicted first, then those not read for the longest time. A process that
+  reads a file while it is evicted still gets its bytes;
+- one process downloads a shard; others that want it wait;
+- there is no daemon and nothing to clean up. Locks (flock) end with the process that holds them. A `.part` that nobody
+  has locked was left by a killed writer: the next process that makes room or wants that shard removes it.
 
 The folder must be on a local disk, and all processes must be of one user.
 """
@@ -36,15 +36,15 @@ from urllib.parse import quote
 from reelmae.pipeline.errors import ConfigError, StorageError, StorageFullError
 from reelmae.pipeline.storage.store import Store
 
-CHUNK = 8 << 20  # bytes asked for at once
-POLL_S = 0.05  # between looks at what another process does
-DONE_AGE_S = 10 * 365 * 86400.0  # how much older than it is a shard looks once its last use is over
+CHUNK = 8 << 20  # bytes of one request
+POLL_S = 0.05  # between two looks at another process' download
+DONE_AGE_S = 10 * 365 * 86400.0  # finished shards are back-dated by this, so that they are evicted first
 _OURS = re.compile(r"^\.?[0-9a-f]{16}_.*\.shard(\.part)?$")  # nothing else in the folder is counted or removed
 
 
 @dataclass(frozen=True)
 class CacheSettings:
-    """Where shards are kept, and how many bytes at most, for all processes of the node together."""
+    """The folder of the shards, and how many bytes it may hold, for all processes of the node together."""
 
     folder: str
     max_bytes: int
@@ -74,17 +74,17 @@ class ShardCache:
     def __init__(self, settings: CacheSettings) -> None:
         self.folder = Path(settings.folder).absolute()
         self.max_bytes = settings.max_bytes
-        with self._told():
+        with self._explain_errors():
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-            except FileNotFoundError as e:  # what /proc says
-                raise self._refused(e) from e
-            with self._locked():
+            except FileNotFoundError as e:  # in /proc, for example
+                raise self._storage_error(e) from e
+            with self._lock():
                 self._remove_abandoned(self._files())
 
     def read(self, store: Store, shard: str, offset: int, size: int) -> bytes | None:
         """`size` bytes from `offset`, or as many as the file has; None where the shard is not here."""
-        with self._told():
+        with self._explain_errors():
             try:
                 fd = os.open(self._path(store, shard), os.O_RDONLY)
             except FileNotFoundError:
@@ -98,8 +98,8 @@ class ShardCache:
     def bring(self, store: Store, shard: str, wanted: Callable[[], bool] = _always) -> bool:
         """Have the shard here: download it, or wait for the process that does. True once it is.
 
-        False where `wanted`, asked again and again, said no first. Raises FileNotFoundError where the store has no
-        such shard, ConfigError where it is larger than the whole cache, StorageError where it cannot be read.
+        `wanted` is called again and again meanwhile; False as soon as it returns False. Raises FileNotFoundError where
+        the store has no such shard, ConfigError where it is larger than the cache, StorageError where reading fails.
         """
         path = self._path(store, shard)
         part = path.with_name(f".{path.name}.part")
@@ -114,7 +114,7 @@ class ShardCache:
                 if self._touch(path) or not self._fill(fd, store, shard, wanted):
                     part.unlink()
                 else:
-                    with self._told(), self._locked():  # who makes room sees it once, under one of its names
+                    with self._explain_errors(), self._lock():  # who makes room must not count it twice
                         part.rename(path)
             except BaseException:
                 part.unlink(missing_ok=True)
@@ -124,14 +124,14 @@ class ShardCache:
         return True
 
     def done(self, store: Store, shard: str) -> None:
-        """Its last use is over for now: it goes before all that are still needed."""
+        """Its last use is over for now: it is evicted before all shards that are still needed."""
         then = time.time() - DONE_AGE_S
-        with self._told(), contextlib.suppress(FileNotFoundError):
+        with self._explain_errors(), contextlib.suppress(FileNotFoundError):
             os.utime(self._path(store, shard), (then, then))
 
     def drop(self, store: Store, shard: str) -> None:
         """Remove a shard that turned out to be damaged."""
-        with self._told():
+        with self._explain_errors():
             self._path(store, shard).unlink(missing_ok=True)
 
     def _path(self, store: Store, shard: str) -> Path:
@@ -139,17 +139,17 @@ class ShardCache:
         return self.folder / f"{dataset}_{quote(shard, safe='')}.shard"
 
     def _touch(self, path: Path) -> bool:
-        """Whether it is there, and now the last that would go."""
+        """Whether the file is there; marks it as just used."""
         try:
-            with self._told():
+            with self._explain_errors():
                 os.utime(path)
         except FileNotFoundError:
             return False
         return True
 
     def _own(self, part: Path, *, create: bool) -> int | None:
-        """The file, locked; None where it is another's, or was when we looked. Only who holds it renames or removes it."""
-        with self._told():
+        """Open and lock the file; None where another has it, or it is gone. Only its owner renames or removes it."""
+        with self._explain_errors():
             try:
                 fd = os.open(part, os.O_RDWR | (os.O_CREAT if create else 0), 0o600)
             except FileNotFoundError:
@@ -164,7 +164,7 @@ class ShardCache:
             return None
 
     def _fill(self, fd: int, store: Store, shard: str, wanted: Callable[[], bool]) -> bool:
-        """Download into the locked part; False where it is not wanted any more."""
+        """Download into the locked part; False once it is not wanted any more."""
         size = store.size(shard)
         if size > self.max_bytes:
             raise ConfigError(
@@ -179,16 +179,16 @@ class ShardCache:
             if not wanted():
                 return False
             data = memoryview(store.read_range(shard, offset, min(CHUNK, size - offset)))
-            with self._told():
+            with self._explain_errors():
                 while data:
                     written = os.pwrite(fd, data, offset)
                     data, offset = data[written:], offset + written
         return True
 
     def _reserve(self, fd: int, size: int) -> bool:
-        """Take `size` bytes of the cache for this part, removing what must go; False while others' downloads fill it."""
-        with self._told(), self._locked():
-            os.ftruncate(fd, 0)  # what a killed writer left in it
+        """Reserve `size` bytes for this part, evicting others; False while other downloads take too much room."""
+        with self._explain_errors(), self._lock():
+            os.ftruncate(fd, 0)  # a killed writer may have left bytes in it
             files = self._remove_abandoned(self._files())
             if sum(f.size for f in files if f.is_part) + size > self.max_bytes:
                 return False
@@ -212,7 +212,7 @@ class ShardCache:
         return found
 
     def _remove_abandoned(self, files: list[_File]) -> list[_File]:
-        """Remove the parts of writers that are no more; the files that are left."""
+        """Remove the parts of writers that have ended; returns the other files."""
         left = []
         for file in files:
             fd = self._own(file.path, create=False) if file.is_part else None
@@ -224,15 +224,15 @@ class ShardCache:
         return left
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """One process and thread at a time; not held while anything is downloaded."""
+    def _lock(self) -> Iterator[None]:
+        """Only one process and thread at a time may be inside; never held during a download."""
         with (self.folder / "lock").open("wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        """What fails on the local disk, with the folder and the remedy; what is missing stays FileNotFoundError."""
+    def _explain_errors(self) -> Iterator[None]:
+        """Turn errors of the local disk into StorageError with the folder and the remedy; FileNotFoundError passes."""
         try:
             yield
         except FileNotFoundError:
@@ -243,9 +243,9 @@ class ShardCache:
                     f"{self.folder}: no space left for the shard cache, which may hold {self.max_bytes} bytes; "
                     "free some, let it hold less, or choose another folder"
                 ) from e
-            raise self._refused(e) from e
+            raise self._storage_error(e) from e
 
-    def _refused(self, e: OSError) -> StorageError:
+    def _storage_error(self, e: OSError) -> StorageError:
         return StorageError(
             f"{self.folder}: cannot be used as shard cache ({e}); check the rights, or choose another folder"
         )

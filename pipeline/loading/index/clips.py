@@ -15,54 +15,85 @@ import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
 from reelmae.pipeline import schema
 from reelmae.pipeline.errors import DatasetError, InputError
-from reelmae.pipeline.loading.index.columns import Columns, read_columns
+from reelmae.pipeline.loading.index.columns import ClipColumns, read_columns
 from reelmae.pipeline.loading.index.keys import key_text
 from reelmae.pipeline.loading.index.selection import Selection
-from reelmae.pipeline.loading.order.epochs import Part
+from reelmae.pipeline.loading.order.epochs import ShardRange
 from reelmae.pipeline.storage.store import Store
 
 _EVERYTHING = Selection()
+
+
+class ClipFacts(TypedDict):
+    """What the draws of a clip depend on: its length, rate and size as stored."""
+
+    frames: int
+    fps: float
+    height: int
+    width: int
 
 
 @dataclass(frozen=True, eq=False)
 class ClipIndex:
     """N clips in S shards, of one dataset or (see mixture.py) of several. Arrays are read-only."""
 
-    stores: tuple[Store, ...]  # of each dataset
-    parts: tuple[Part, ...]  # which shards are played as one, and their share
-    digest: str  # hex
-    shard_names: list[str]  # path within the dataset
-    shard_start: np.ndarray  # int64 [S + 1]: a shard's clips are the rows from its start to the next one's
-    shard_bytes: np.ndarray  # int64 [S]: bytes of the shard that are needed, from its beginning
-    dataset_of_shard: np.ndarray  # int32 [S], into stores
-    source_id: np.ndarray  # uint64 [N]: the first half of the key
-    ordinal: np.ndarray  # uint16 [N]: the second
-    check: np.ndarray  # uint64 [N]: first 8 bytes of the clip's sha256, big endian
+    stores: tuple[Store, ...]
+    """The files of each dataset."""
+    parts: tuple[ShardRange, ...]
+    """Shards that are shuffled as one dataset, and their weight."""
+    digest: str
+    """Names the content and the order of the clips, in hex."""
+    shard_names: list[str]
+    """[S]: path of each shard within its store."""
+    shard_start: np.ndarray
+    """int64 [S + 1]: shard s holds the rows shard_start[s] to shard_start[s + 1] - 1."""
+    shard_bytes: np.ndarray
+    """int64 [S]: bytes of the shard up to the end of its last clip."""
+    dataset_of_shard: np.ndarray
+    """int32 [S], into stores."""
+    source_id: np.ndarray
+    """uint64 [N]: the first half of the key."""
+    ordinal: np.ndarray
+    """uint16 [N]: the second half of the key."""
+    check: np.ndarray
+    """uint64 [N]: first 8 bytes of the clip's sha256, big endian."""
     codec_names: list[str]
-    codec_of_clip: np.ndarray  # int8 [N], into codec_names
-    offset: np.ndarray  # int64 [N], bytes within the shard
-    size: np.ndarray  # int64 [N], bytes
-    frames: np.ndarray  # int32 [N]
-    fps: np.ndarray  # float64 [N]
-    width: np.ndarray  # int32 [N]
-    height: np.ndarray  # int32 [N]
-    label_id: np.ndarray  # int32 [N], -1 = unlabelled
-    left_out: int  # clips that repeat another, marked so by the sharding job
-    unselected: int  # clips that the selection does not want
+    """The codecs of the clips, sorted."""
+    codec_of_clip: np.ndarray
+    """int8 [N], into codec_names."""
+    offset: np.ndarray
+    """int64 [N]: where the clip begins in its shard, in bytes."""
+    size: np.ndarray
+    """int64 [N]: bytes of the clip."""
+    frames: np.ndarray
+    """int32 [N]: stored frames."""
+    fps: np.ndarray
+    """float64 [N]: stored frames a second."""
+    width: np.ndarray
+    """int32 [N]: pixels."""
+    height: np.ndarray
+    """int32 [N]: pixels."""
+    label_id: np.ndarray
+    """int32 [N]; -1: unlabelled."""
+    left_out: int
+    """Clips that are not played because the sharding job marked them as duplicates."""
+    unselected: int
+    """Clips that are not played because the selection does not match them."""
     labels: dict[str, int]
+    """Number of each label."""
 
     @classmethod
     def open(cls, url: str, selection: Selection = _EVERYTHING) -> ClipIndex:
-        """Read the index of the dataset at `url` (a folder or any fsspec URL), as far as it is selected.
+        """Read the selected rows of the index of the dataset at `url` (a folder or any fsspec URL).
 
-        Raises InputError where no finished dataset of this format is there or the selection leaves nothing of it,
-        ConfigError where the selection cannot be, DatasetError where the index is not what dataset.json says.
+        Raises InputError where there is no finished dataset of this format or no clip is selected, ConfigError where
+        the selection is not valid, DatasetError where the index does not agree with dataset.json.
         """
         store = Store(url)
         about = _read_about(store, url)
@@ -79,24 +110,24 @@ class ClipIndex:
                 f"{columns.repeats} of them as they repeat others"
             )
         labels = json.loads(store.read_bytes(schema.LABELS)) if store.exists(schema.LABELS) else {}
-        return cls._made(store, columns, labels)
+        return cls._from_columns(store, columns, labels)
 
     @classmethod
-    def _made(cls, store: Store, columns: Columns, labels: dict[str, int]) -> ClipIndex:
+    def _from_columns(cls, store: Store, columns: ClipColumns, labels: dict[str, int]) -> ClipIndex:
         shards, rows = len(columns.shard_names), columns.rows
         return cls(
             stores=(store,),
-            parts=(Part(0, shards),),
+            parts=(ShardRange(0, shards),),
             digest=_digest(rows),
             shard_names=columns.shard_names,
-            shard_start=frozen(np.concatenate([[0], np.cumsum(columns.clips_of_shard, dtype=np.int64)])),
-            shard_bytes=frozen(columns.bytes_of_shard),
-            dataset_of_shard=frozen(np.zeros(shards, np.int32)),
+            shard_start=freeze(np.concatenate([[0], np.cumsum(columns.clips_of_shard, dtype=np.int64)])),
+            shard_bytes=freeze(columns.bytes_of_shard),
+            dataset_of_shard=freeze(np.zeros(shards, np.int32)),
             codec_names=columns.codec_names,
             left_out=columns.repeats,
             unselected=columns.clips - columns.repeats - len(rows["offset"]),
             labels=labels,
-            **{name: frozen(column) for name, column in rows.items()},
+            **{name: freeze(column) for name, column in rows.items()},
         )
 
     def __len__(self) -> int:
@@ -133,9 +164,24 @@ class ClipIndex:
         """The clip's dataset, into stores."""
         return int(self.dataset_of_shard[self.shard_number(clip)])
 
+    def facts(self, clip: int) -> ClipFacts:
+        """The clip's length, rate and size: keyword arguments of the functions that draw samples of it."""
+        return {
+            "frames": int(self.frames[clip]),
+            "fps": float(self.fps[clip]),
+            "height": int(self.height[clip]),
+            "width": int(self.width[clip]),
+        }
 
-def frozen(column: np.ndarray) -> np.ndarray:
-    """The array, made read-only."""
+    def rows_beside(self, clip: int) -> range:
+        """The rows that are shuffled together with this one: its dataset, where several are mixed by weights."""
+        shard = self.shard_number(clip)
+        part = next(p for p in self.parts if shard < p.stop)
+        return range(int(self.shard_start[part.start]), int(self.shard_start[part.stop]))
+
+
+def freeze(column: np.ndarray) -> np.ndarray:
+    """Make the array read-only, and return it."""
     column.flags.writeable = False
     return column
 

@@ -1,9 +1,9 @@
-"""index.parquet → numpy columns of the clips that are chosen, by a few threads.
+"""index.parquet → numpy columns of the chosen clips, read by a few threads.
 
 Properties that hold:
 - the columns are in the order of the file, whatever thread read which part;
-- besides them only pieces of `_ROWS` rows per thread are in memory: texts become numbers piece by piece;
-- a clip's row is 59 bytes: a key is ten of them, its hash eight, its shard none (shards are runs of rows).
+- besides the columns, each thread holds `_ROWS` rows in memory at most: texts become numbers piece by piece;
+- a clip takes 59 bytes: ten for its key, eight for its hash, none for its shard (shards are runs of rows).
 """
 
 from __future__ import annotations
@@ -47,16 +47,23 @@ _PIECES = 4  # of the file for each thread
 
 
 @dataclass
-class Columns:
+class ClipColumns:
     """The chosen clips. `rows` holds arrays [N] by name; shards are runs of `clips_of_shard` rows."""
 
     rows: dict[str, np.ndarray]
+    """Arrays [N] by name."""
     shard_names: list[str]
-    clips_of_shard: np.ndarray  # int64 [S]
-    bytes_of_shard: np.ndarray  # int64 [S]: to the end of its last chosen clip
+    """[S]: path of each shard."""
+    clips_of_shard: np.ndarray
+    """int64 [S]: chosen clips of each shard."""
+    bytes_of_shard: np.ndarray
+    """int64 [S]: bytes of the shard up to the end of its last chosen clip."""
     codec_names: list[str]
-    repeats: int  # chosen, but left out as repeats of others
-    clips: int  # of the file
+    """The codecs of the chosen clips, sorted."""
+    repeats: int
+    """Number of clips that are not chosen because they repeat others."""
+    clips: int
+    """Number of all clips in the file."""
 
 
 @dataclass
@@ -70,8 +77,8 @@ class _Piece:
     shards: list[tuple[str, int, int]] = field(default_factory=list)  # runs: name, clips, end of the last in bytes
 
 
-def read_columns(path: Path, url: str, selection: Selection) -> Columns:
-    """InputError where the file is no index or the selection asks for what it has not; DatasetError where it is damaged."""
+def read_columns(path: Path, url: str, selection: Selection) -> ClipColumns:
+    """The selected clips. InputError where the file is no index or lacks a listed key; DatasetError if damaged."""
     try:
         with pq.ParquetFile(path) as file:
             facts, names = file.metadata, file.schema_arrow
@@ -83,14 +90,14 @@ def read_columns(path: Path, url: str, selection: Selection) -> Columns:
         with ThreadPoolExecutor(threads, "reelmae-index") as pool:
             list(pool.map(reader.read, pieces))
     except (pa.ArrowInvalid, OSError) as e:
-        if isinstance(e, OSError) and e.errno is not None:  # the system's own, not Arrow's about the file
+        if isinstance(e, OSError) and e.errno is not None:  # from the system; Arrow's own have no errno
             raise
         words = " ".join(str(e).split())
         raise InputError(
             f"{url}: {schema.INDEX} is no parquet file or damaged ({words}); run reelmae shard again"
         ) from e
     reader.chooser.check(url)
-    return _joined(reader, pieces, url)
+    return _join(reader, pieces, url)
 
 
 def _pieces(facts: Any, wanted: int) -> list[_Piece]:
@@ -106,21 +113,21 @@ def _pieces(facts: Any, wanted: int) -> list[_Piece]:
 
 
 class _Reader:
-    """Reads pieces of one file into shared arrays, each piece to where its rows begin."""
+    """Reads pieces of one file into shared arrays; the rows of a piece go to where they are in the file."""
 
     def __init__(self, path: Path, url: str, facts: Any, chooser: Chooser, duplicates: bool) -> None:
         self.path, self.url, self.facts, self.chooser, self.duplicates = path, url, facts, chooser, duplicates
-        # pages that nothing is written to take no memory
+        # memory that is never written to costs nothing: the system gives pages when they are touched
         self.rows = {name: np.empty(facts.num_rows, kind) for name, kind in (NUMBERS | _PARSED).items()}
         self.codecs: dict[str, int] = {}
         self._naming = threading.Lock()
 
     def read(self, piece: _Piece) -> None:
-        """Fill in the piece's rows and what is known of them."""
+        """Read the piece: fill in its rows, and count them."""
         columns = [*_NEEDED, *self.chooser.columns - {*_NEEDED}]
         if not self.duplicates and "duplicate_of" not in columns:
             columns.append("duplicate_of")
-        # a file of its own for each thread; buffered, as whole groups ahead would be held otherwise
+        # Each thread opens the file itself. Reads are buffered: otherwise whole row groups are held in memory
         with pq.ParquetFile(
             self.path,
             metadata=self.facts,
@@ -141,7 +148,7 @@ class _Reader:
         shard = rows["shard"] if pa.types.is_dictionary(rows["shard"].type) else rows["shard"].dictionary_encode()
         shard_codes = shard.indices.to_numpy()
         if chosen is not None:
-            kept = np.flatnonzero(chosen)  # numpy takes by place twice as fast as by a mask
+            kept = np.flatnonzero(chosen)  # numpy takes by index twice as fast as by a mask
             parsed = {name: column.take(kept) for name, column in parsed.items()}
             shard_codes = shard_codes.take(kept)
         at = slice(piece.start + piece.count, piece.start + piece.count + len(shard_codes))
@@ -165,7 +172,7 @@ class _Reader:
         except ValueError as e:
             raise DatasetError(f"{self.url}: {schema.INDEX}: {e}; run reelmae verify on it") from e
         codec = rows["codec"] if pa.types.is_dictionary(rows["codec"].type) else rows["codec"].dictionary_encode()
-        # numbered as they come, which threads may do in any order: put in order at the end
+        # Numbered as they come, in any order of the threads; _sort_codecs puts them in order at the end
         with self._naming:
             number = np.array([self.codecs.setdefault(name, len(self.codecs)) for name in codec.dictionary.to_pylist()])
         numbers = {name: rows[name].to_numpy(zero_copy_only=False) for name in NUMBERS}
@@ -173,8 +180,8 @@ class _Reader:
         return numbers | {"source_id": source_id, "ordinal": ordinal, "check": check, "codec_of_clip": codes}
 
 
-def _joined(reader: _Reader, pieces: list[_Piece], url: str) -> Columns:
-    """The pieces' rows one after the other, in place, and the runs that go on from one piece to the next made one."""
+def _join(reader: _Reader, pieces: list[_Piece], url: str) -> ClipColumns:
+    """Move the pieces' rows together, in place, and merge a shard's run that goes on from one piece to the next."""
     chosen, all_rows = sum(piece.count for piece in pieces), reader.facts.num_rows
     for name, column in reader.rows.items():
         at = 0
@@ -182,7 +189,7 @@ def _joined(reader: _Reader, pieces: list[_Piece], url: str) -> Columns:
             if at != piece.start:
                 column[at : at + piece.count] = column[piece.start : piece.start + piece.count]
             at += piece.count
-        # what is left over at the end is given back, unless it is little
+        # copied to give back the unused memory at the end, unless it is little
         reader.rows[name] = column[:chosen] if chosen > all_rows * 0.9 else column[:chosen].copy()
     runs: list[tuple[str, int, int]] = []
     for run in (run for piece in pieces for run in piece.shards):
@@ -196,7 +203,7 @@ def _joined(reader: _Reader, pieces: list[_Piece], url: str) -> Columns:
         raise DatasetError(
             f"{url}: {schema.INDEX} is not in shard order: {again} comes twice; run reelmae verify on it"
         )
-    return Columns(
+    return ClipColumns(
         rows=reader.rows,
         shard_names=names,
         clips_of_shard=np.array([run[1] for run in runs], np.int64),
@@ -208,7 +215,7 @@ def _joined(reader: _Reader, pieces: list[_Piece], url: str) -> Columns:
 
 
 def _sort_codecs(reader: _Reader) -> list[str]:
-    """The names of the codecs that the chosen clips have, sorted; their numbers are changed to these."""
+    """The codecs that the chosen clips have, sorted by name; `codec_of_clip` is changed to numbers in this list."""
     codes = reader.rows["codec_of_clip"]
     names = sorted(name for name, code in reader.codecs.items() if (codes == code).any())
     if names != list(reader.codecs):

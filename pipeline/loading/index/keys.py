@@ -1,4 +1,4 @@
-"""Keys and hashes of clips as numbers: `0123456789abcdef_0042` is (0x0123456789abcdef, 42), ten bytes for 61 in memory.
+"""Keys and hashes of clips as numbers: `0123456789abcdef_0042` is (0x0123456789abcdef, 42), ten bytes instead of 61.
 
 The first number is the source's hash, the second the clip's place within the source (see schema.py).
 """
@@ -22,13 +22,13 @@ def key_text(source_id: int, ordinal: int) -> str:
 
 
 def parse_key(text: str) -> tuple[int, int] | None:
-    """The numbers of a key; None where it is none."""
+    """The numbers of a key; None where the text is no key."""
     parts = _PARTS.fullmatch(text)
     return (int(parts[1], 16), int(parts[2])) if parts else None
 
 
 def parse_keys(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """(uint64 [N], uint16 [N]) of a column of keys; ValueError naming the first that is none."""
+    """(uint64 [N], uint16 [N]) of a column of keys; ValueError naming the first that is no key."""
     letters = _letters(column, _KEY)
     if letters is not None:
         digits = letters[:, _HEX + 1 :] - np.uint8(ord("0"))
@@ -40,7 +40,7 @@ def parse_keys(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
 
 
 def parse_hashes(column: pa.Array) -> np.ndarray:
-    """uint64 [N]: the first 8 bytes of hashes written as hex, big endian; ValueError naming the first that is none."""
+    """uint64 [N]: the first 8 bytes of hashes written as hex, big endian; ValueError naming the first wrong one."""
     letters = _letters(column, 64)
     numbers = None if letters is None else _numbers(letters)
     if numbers is None:
@@ -63,9 +63,9 @@ def _letters(column: pa.Array, width: int) -> np.ndarray | None:
 
 
 def _numbers(letters: np.ndarray) -> np.ndarray | None:
-    """uint64 [N] of the first 16 hex digits; None where there are others."""
+    """uint64 [N] of the first 16 hex digits; None where a letter is no hex digit."""
     try:
-        # as one item a row, which numpy copies several times as fast as the letters one by one
+        # one item a row: numpy copies that several times as fast as single letters
         halves = np.ndarray(len(letters), f"V{_HEX}", letters, strides=letters.strides[:1])
         raw = binascii.unhexlify(np.ascontiguousarray(halves).data)
     except binascii.Error:

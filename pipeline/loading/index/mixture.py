@@ -2,8 +2,8 @@
 
 Properties that hold:
 - without weights, an epoch plays every clip of every dataset once, as if all had been sharded together;
-- with weights, each dataset has its share of every stretch of the order, whatever its size (see order.py);
-- a label that two datasets have is one label: numbers are the first dataset's, new names follow in order;
+- with weights, each dataset has its share of every stretch of the order, whatever its size (see order/epochs.py);
+- labels are joined by name: numbers are the first dataset's, new names of the others follow in order;
 - the digest names the datasets' digests, their order, and the weights.
 """
 
@@ -17,15 +17,15 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from reelmae.pipeline.errors import ConfigError, InputError
-from reelmae.pipeline.loading.index.clips import ClipIndex, frozen
+from reelmae.pipeline.loading.index.clips import ClipIndex, freeze
 from reelmae.pipeline.loading.index.columns import NUMBERS
-from reelmae.pipeline.loading.order.epochs import Part
+from reelmae.pipeline.loading.order.epochs import ShardRange
 
 _SAME = ("source_id", "ordinal", "check", *(name for name in NUMBERS if name != "label_id"))
 
 
 def mix(datasets: Sequence[tuple[ClipIndex, float | None]]) -> ClipIndex:
-    """One index of all, in this order; each with a weight, or none with one.
+    """One index of all datasets, in this order. Either each has a weight, or none has.
 
     Raises ConfigError where only some have a weight or one is not above 0, InputError where a dataset is empty.
     """
@@ -34,10 +34,10 @@ def mix(datasets: Sequence[tuple[ClipIndex, float | None]]) -> ClipIndex:
     if len(datasets) == 1:
         return indices[0]
     ends = np.cumsum([len(index.shard_names) for index in indices]).tolist()
-    parts: tuple[Part, ...] = (Part(0, ends[-1]),)
+    parts: tuple[ShardRange, ...] = (ShardRange(0, ends[-1]),)
     if weights:
-        parts = tuple(Part(a, b, w) for a, b, w in zip([0, *ends[:-1]], ends, weights, strict=True))
-    labels = _united(index.labels for index in indices)
+        parts = tuple(ShardRange(a, b, w) for a, b, w in zip([0, *ends[:-1]], ends, weights, strict=True))
+    labels = _unite_labels(index.labels for index in indices)
     codecs = sorted({name for index in indices for name in index.codec_names})
     stores = tuple(store for index in indices for store in index.stores)
     firsts = np.cumsum([0, *(len(index.stores) for index in indices)])
@@ -48,25 +48,27 @@ def mix(datasets: Sequence[tuple[ClipIndex, float | None]]) -> ClipIndex:
         parts=parts,
         digest=hashlib.sha256(json.dumps(facts).encode()).hexdigest(),
         shard_names=[name for index in indices for name in index.shard_names],
-        shard_start=_joined([*(i.shard_start[:-1] + n for i, n in zip(indices, clips[:-1], strict=True)), clips[-1:]]),
-        shard_bytes=_joined([index.shard_bytes for index in indices]),
-        dataset_of_shard=_joined(
+        shard_start=_concatenate(
+            [*(i.shard_start[:-1] + n for i, n in zip(indices, clips[:-1], strict=True)), clips[-1:]]
+        ),
+        shard_bytes=_concatenate([index.shard_bytes for index in indices]),
+        dataset_of_shard=_concatenate(
             [index.dataset_of_shard + np.int32(n) for index, n in zip(indices, firsts[:-1], strict=True)]
         ),
         codec_names=codecs,
-        codec_of_clip=_joined(
+        codec_of_clip=_concatenate(
             [np.array([codecs.index(c) for c in i.codec_names], np.int8)[i.codec_of_clip] for i in indices]
         ),
-        label_id=_joined([_numbered(index, labels) for index in indices]),
+        label_id=_concatenate([_renumber_labels(index, labels) for index in indices]),
         left_out=sum(index.left_out for index in indices),
         unselected=sum(index.unselected for index in indices),
         labels=labels,
-        **{name: _joined([getattr(index, name) for index in indices]) for name in _SAME},
+        **{name: _concatenate([getattr(index, name) for index in indices]) for name in _SAME},
     )
 
 
 def _shares(datasets: Sequence[tuple[ClipIndex, float | None]]) -> list[float] | None:
-    """The weights, of a sum of 1; None where there are none."""
+    """The weights, scaled to a sum of 1; None where there are none."""
     if not datasets:
         raise ConfigError("no dataset to play; give at least one")
     weights = [weight for _, weight in datasets if weight is not None]
@@ -83,8 +85,8 @@ def _shares(datasets: Sequence[tuple[ClipIndex, float | None]]) -> list[float] |
     return [weight / sum(weights) for weight in weights] if weights else None
 
 
-def _united(labels: Iterable[dict[str, int]]) -> dict[str, int]:
-    """Names to numbers: those of the first as they are, then the new names of the next in their order."""
+def _unite_labels(labels: Iterable[dict[str, int]]) -> dict[str, int]:
+    """Names to numbers: the first dataset's as they are, then the new names of each further dataset, in its order."""
     united: dict[str, int] = {}
     for names in labels:
         after = max(united.values(), default=-1) + 1
@@ -96,8 +98,8 @@ def _united(labels: Iterable[dict[str, int]]) -> dict[str, int]:
     return united
 
 
-def _numbered(index: ClipIndex, labels: dict[str, int]) -> np.ndarray:
-    """int32 [N]: the clips' labels, by the united numbers."""
+def _renumber_labels(index: ClipIndex, labels: dict[str, int]) -> np.ndarray:
+    """int32 [N]: the clips' labels, as numbers of the united `labels`."""
     if all(labels[name] == number for name, number in index.labels.items()):
         return index.label_id
     number = np.full(max(index.labels.values()) + 2, -1, np.int32)  # the last stands for -1
@@ -106,5 +108,5 @@ def _numbered(index: ClipIndex, labels: dict[str, int]) -> np.ndarray:
     return number[index.label_id]
 
 
-def _joined(columns: list[np.ndarray]) -> np.ndarray:
-    return frozen(np.concatenate(columns))
+def _concatenate(columns: list[np.ndarray]) -> np.ndarray:
+    return freeze(np.concatenate(columns))

@@ -1,11 +1,11 @@
 """Which clips of a dataset are played: a condition on columns, a fraction of the sources, a list of keys.
 
 Properties that hold:
-- a clip is played where all that is asked for holds of it;
-- a fraction is of *sources*, by the hash that their keys begin with: clips of one video never fall on both sides of
-  (0, 0.9) and (0.9, 1), which together are everything; (0, 0.1) is part of (0, 0.5); sources that are added to the
-  dataset change nothing for the others;
-- a list names clips of the dataset: a key that is not in it is an error, not a clip less.
+- a clip is played where it satisfies every part of the selection;
+- a fraction selects *sources*, by the hash at the start of their keys: the clips of one video are all on the same side
+  of (0, 0.9) and (0.9, 1), which together select everything; (0, 0.1) is part of (0, 0.5). Sources that are added to
+  the dataset later change nothing for the others;
+- a list names clips of the dataset: a key that the dataset does not have is an error.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from reelmae.pipeline.storage.store import Store
 
 @dataclass(frozen=True)
 class Selection:
-    """Which clips are played; all of them but repeats unless told otherwise.
+    """Which clips are played. The default plays all clips that repeat no other.
 
     `where` is a condition on index columns (see where.py), `fraction` a range of the sources' hashes between 0 and 1,
-    `keys` a file or URL with one key a line. `duplicates` plays clips that repeat another (marked by the sharding
-    job) as well.
+    `keys` a file or URL with one key a line. `duplicates` also plays clips that repeat another (the sharding job marks
+    them).
     """
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
@@ -53,13 +53,13 @@ class Selection:
 
 
 class Chooser:
-    """A selection, made ready for an index of this schema. Its masks may be asked for by several threads at once."""
+    """A selection, prepared for an index of this schema. Several threads may ask for masks at once."""
 
     def __init__(self, selection: Selection, schema: pa.Schema) -> None:
         self._where = Where(selection.where, schema) if selection.where else None
         self.columns = self._where.columns if self._where else set()
         self._fraction = selection.fraction
-        self._listed = _Listed(selection.keys) if selection.keys else None
+        self._listed = _KeyList(selection.keys) if selection.keys else None
 
     def mask(self, rows: pa.RecordBatch, source_id: np.ndarray, ordinal: np.ndarray) -> np.ndarray | None:
         """bool [N]: which rows are chosen; None = all. `source_id` uint64 and `ordinal` uint16 are their keys."""
@@ -73,7 +73,7 @@ class Chooser:
         return np.logical_and.reduce(masks) if masks else None
 
     def check(self, url: str) -> None:
-        """Once all rows were seen: InputError where a listed key was not among them."""
+        """Call it after all rows were seen. InputError where a listed key was not among them."""
         if self._listed is not None:
             self._listed.check(url)
 
@@ -85,7 +85,7 @@ def in_fraction(source_id: np.ndarray, fraction: tuple[float, float]) -> np.ndar
     return inside if high == 1 << 64 else inside & (source_id < np.uint64(high))
 
 
-class _Listed:
+class _KeyList:
     """The keys of a list, and which of them have been seen."""
 
     def __init__(self, url: str) -> None:
@@ -104,7 +104,7 @@ class _Listed:
         self._seen = np.zeros(len(self._keys), bool)
 
     def _numbers(self, source_id: np.ndarray, ordinal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(int64 that stand for the keys, whether their source is listed)."""
+        """(an int64 for each key, whether its source is listed)."""
         at = np.minimum(np.searchsorted(self._sources, source_id), len(self._sources) - 1)
         return at * ORDINALS + ordinal.astype(np.int64), self._sources[at] == source_id
 
@@ -120,7 +120,7 @@ class _Listed:
             missing = self._line_of_key[~self._seen]
             raise InputError(
                 f"{self._url}: {self._lines[missing.min()]} is no clip of {url} ({len(missing)} such keys); "
-                "correct the list, or give the dataset that it is of"
+                "correct the list, or give the dataset that the list was made for"
             )
 
 

@@ -1,16 +1,16 @@
-"""`where="duration > 4 and label != 'x'"`: a condition on index columns, in Python's words, evaluated by Arrow.
+"""`where="duration > 4 and label != 'x'"`: a condition on index columns in Python's syntax, evaluated by Arrow.
 
-Known are the columns of the index, the manifest's own among them, and `duration`, which is frames / fps in seconds
-unless the index has a column of that name. Allowed are
+Names are the columns of the index, those of the manifest included, and `duration`: frames / fps in seconds, unless the
+index has a column of that name. Allowed are
 
     and or not    < <= > >= == != (chained too)    in, not in with a list    'part' in text
     is None, is not None    + - * /    parentheses    numbers, 'text', True, False, None
 
 Properties that hold:
-- nothing is executed: the text is parsed, and whatever is not in that list is refused by its own words;
+- nothing is executed: the text is parsed, and the error names the part that is not allowed;
 - kinds are checked before anything is read: a number is never compared with a text;
-- a missing value is Python's None: `==`, `in` and every order are false of it, `!=` and `not in` true, and so it is
-  kept by `not x < 3`; what is computed from it, or divided by zero, is missing as well.
+- a missing value is Python's None. With it `==`, `in`, `<` and `>` are false, `!=` and `not in` are true; so a clip
+  without x satisfies `not x < 3`. What is computed from it is missing as well, and so is a division by zero.
 """
 
 from __future__ import annotations
@@ -36,40 +36,49 @@ Value = Any  # a pyarrow Array or Scalar
 NUMBER, TEXT, TRUTH, NOTHING, OTHER = "a number", "a text", "a truth value", "nothing", "of another kind"
 _ORDERS = {ast.Lt: pc.less, ast.LtE: pc.less_equal, ast.Gt: pc.greater, ast.GtE: pc.greater_equal}
 _SUMS = {ast.Add: pc.add_checked, ast.Sub: pc.subtract_checked, ast.Mult: pc.multiply_checked}
-_CALLED = {
-    ast.Call: "a function call", ast.Attribute: "an attribute", ast.Subscript: "a subscript",
-    ast.Lambda: "a function", ast.IfExp: "an if", ast.JoinedStr: "a text made of values", ast.NamedExpr: "an assignment",
-    ast.ListComp: "a loop", ast.SetComp: "a loop", ast.DictComp: "a loop", ast.GeneratorExp: "a loop",
-    ast.Starred: "a star", ast.Dict: "a dictionary", ast.Set: "a set", ast.List: "a list", ast.Tuple: "a tuple",
-    ast.BinOp: "an operator", ast.UnaryOp: "an operator",
-}  # fmt: skip
+_NODE_NAMES: dict[type[ast.AST], str] = {
+    ast.Call: "a function call",
+    ast.Attribute: "an attribute",
+    ast.Subscript: "a subscript",
+    ast.Lambda: "a function",
+    ast.IfExp: "an if",
+    ast.JoinedStr: "a text made of values",
+    ast.NamedExpr: "an assignment",
+    **dict.fromkeys((ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp), "a loop"),
+    ast.Starred: "a star",
+    ast.Dict: "a dictionary",
+    ast.Set: "a set",
+    ast.List: "a list",
+    ast.Tuple: "a tuple",
+    **dict.fromkeys((ast.BinOp, ast.UnaryOp), "an operator"),
+}
 
 
 @dataclass(frozen=True)
 class _Term:
-    """Part of a condition: what kind of value it gives, in words, and how."""
+    """Part of a condition: the kind of its values, in words, and the function that computes them."""
 
     kind: str
     of: Callable[[pa.RecordBatch], Value]
 
 
 class Where:
-    """A checked condition. `columns` are those it needs.
+    """A checked condition. `columns` are the columns that it needs.
 
-    Raises ConfigError for what is not allowed, not known, or of the wrong kind, naming it.
+    Raises ConfigError, naming the part that is not allowed, not known, or of the wrong kind.
     """
 
     def __init__(self, text: str, schema: pa.Schema) -> None:
         self.columns: set[str] = set()
         self._text, self._schema = text.strip(), schema
-        self._root = self._truth(self._parsed(), 0)
+        self._root = self._truth(self._parse(), 0)
 
     def mask(self, rows: pa.RecordBatch) -> np.ndarray:
-        """bool [N]: of which rows it is true."""
+        """bool [N]: whether it is true of each row."""
         try:
             found = self._root(rows)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as e:
-            # numbers that do not fit, odd types: told to the user in arrow's words, never skipped
+            # numbers that do not fit, odd types: the user reads Arrow's message
             raise self._error(" ".join(str(e).split())) from e
         if isinstance(found, pa.Scalar):
             return np.full(len(rows), found.as_py())
@@ -83,18 +92,18 @@ class Where:
         text = " ".join((ast.get_source_segment(self._text, node) or type(node).__name__).split())
         return repr(text if len(text) <= 40 else f"{text[:37]}...")
 
-    def _refused(self, node: ast.AST) -> ConfigError:
+    def _refusal(self, node: ast.AST) -> ConfigError:
         return self._error(
-            f"{self._words(node)} is {_CALLED.get(type(node), 'something')} that cannot be used here; allowed are "
+            f"{self._words(node)} is {_NODE_NAMES.get(type(node), 'something')} that cannot be used here; allowed are "
             "columns, numbers, texts, comparisons, in, is None, and, or, not, + - * /"
         )
 
-    def _parsed(self) -> ast.expr:
+    def _parse(self) -> ast.expr:
         if len(self._text) > MAX_LENGTH:
             raise self._error(f"{len(self._text)} characters, at most {MAX_LENGTH} are read; use a list of keys")
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("error")  # an unknown escape, `1or`: say so, do not guess
+                warnings.simplefilter("error")  # an unknown escape, `1or`: refused, not guessed
                 return ast.parse(self._text, mode="eval").body
         except (SyntaxError, ValueError, MemoryError, RecursionError, Warning) as e:
             reason = e.msg if isinstance(e, SyntaxError) else str(e) or "nested too deeply"
@@ -125,22 +134,22 @@ class Where:
 
     def _compare(self, a: ast.expr, op: ast.cmpop, b: ast.expr, depth: int) -> Callable[[pa.RecordBatch], Value]:
         if isinstance(op, ast.In | ast.NotIn):
-            return _negated(self._contained(a, b, depth), isinstance(op, ast.NotIn))
+            return _negate_if(isinstance(op, ast.NotIn), self._membership(a, b, depth))
         left, right = self._term(a, depth), self._term(b, depth)
         if isinstance(op, ast.Is | ast.IsNot | ast.Eq | ast.NotEq) and NOTHING in (left.kind, right.kind):
             other = left if right.kind == NOTHING else right
-            return _negated(lambda rows: pc.is_null(other.of(rows)), isinstance(op, ast.IsNot | ast.NotEq))
+            return _negate_if(isinstance(op, ast.IsNot | ast.NotEq), lambda rows: pc.is_null(other.of(rows)))
         if isinstance(op, ast.Is | ast.IsNot):
             raise self._error(f"{self._words(b)}: `is` is only for None; compare with == or !=")
         self._same_kind(a, left, b, right)
         if isinstance(op, ast.Eq | ast.NotEq):
-            return _negated(lambda rows: _equal(left.of(rows), right.of(rows)), isinstance(op, ast.NotEq))
+            return _negate_if(isinstance(op, ast.NotEq), lambda rows: _equal(left.of(rows), right.of(rows)))
         if left.kind not in (NUMBER, TEXT):
             raise self._error(f"{self._words(a)} is {left.kind}, which has no order; compare with == or !=")
         compared = _ORDERS[type(op)]
         return lambda rows: pc.fill_null(compared(*_alike(left.of(rows), right.of(rows))), False)
 
-    def _contained(self, a: ast.expr, b: ast.expr, depth: int) -> Callable[[pa.RecordBatch], Value]:
+    def _membership(self, a: ast.expr, b: ast.expr, depth: int) -> Callable[[pa.RecordBatch], Value]:
         """`x in [1, 2]` and `'part' in text`."""
         wanted = self._term(a, depth)
         if not isinstance(b, ast.List | ast.Tuple):
@@ -150,7 +159,7 @@ class Where:
             return lambda rows: pc.fill_null(pc.match_substring(text.of(rows), a.value), False)
         if not b.elts:
             raise self._error("`in []`: the list is empty")
-        # each is a value or a signed one
+        # each element is a constant, or a constant with a sign
         if odd := [e for e in b.elts if not isinstance(e.operand if isinstance(e, ast.UnaryOp) else e, ast.Constant)]:
             raise self._error(f"{self._words(odd[0])}: a list after `in` holds values only")
         terms = [self._term(element, depth) for element in b.elts]
@@ -160,14 +169,14 @@ class Where:
         values = [term.of(None) for term in terms if term.kind != NOTHING]
         with_none = len(values) < len(terms)
 
-        def contained(rows: pa.RecordBatch) -> Value:
+        def is_member(rows: pa.RecordBatch) -> Value:
             value = wanted.of(rows)
             found = pc.is_null(value) if with_none else pa.scalar(False)
-            if wanted.kind == TEXT:  # at once, as such lists may be long
+            if wanted.kind == TEXT:  # all values at once, since such lists may be long
                 return pc.or_(found, pc.is_in(value, value_set=pa.array([v.as_py() for v in values], pa.string())))
             return reduce(pc.or_, (_equal(value, v) for v in values), found)
 
-        return contained
+        return is_member
 
     def _same_kind(self, a: ast.expr, left: _Term, b: ast.expr, right: _Term) -> None:
         for node, term in ((a, left), (b, right)):
@@ -203,7 +212,7 @@ class Where:
             isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not)
         ):
             return _Term(TRUTH, self._truth(node, depth))
-        raise self._refused(node)
+        raise self._refusal(node)
 
     def _number(self, node: ast.expr, depth: int) -> Callable[[pa.RecordBatch], Value]:
         term = self._term(node, depth)
@@ -215,7 +224,7 @@ class Where:
         value = node.value
         if value is None:
             return _Term(NOTHING, lambda rows: pa.scalar(None))
-        # True is an int too, hence the order
+        # bool first: True is an int too
         kind = TRUTH if isinstance(value, bool) else NUMBER if isinstance(value, int | float) else TEXT
         if not isinstance(value, bool | int | float | str):
             raise self._error(f"{self._words(node)} is neither number nor text")
@@ -237,9 +246,9 @@ class Where:
             raise self._error(f"the index has no column {name!r}; did you mean {', '.join(near)}?")
         self.columns.add(name)
         kind = _kind(self._schema.field(name).type)
-        if kind == TEXT:  # as text, however the file holds it
+        if kind == TEXT:  # a dictionary column becomes plain text
             return _Term(kind, lambda rows: rows[name].cast(pa.string()))
-        if pa.types.is_integer(self._schema.field(name).type):  # so that products fit
+        if pa.types.is_integer(self._schema.field(name).type):  # so that products do not overflow
             return _Term(kind, lambda rows: rows[name].cast(pa.int64()))
         return _Term(kind, lambda rows: rows[name])
 
@@ -259,17 +268,17 @@ def _short(value: object) -> str:
     return text if len(text) <= 50 else f"{text[:47]}..."
 
 
-def _negated(truth: Callable[[pa.RecordBatch], Value], really: bool) -> Callable[[pa.RecordBatch], Value]:
-    return (lambda rows: pc.invert(truth(rows))) if really else truth
+def _negate_if(negate: bool, truth: Callable[[pa.RecordBatch], Value]) -> Callable[[pa.RecordBatch], Value]:
+    return (lambda rows: pc.invert(truth(rows))) if negate else truth
 
 
 def _equal(a: Value, b: Value) -> Value:
-    """Of two missing values true, of one false."""
+    """Equality, where two missing values are equal, and a missing value equals no other."""
     return pc.or_(pc.fill_null(pc.equal(*_alike(a, b)), False), pc.and_(pc.is_null(a), pc.is_null(b)))
 
 
 def _alike(a: Value, b: Value) -> tuple[Value, Value]:
-    """An integer beside a float as a float, rounded above 2**53 (Arrow alone would refuse to)."""
+    """Turn an integer beside a float into a float, rounded above 2**53, which Arrow by itself refuses."""
     if pa.types.is_floating(a.type) and pa.types.is_integer(b.type):
         return a, b.cast(pa.float64(), safe=False)
     if pa.types.is_integer(a.type) and pa.types.is_floating(b.type):

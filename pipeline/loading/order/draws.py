@@ -2,10 +2,10 @@
 
 Properties that hold:
 - a draw depends on nothing but its arguments, so it is the same on every backend, worker, rank and restart;
-- each field has random numbers of its own, so that a policy changed in one field leaves the others as they were;
+- each field has its own random numbers, so that changing one field of the policy leaves the others as they were;
 - the crop is torchvision's RandomResizedCrop: 10 tries at an area from `scale` and a log-uniform aspect from
-  `ratio`, else the largest centred box whose aspect is allowed. Boxes lie on even pixels and have even sides, so
-  that they cut the halved chroma of a stored picture between its samples, and no decoder has to guess;
+  `ratio`, else the largest centred box whose aspect is allowed. Boxes lie on even pixels and have even sides: a stored
+  picture's chroma has half the resolution, and so no box cuts a chroma sample in two;
 - the window lies within the clip. A clip shorter than the window starts at 0 and its last frame is repeated.
 
 Example, 16 frames at stride 4 (a window of 61 frames):
@@ -28,8 +28,8 @@ CROP_TRIES = 10
 
 
 @dataclass(frozen=True)
-class SamplePolicy:
-    """What is cut out of a clip: `frames` pictures of `size`×`size`.
+class SampleOptions:
+    """Where in a clip, and how large, the pictures of a sample are cut: what does not follow from the model.
 
     Frames are taken every `stride` frames, or at `fps` frames a second whatever the clip's own rate
     (stride = clip fps / fps, rounded, at least 1). Give one of the two; neither means fps = 7.5.
@@ -37,20 +37,22 @@ class SamplePolicy:
 
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
-    frames: int = 16
     stride: int | None = None
+    """Stored frames from one sampled frame to the next."""
     fps: float | None = None
-    size: int = 224
-    scale: tuple[float, float] = (0.5, 1.0)  # share of the picture's area
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height
+    """Sampled frames a second."""
+    scale: tuple[float, float] = (0.5, 1.0)
+    """Smallest and largest share of the stored picture's area that a crop takes."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Smallest and largest width / height of a crop."""
     flip: bool = True
+    """Mirror every other sample, at random."""
 
     def __post_init__(self) -> None:
         if self.stride is not None and self.fps is not None:
             raise ConfigError(f"sample.stride={self.stride} and sample.fps={self.fps}: give one of the two")
-        for name, value in (("frames", self.frames), ("stride", self.stride), ("size", self.size)):
-            if value is not None and value < 1:
-                raise ConfigError(f"sample.{name}={value}: must be at least 1")
+        if self.stride is not None and self.stride < 1:
+            raise ConfigError(f"sample.stride={self.stride}: must be at least 1")
         if self.fps is not None and not self.fps > 0:
             raise ConfigError(f"sample.fps={self.fps}: must be above 0")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
@@ -63,6 +65,22 @@ class SamplePolicy:
         if self.stride is not None:
             return self.stride
         return max(1, math.floor(clip_fps / (self.fps or DEFAULT_FPS) + 0.5))
+
+
+@dataclass(frozen=True)
+class SamplePolicy(SampleOptions):
+    """What is cut out of a clip: `frames` pictures of `size`×`size`, as the options say."""
+
+    frames: int = 16
+    """Frames of a sample."""
+    size: int = 224
+    """Height and width of a sample in pixels."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, value in (("frames", self.frames), ("size", self.size)):
+            if value < 1:
+                raise ConfigError(f"sample.{name}={value}: must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -94,7 +112,7 @@ def draw(
     """The draw of one (seed, epoch, clip, repeat); `frames`, `fps`, `height`, `width` are the stored clip's."""
     bits = raw_bits(3 + 4 * CROP_TRIES, seed=seed, stream=STREAM_DRAW, words=(epoch, clip, repeat))
     stride = policy.stride_for(fps)
-    starts = frames - (policy.frames - 1) * stride  # number of starts at which the window fits
+    starts = frames - (policy.frames - 1) * stride  # how many starts there are at which the window fits
     top, left, crop_height, crop_width = _crop(policy, bits[3:].reshape(CROP_TRIES, 4), height, width)
     return Draw(
         start=below(bits[0], starts) if starts > 1 else 0,

@@ -10,9 +10,9 @@ Properties that hold: the number kept depends on the grid and the policy alone (
 ascending, distinct, and a pure function of (policy, mask seed, grid). For the grid (8, 14, 14) at 0.9:
 random and block keep 156 of 1568, tube 160 (20 of 196 places), frame 196 (1 of 8 times).
 
-Decoder masks (VideoMAE V2, arXiv 2303.16727) leave out part of the tokens that are to be predicted. `cells` is its
-running cell: of every 2×2 places a share is left out, and the pattern moves on by one place from time to time, so that
-every place is predicted at some time. Example, ratio 0.5, places of one cell, time after time (x = left out):
+Decoder masks (VideoMAE V2, arXiv 2303.16727) leave out some of the tokens that would be predicted. `cells` is the
+paper's running cell: a share of every 2×2 places is left out, and the pattern moves by one place from each time to the
+next, so that every place is predicted at some time. Example, ratio 0.5, one cell at times 0, 1, 2, 3 (x = left out):
     x x   x .   . .   . x
     . .   . x   x x   x .      (the order within a cell: upper left, upper right, lower left, lower right)
 """
@@ -41,7 +41,9 @@ class MaskPolicy:
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     kind: MaskKind = "random"
+    """Pattern in which tokens are removed."""
     ratio: float = 0.9
+    """Share of the tokens that is removed."""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(MaskKind):
@@ -57,14 +59,16 @@ class DecoderMaskPolicy:
     __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
 
     kind: DecoderMaskKind = "none"
+    """none: all tokens are predicted. cells: a share of every 2×2 places is left out."""
     ratio: float = 0.5
+    """Share of the tokens that is not predicted."""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(DecoderMaskKind):
             raise ConfigError(f"decoder_mask.kind={self.kind!r}: one of {', '.join(get_args(DecoderMaskKind))}")
         if self.ratio not in (0.25, 0.5, 0.75):
             raise ConfigError(
-                f"decoder_mask.ratio={self.ratio}: 0.25, 0.5 or 0.75, since a cell has four places and some are left out"
+                f"decoder_mask.ratio={self.ratio}: give 0.25, 0.5 or 0.75, the share of a cell's four places left out"
             )
 
 
@@ -79,7 +83,7 @@ def n_keep(kind: MaskKind, ratio: float, grid_THW: GridTHW) -> int:
         kept = int(t * h * w * (1 - ratio))
     if kept < 1:
         raise ConfigError(
-            f"mask.ratio={ratio} leaves no token of the grid {t}×{h}×{w}; lower it or use a larger clip or smaller patch"
+            f"mask.ratio={ratio} leaves no token of the grid {t}×{h}×{w}; lower it, use a larger clip or smaller patch"
         )
     return kept
 
@@ -100,9 +104,9 @@ def ids_keep(policy: MaskPolicy, mask_seed: int, grid_THW: GridTHW) -> np.ndarra
 
 
 def ids_decode(policy: DecoderMaskPolicy, mask_seed: int, grid_THW: GridTHW) -> np.ndarray:
-    """int64 [Q]: the tokens to be predicted, ascending, whether or not the encoder sees them; Q depends on the grid alone.
+    """int64 [Q]: the tokens to be predicted, ascending; the encoder may see some of them. Q depends on the grid alone.
 
-    ConfigError where a side of the grid is odd and cannot be cut into cells.
+    ConfigError where a side of the grid is odd, so that it cannot be cut into cells.
     """
     t, h, w = grid_THW
     if policy.kind == "none":
@@ -121,9 +125,9 @@ def _choose(mask_seed: int, n: int, k: int) -> np.ndarray:
 
 
 def _block(mask_seed: int, grid_THW: GridTHW, n_kept: int) -> np.ndarray:
-    """Remove cuboids of half the grid's sides at most; the last is cut to the exact count.
+    """Remove cuboids, each side at most half the grid's; the last cuboid is cut to the exact count.
 
-    Cuboids overlap ever more as the grid empties: after BLOCK_TRIES what is still missing is removed at random.
+    The emptier the grid, the less a cuboid removes: after BLOCK_TRIES cuboids the rest is removed at random.
     """
     kept = np.ones(grid_THW, dtype=bool)
     to_remove = kept.size - n_kept

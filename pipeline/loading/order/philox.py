@@ -1,8 +1,8 @@
-"""Counter-based random numbers: a pure function of what they are for, never of what was drawn before.
+"""Counter-based random numbers: a pure function of their purpose, independent of what was drawn before.
 
-Philox is keyed by (seed, stream) and positioned by three words, so any number can be had without
-drawing those before it: on any worker, rank or restart. Only `random_raw` is used: its bits are fixed by
-the algorithm, where numpy may change the streams of `Generator` methods between versions.
+Philox is keyed by (seed, stream) and positioned by three words, so any number can be drawn without those before it: on
+any worker, rank or restart. Only `random_raw` is used. Its bits are fixed by the algorithm, while numpy may change the
+streams of `Generator` methods between versions.
 """
 
 from __future__ import annotations
@@ -32,5 +32,5 @@ def unit_floats(bits: np.ndarray) -> np.ndarray:
 
 
 def below(bits: int, n: int) -> int:
-    """One raw number to an integer in [0, n) by multiply and shift: no bias worth naming for n << 2**64."""
+    """One raw number to an integer in [0, n) by multiply and shift; its bias is negligible for n << 2**64."""
     return (int(bits) * n) >> 64

@@ -1,13 +1,13 @@
 """Pure: which of several datasets a lane plays at each of its steps, by their weights.
 
-Dataset `d` of weight `w` (of a sum of 1) stands on each lane at the marks `(t + phase) / w`, t = 0, 1, 2 …, and the
-lane plays the datasets in the order of their marks, for ever: epochs cut this sequence, and nothing is rounded.
+Weights are scaled to a sum of 1. A dataset of weight `w` has on each lane the marks `(t + phase) / w`, t = 0, 1, 2 ….
+The lane plays the datasets in the order of their marks, for ever. Epochs cut this sequence, and nothing is rounded.
 
 Properties that hold:
-- in any stretch of `n` steps of a lane, a dataset is played `w * n` times, to within 2 + w × datasets;
-- the phases of a dataset are spread evenly over the lanes, and differently for each dataset: so a batch over all
-  lanes has about the right shares as well;
-- step `k` is found without those before it: the sequence is made in windows of about 1000 steps.
+- in any `n` consecutive steps of a lane, a dataset is played `w * n` times, to within 2 + w × datasets;
+- the phases of a dataset are spread evenly over the lanes, in an order of its own, so a batch over all lanes has about
+  the right shares as well;
+- step `k` is found without computing the steps before it: the sequence is made in windows of about 1000 steps.
 
 Example, weights 3/4 and 1/4, phases 0.5 and 0.5:  marks 2/3 2 10/3 14/3 6 … and 2 6 …
     played  0 0 1 0 0 0 1 …
@@ -22,12 +22,12 @@ import numpy as np
 
 from reelmae.pipeline.loading.order.philox import STREAM_ORDER, raw_bits
 
-_OF_PHASES = 3  # a second counter word, beside those in order.py
+_OF_PHASES = 3  # a second word of the counter, different from those in epochs.py
 _WINDOW = 1024
 
 
 class Shares:
-    """The sequences of `lanes` lanes. Safe to be asked by several threads at once."""
+    """The sequences of `lanes` lanes. Several threads may call it at once."""
 
     def __init__(self, weights: Sequence[float], *, seed: int, lanes: int) -> None:
         d = len(weights)
@@ -37,14 +37,14 @@ class Shares:
             for i in range(d)
         ]
         self._phase_LD = (np.stack(places, axis=1) + 0.5) / lanes
-        self._window = max(_WINDOW, 4 * d)  # steps; the marks in a window are as many, give or take `d`
-        # each lane is within one window at a time, and steps are asked for in order
+        self._window = max(_WINDOW, 4 * d)  # steps; a window holds as many marks, give or take `d`
+        # Each lane is within one window at a time and moves forward
         self._marks = lru_cache(maxsize=2 * lanes)(self._sort_marks)
 
     def at(self, lane: np.ndarray, step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(dataset, how often the lane played it before), int64 each, at these steps of these lanes."""
         window = np.maximum(0, (step - len(self._weights)) // self._window)
-        for _ in range(3):  # one or two on at most, and one for rounding
+        for _ in range(3):  # the estimate is at most two windows early, and one more for rounding
             window += self._before(lane, window + 1).sum(axis=1) <= step
         within = step - self._before(lane, window).sum(axis=1)
         dataset, turn = np.empty(len(step), np.int64), np.empty(len(step), np.int64)

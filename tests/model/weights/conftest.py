@@ -15,15 +15,22 @@ from torch import Tensor, nn
 
 from reelmae.model.classifier import ClassifierConfig
 from reelmae.model.config import MAEConfig, mae_config, motion_config, slowfast_config, videomae_config
-from reelmae.model.weights import build
+from reelmae.model.weights.models import build
 
 REPO = Path(__file__).parents[3]
 SHARED = Path(os.environ.get("REELMAE_SHARED", REPO.parent / "shared"))
 FIXTURES = Path(os.environ.get("REELMAE_FIXTURES", SHARED / "reference"))
 LAYOUT_OF_KIND = ["mae_st", "mae_st_classifier", "slowfast", "videomae", "videomae_classifier"]
 SIZES: dict[str, Any] = {
-    "frames": 4, "size": 24, "patch": 8, "t_patch": 2, "dim": 24, "depth": 2, "heads": 3, "mlp_ratio": 2.0
-}  # fmt: skip
+    "frames": 4,
+    "size": 24,
+    "patch": 8,
+    "t_patch": 2,
+    "dim": 24,
+    "depth": 2,
+    "heads": 3,
+    "mlp_ratio": 2.0,
+}
 DECODER: dict[str, Any] = {"decoder_dim": 16, "decoder_depth": 1, "decoder_heads": 2}
 
 
@@ -50,7 +57,7 @@ class Reference:
 @pytest.fixture(
     params=sorted(FIXTURES.glob("*.npz")) or [pytest.param(None, marks=pytest.mark.skip(f"no *.npz in {FIXTURES}"))],
     ids=lambda path: path.stem if path else "none",
-)  # fmt: skip
+)
 def reference(request: pytest.FixtureRequest) -> Reference:
     data = dict(np.load(request.param, allow_pickle=False))
     cfg = {name.removeprefix("cfg/"): v.item() for name, v in data.items() if name.startswith("cfg/")}

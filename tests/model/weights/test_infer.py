@@ -12,7 +12,9 @@ import torch
 from reelmae.model.classifier import ClassifierConfig
 from reelmae.model.config import MAEConfig, ViTConfig, slowfast_config
 from reelmae.model.mae import MaskedAutoencoder
-from reelmae.model.weights import WeightsError, encoder_part, from_ours, infer_config
+from reelmae.model.weights import WeightsError
+from reelmae.model.weights.infer import infer_config
+from reelmae.model.weights.layouts import encoder_part, from_ours
 
 Make = Callable[..., Any]
 HEADS = {"heads": 3, "decoder_heads": 2}
@@ -25,10 +27,19 @@ def states(config: ViTConfig, randomised: Make, layout: str) -> dict[str, torch.
 def test_the_sizes_of_a_reference_file_are_told(reference: Any) -> None:
     cfg, config = reference.cfg, infer_config(reference.state, reference.layout, **reference.hints)
     names = {
-        "num_frames": "frames", "img_size": "size", "patch_size": "patch", "t_patch_size": "t_patch", "embed_dim": "dim",
-        "depth": "depth", "mlp_ratio": "mlp_ratio", "decoder_embed_dim": "decoder_dim", "decoder_depth": "decoder_depth",
-        "num_classes": "classes", "num_heads": "heads", "decoder_num_heads": "decoder_heads",
-    }  # fmt: skip
+        "num_frames": "frames",
+        "img_size": "size",
+        "patch_size": "patch",
+        "t_patch_size": "t_patch",
+        "embed_dim": "dim",
+        "depth": "depth",
+        "mlp_ratio": "mlp_ratio",
+        "decoder_embed_dim": "decoder_dim",
+        "decoder_depth": "decoder_depth",
+        "num_classes": "classes",
+        "num_heads": "heads",
+        "decoder_num_heads": "decoder_heads",
+    }
     for theirs, ours in names.items():
         if theirs in cfg:
             assert getattr(config, ours) == cfg[theirs], ours

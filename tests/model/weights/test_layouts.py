@@ -12,16 +12,10 @@ import torch
 
 from reelmae.model.classifier import ClassifierConfig
 from reelmae.model.config import MotionConfig
-from reelmae.model.weights import (
-    LAYOUTS,
-    WeightsError,
-    build,
-    detect,
-    encoder_part,
-    from_ours,
-    infer_config,
-    to_ours,
-)
+from reelmae.model.weights import WeightsError
+from reelmae.model.weights.infer import infer_config
+from reelmae.model.weights.layouts import LAYOUTS, detect, encoder_part, from_ours, to_ours
+from reelmae.model.weights.models import build
 
 Make = Callable[..., Any]
 
@@ -202,7 +196,7 @@ def test_timm_gets_videomaes_fixed_positions_and_keys_with_a_bias_of_zero(small:
         ("videomae", "videomae", {"target_norm": "patch"}, "target_norm='patch'"),
         ("videomae", "videomae", {"target_norm": "none"}, "target_norm='none'"),
     ],
-)  # fmt: skip
+)
 def test_what_a_layouts_code_would_compute_otherwise_is_not_exported(
     layout: str, kind: str, changes: dict[str, Any], named: str, small: Make, randomised: Make
 ) -> None:
@@ -212,14 +206,32 @@ def test_what_a_layouts_code_would_compute_otherwise_is_not_exported(
 
 
 CHANGES: dict[str, list[Any]] = {
-    "frames": [8], "size": [16], "patch": [4], "t_patch": [1], "dim": [48], "depth": [1], "heads": [2], "mlp_ratio": [3.0],
-    "cls_token": [True, False], "pos": ["separable", "joint", "sinusoid"], "qkv_bias": ["qkv", "qv"],
-    "encoder": ["sparse", "dense"], "decoder_dim": [128], "decoder_depth": [2], "decoder_heads": [1, 2],
-    "decoder_pos": ["separable", "joint", "sinusoid"], "decoder_cls": ["own", "carried", "none"],
-    "embed_bias": [True, False], "target": ["pixels", "hog"], "target_norm": ["patch", "channel", "none"],
-    "target_frames": ["linspace", "stride"], "pred_t_dim": [2, 4], "unit_pixels": [True, False],
-    "motion": [MotionConfig()], "classes": [7],
-}  # fmt: skip
+    "frames": [8],
+    "size": [16],
+    "patch": [4],
+    "t_patch": [1],
+    "dim": [48],
+    "depth": [1],
+    "heads": [2],
+    "mlp_ratio": [3.0],
+    "cls_token": [True, False],
+    "pos": ["separable", "joint", "sinusoid"],
+    "qkv_bias": ["qkv", "qv"],
+    "encoder": ["sparse", "dense"],
+    "decoder_dim": [128],
+    "decoder_depth": [2],
+    "decoder_heads": [1, 2],
+    "decoder_pos": ["separable", "joint", "sinusoid"],
+    "decoder_cls": ["own", "carried", "none"],
+    "embed_bias": [True, False],
+    "target": ["pixels", "hog"],
+    "target_norm": ["patch", "channel", "none"],
+    "target_frames": ["linspace", "stride"],
+    "pred_t_dim": [2, 4],
+    "unit_pixels": [True, False],
+    "motion": [MotionConfig()],
+    "classes": [7],
+}
 NO_FACTS = {"pos_init", "pixel_mean", "pixel_std", "dropout", "drop_path"}  # of a trained model's state
 
 

@@ -13,16 +13,11 @@ from torch import Tensor, nn
 
 from reelmae.model.classifier import Classifier
 from reelmae.model.mae import MaskedAutoencoder
-from reelmae.model.weights import (
-    WeightsError,
-    build,
-    encoder_part,
-    finetuning_allows,
-    from_ours,
-    infer_config,
-    load_into,
-)
+from reelmae.model.weights import WeightsError, finetuning_patterns, load_into
+from reelmae.model.weights.infer import infer_config
 from reelmae.model.weights.interpolate import resize_joint, resize_spatial, resize_temporal
+from reelmae.model.weights.layouts import encoder_part, from_ours
+from reelmae.model.weights.models import build
 
 Make = Callable[..., Any]
 
@@ -146,7 +141,7 @@ def test_a_pretrained_file_begins_a_classifier(layout: str, small: Make, randomi
         fresh = {"head.weight", "head.bias"} | ({"norm.weight", "norm.bias"} if layout == "videomae" else set())
         with pytest.raises(WeightsError, match=r"without a value: .*head"):
             load_into(model, state, of)
-        allow = finetuning_allows(of, model.config)
+        allow = finetuning_patterns(of, model.config)
         report = load_into(model, state, of, allow=allow)
         assert set(report.missing) == fresh
         assert report.left and all("encoder.blocks" not in name for name in report.left)
@@ -161,9 +156,9 @@ def test_finetuning_forgives_no_key_that_pretraining_does_not_have(small: Make, 
     state = from_ours(randomised(config).state_dict(), "mae_st", config) | {"fc_norm.weight": torch.ones(24)}
     model = build(small("mae_st_classifier"))
     with pytest.raises(WeightsError, match=r"without a place: fc_norm\.weight\."):
-        load_into(model, state, "mae_st", allow=finetuning_allows("mae_st", model.config))
+        load_into(model, state, "mae_st", allow=finetuning_patterns("mae_st", model.config))
     with pytest.raises(WeightsError, match="of a classifier already"):
-        finetuning_allows("mae_st_classifier", model.config)
+        finetuning_patterns("mae_st_classifier", model.config)
 
 
 def test_an_encoder_alone_takes_an_encoder(small: Make, randomised: Make) -> None:
@@ -221,7 +216,7 @@ def test_a_resized_table_holds_the_values_that_it_should(small: Make, randomised
         ("decoder_pos_embed_temporal", 0, r"decoder\.pos\.temporal has 0 rows"),
         ("decoder_pos_embed_temporal", 3, r"decoder\.pos\.temporal has 3 rows"),
     ],
-)  # fmt: skip
+)
 def test_tables_of_two_grids_in_one_file_are_refused(
     name: str, rows: int, said: str, small: Make, randomised: Make
 ) -> None:

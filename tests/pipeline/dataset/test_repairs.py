@@ -1,4 +1,4 @@
-"""Each kind of damage to a dataset is found, named by its file, and mended to the same bytes with no more than it needs."""
+"""Each kind of damage is found, named by its file, and mended to the same bytes with no more work than needed."""
 
 from __future__ import annotations
 

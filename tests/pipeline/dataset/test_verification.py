@@ -1,4 +1,4 @@
-"""What verify says of whole, unfinished, appended and retried datasets. Damage of each kind: see test_repair.py."""
+"""What verify says of whole, unfinished, appended and retried datasets. Damage of each kind: see test_repairs.py."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _appended_plan(dst: Path, make_video: Callable[..., Path]) -> parts.Plan:
     store = Store(str(dst))
     there = parts.read_plan(store)
     assert there is not None
-    return parts.appended(str(dst.parent / "src"), store, there, find_ffmpeg(), None)[0]
+    return parts.append_sources(str(dst.parent / "src"), store, there, find_ffmpeg(), None)[0]
 
 
 @pytest.mark.parametrize("deep", [False, True])

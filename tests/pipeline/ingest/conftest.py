@@ -11,10 +11,11 @@ import av
 import numpy as np
 import pytest
 
-from reelmae.pipeline.ingest.clips.make import ClipMaker, Source
+from reelmae.pipeline.ingest.clips.make import ClipMaker
 from reelmae.pipeline.ingest.clips.outcome import Rejected
 from reelmae.pipeline.ingest.clips.probe import Probe, Prober
-from reelmae.pipeline.ingest.clips.screen import Kept, screen
+from reelmae.pipeline.ingest.clips.screen import Kept, screen_source
+from reelmae.pipeline.ingest.clips.source import Source
 from reelmae.pipeline.ingest.config import ShardConfig
 from reelmae.pipeline.ingest.ffmpeg import find_ffmpeg
 from reelmae.pipeline.ingest.sandbox import Sandbox
@@ -51,7 +52,7 @@ Encode = Callable[..., Encoded]
 
 @pytest.fixture(scope="module")
 def encode(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Encode]:
-    """encode(path, rows=[(start_s, end_s), …], **config) → Encoded; Rejected is returned as it is."""
+    """encode(path, rows=[(start_s, end_s), …], **config) → Encoded, or the Rejected of ClipMaker."""
     sandbox = Sandbox()
     prober = Prober(sandbox, tmp_path_factory.mktemp("prober"))
 
@@ -59,7 +60,7 @@ def encode(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Encode]:
         config = ShardConfig(**values)
         probe = prober.probe(path, max_pixels=config.max_pixels, wall_s=60)
         assert isinstance(probe, Probe), probe
-        kept = screen(probe, config)
+        kept = screen_source(probe, config)
         assert isinstance(kept, Kept), kept
         maker = ClipMaker(config, find_ffmpeg(), ENCODER[config.codec], {}, sandbox, prober)
         given = [{"start_s": s, "end_s": e, "label": None, "extra": None} for s, e in rows]
@@ -71,3 +72,22 @@ def encode(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Encode]:
 
     yield run  # type: ignore[misc]
     prober.close()
+
+
+@pytest.fixture(scope="session")
+def list_processes() -> Callable[[Path], list[int]]:
+    """list_processes(folder) → the ids of the processes that work in this folder or below it."""
+
+    def list_in(folder: Path) -> list[int]:
+        """Processes that work in this folder."""
+        found = []
+        for process in Path("/proc").iterdir():
+            if process.name.isdigit():
+                try:
+                    if (process / "cwd").readlink().is_relative_to(folder):
+                        found.append(int(process.name))
+                except OSError:  # it ended just now
+                    continue
+        return found
+
+    return list_in

@@ -59,8 +59,11 @@ def test_dataset_is_whole_and_says_what_became_of_each_source(sharded: Path, tin
     assert facts["clips"] == index.num_rows > VIDEOS  # the long ones are cut
     rejects = {Path(r["source"]).name: r["reason"] for r in pq.read_table(sharded / schema.REJECTS_FILE).to_pylist()}
     assert rejects == {
-        "empty.mp4": "empty_file", "notes.mp4": "not_a_video", "cut.mp4": "unreadable", ".DS_Store": "not_a_video"
-    }  # fmt: skip
+        "empty.mp4": "empty_file",
+        "notes.mp4": "not_a_video",
+        "cut.mp4": "unreadable",
+        ".DS_Store": "not_a_video",
+    }
     sources = set(index.column("source").to_pylist())
     assert sources | {str(tiny_bucket / ("b" if n != ".DS_Store" else "") / n) for n in rejects} == {
         str(p) for p in tiny_bucket.rglob("*") if p.is_file()

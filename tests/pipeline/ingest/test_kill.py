@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -42,19 +43,6 @@ def _start(src: Path, dst: Path, workers: int, scratch_folder: Path) -> subproce
     return subprocess.Popen(argv, env={**os.environ, "TMPDIR": str(scratch_folder)}, start_new_session=True)
 
 
-def _living_in(folder: Path) -> list[int]:
-    """Processes that work in this folder."""
-    found = []
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit():
-            try:
-                if (process / "cwd").readlink().is_relative_to(folder):
-                    found.append(int(process.name))
-            except OSError:  # it ended just now
-                continue
-    return found
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tiny_bucket: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, bytes], float]:
     """The files of a job that ran through, and the seconds that the whole process took."""
@@ -66,7 +54,11 @@ def undisturbed(tiny_bucket: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(
-    workers: int, tiny_bucket: Path, undisturbed: tuple[dict[str, bytes], float], tmp_path: Path
+    list_processes: Callable[[Path], list[int]],
+    workers: int,
+    tiny_bucket: Path,
+    undisturbed: tuple[dict[str, bytes], float],
+    tmp_path: Path,
 ) -> None:
     wanted, seconds = undisturbed
     draw = random.Random(workers)
@@ -84,7 +76,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(
                 kills += 1
                 progress.add(len(list(dst.glob("commits/*.parquet"))))
                 deadline = time.monotonic() + 10
-                while _living_in(tmp_path):
+                while list_processes(tmp_path):
                     assert time.monotonic() < deadline, "children live on"
                     time.sleep(0.01)
         shard(str(tiny_bucket), str(dst), CONFIG, workers=workers)
@@ -93,7 +85,10 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(
 
 
 def test_a_killed_child_costs_nothing(
-    tiny_bucket: Path, undisturbed: tuple[dict[str, bytes], float], tmp_path: Path
+    list_processes: Callable[[Path], list[int]],
+    tiny_bucket: Path,
+    undisturbed: tuple[dict[str, bytes], float],
+    tmp_path: Path,
 ) -> None:
     """The system's own killer may take any process: a source whose decoder was killed is tried again."""
     draw = random.Random(0)
@@ -102,7 +97,7 @@ def test_a_killed_child_costs_nothing(
     killed_at: list[int] = []  # commits when a child was killed: never twice at one source
     while process.poll() is None:
         time.sleep(draw.uniform(0.005, 0.05))
-        children = [pid for pid in _living_in(tmp_path) if pid != process.pid and "reelmae-work-" in _cwd(pid)]
+        children = [pid for pid in list_processes(tmp_path) if pid != process.pid and "reelmae-work-" in _cwd(pid)]
         commits = len(list(dst.glob("commits/*.parquet")))
         if children and len(killed_at) < 5 and commits > (killed_at[-1] + 1 if killed_at else -1):
             with contextlib.suppress(ProcessLookupError):

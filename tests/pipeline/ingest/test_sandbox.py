@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from reelmae.pipeline.errors import ChildCrashedError, ChildError, ChildTimeoutError
-from reelmae.pipeline.ingest.sandbox import Finished, Limits, Sandbox, capabilities, is_full
+from reelmae.pipeline.ingest.sandbox import Child, Finished, Limits, Sandbox, capabilities, is_full
 
 
 def _python(code: str, folder: Path, **limits: float) -> Finished:
@@ -145,6 +147,40 @@ def test_after_kill_all_nothing_starts(tmp_path: Path) -> None:
     assert _until_gone(child.pid)
     with pytest.raises(ChildError, match="being stopped"):
         sandbox.run(["true"], limits=Limits(), cwd=tmp_path)
+
+
+def test_kill_all_of_one_sandbox_leaves_another_alone(tmp_path: Path) -> None:
+    one, other = Sandbox(), Sandbox()
+    first = one.start(["sleep", "60"], limits=Limits(), cwd=tmp_path)
+    second = other.start(["cat"], limits=Limits(), cwd=tmp_path)
+    one.kill_all()
+    assert _until_gone(first.pid)
+    assert second.ask(b"still here", wall_s=20) == b"still here"
+    assert other.run(["true"], limits=Limits(), cwd=tmp_path).returncode == 0
+    first.close()
+    second.close()
+
+
+def test_threads_may_start_children_while_all_are_killed(tmp_path: Path) -> None:
+    sandbox = Sandbox()
+    children: list[Child] = []
+
+    def start_many() -> None:
+        with contextlib.suppress(ChildError):
+            while True:
+                children.append(sandbox.start(["sleep", "60"], limits=Limits(), cwd=tmp_path))
+
+    threads = [threading.Thread(target=start_many) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    while len(children) < 8:
+        time.sleep(0.01)
+    sandbox.kill_all()
+    for thread in threads:
+        thread.join()
+    for child in children:
+        assert _until_gone(child.pid)
+        child.close()
 
 
 def test_a_full_disk_is_told_from_bad_video() -> None:

@@ -153,11 +153,17 @@ def write_dataset(write: Callable[..., str], folder: Path, specs: Sequence[ClipS
     encoded = {spec: encode(spec) for spec in dict.fromkeys(specs)}
     clips = [
         {
-            "source": f"source{i}", "video": encoded[spec], "frames": spec.frames, "fps": spec.fps, "height": spec.height,
-            "width": spec.width, "codec": spec.codec.split()[0], "label": spec.label,
+            "source": f"source{i}",
+            "video": encoded[spec],
+            "frames": spec.frames,
+            "fps": spec.fps,
+            "height": spec.height,
+            "width": spec.width,
+            "codec": spec.codec.split()[0],
+            "label": spec.label,
         }
         for i, spec in enumerate(specs)
-    ]  # fmt: skip
+    ]
     return write(folder, clips, clips_per_shard)
 
 
@@ -208,9 +214,11 @@ def index_of_rows(tmp_path: Path) -> Callable[..., str]:
     count = iter(range(1000))
 
     def write(
-        rows: Sequence[dict[str, Any]], columns: dict[str, str] | None = None, labels: dict[str, int] | None = None,
+        rows: Sequence[dict[str, Any]],
+        columns: dict[str, str] | None = None,
+        labels: dict[str, int] | None = None,
         rows_of_group: int = 5,
-    ) -> str:  # fmt: skip
+    ) -> str:
         folder = tmp_path / f"rows{next(count)}"
         folder.mkdir()
         whole = [_index_row(i, row) for i, row in enumerate(rows)]
@@ -251,7 +259,7 @@ def epoch_of() -> Callable[..., epochs.Epoch]:
     def make(shard_of_clip: np.ndarray, *, seed: int = 0, epoch: int = 0, lanes: int = 64) -> epochs.Epoch:
         sizes = np.bincount(shard_of_clip)
         start = np.concatenate([[0], np.cumsum(sizes)])
-        return epochs.Epoch(start, (epochs.Part(0, len(sizes)),), seed=seed, epoch=epoch, lanes=lanes)
+        return epochs.Epoch(start, (epochs.ShardRange(0, len(sizes)),), seed=seed, epoch=epoch, lanes=lanes)
 
     return make
 

@@ -24,8 +24,9 @@ import torch
 
 from reelmae.pipeline import schema
 from reelmae.pipeline.errors import ConfigError, InputError
+from reelmae.pipeline.loading.config import LoaderConfig, LoadOptions
 from reelmae.pipeline.loading.index.clips import ClipIndex
-from reelmae.pipeline.loading.loader import ClipLoader, LoaderConfig
+from reelmae.pipeline.loading.loader import ClipLoader
 from reelmae.pipeline.loading.order.draws import SamplePolicy, draw
 from reelmae.tools.bench import baselines, processes
 from reelmae.tools.bench.baselines import LOADERS, Wanted
@@ -34,7 +35,7 @@ from reelmae.tools.bench.load import STAGES, bench_load
 from reelmae.tools.bench.loaders import bench_loaders
 
 SAMPLE = SamplePolicy(frames=4, size=64)
-SMALL: dict[str, Any] = {"frames": 4, "size": 64, "repeats": 2}
+SMALL: dict[str, Any] = {"sample": SAMPLE, "repeats": 2}
 NAMES = [
     pytest.param(
         name,
@@ -145,7 +146,7 @@ def test_without_torchcodec_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_one_run_says_what_loading_gave_and_cost(shards: str, index: ClipIndex, workers: int) -> None:
     n = len(index)  # an epoch before the clock, two epochs by it
     config = BenchLoadConfig(
-        data=shards, backend="av", batch_videos=1, warmup=n, batches=2 * n, workers=workers, frames=4, size=64
+        data=shards, backend="av", batch_videos=1, warmup=n, batches=2 * n, workers=workers, sample=SAMPLE
     )
     found = json.loads(json.dumps(bench_load(config)))
     assert (found["videos"], found["clips"], found["backend"]) == (2 * n, 2 * n, "av")
@@ -164,7 +165,7 @@ def test_one_run_says_what_loading_gave_and_cost(shards: str, index: ClipIndex, 
 
 
 def test_a_decoding_worker_is_part_of_what_loading_cost(shards: str) -> None:
-    large = {"frames": 8, "size": 224, "repeats": 2, "batch_videos": 2, "batches": 10}
+    large = {"sample": SamplePolicy(frames=8), "repeats": 2, "batch_videos": 2, "batches": 10}
     here, there = (bench_load(BenchLoadConfig(data=shards, backend="av", workers=w, **large)) for w in (0, 1))
     assert there["cpu_seconds"] > 0.5 * here["cpu_seconds"]
     assert there["peak_memory_bytes"] > here["peak_memory_bytes"]
@@ -174,7 +175,7 @@ def test_what_the_loader_refuses_is_refused_in_words(shards: str) -> None:
     with pytest.raises(ConfigError, match="batch_videos"):
         bench_load(BenchLoadConfig(data=shards, batch_videos=5000, **SMALL))
     with pytest.raises(ConfigError, match="patch"):
-        bench_load(BenchLoadConfig(data=shards, size=65, frames=4))
+        bench_load(BenchLoadConfig(data=shards, sample=SamplePolicy(frames=4, size=65)))
 
 
 def test_processor_time_of_children_and_their_threads_is_counted() -> None:
@@ -266,17 +267,8 @@ def test_a_large_dataset_is_played_in_part(shards: str) -> None:
 
 
 def test_the_command_prints_one_object_and_refuses_in_one_line(shards: str) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "reelmae.tools.cli",
-        "bench",
-        "loaders",
-        shards,
-        "--rounds=1",
-        "--videos=1",
-        "--json",
-    ]
+    command = [sys.executable, "-m", "reelmae.tools.cli", "bench", "loaders", shards]
+    command += ["--rounds=1", "--videos=1", "--json"]
 
     def run(*more: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([*command, *more], capture_output=True, text=True, timeout=120)
@@ -286,3 +278,35 @@ def test_the_command_prints_one_object_and_refuses_in_one_line(shards: str) -> N
     assert json.loads(done.stdout)["config"]["data"] == [shards]
     refused = run("--frames=2", "--size=16")
     assert refused.returncode == 2 and "mask.ratio" in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_flags_of_the_loader_reach_it(shards: str) -> None:
+    """The options are the loader's own class, so a flag that it has is a flag of the benchmark."""
+    command = [
+        sys.executable,
+        "-m",
+        "reelmae.tools.cli",
+        "bench",
+        "load",
+        shards,
+        "--batches=2",
+        "--warmup=1",
+        "--json",
+    ]
+    command += ["--backend=av", "--decode=span", "--batch-videos=1", "--repeats=3", "--workers=0", "--prefetch=1"]
+    command += ["--frames=4", "--size=64", "--fps=5", "--no-flip"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["videos"], found["clips"]) == (2, 6)
+    config = found["config"]
+    assert (config["decode"], config["prefetch"], config["workers"], config["batch_videos"]) == ("span", 1, 0, 1)
+    sample = config["sample"]
+    assert (sample["frames"], sample["size"], sample["fps"], sample["flip"]) == (4, 64, 5.0, False)
+
+
+def test_a_benchmark_of_the_loader_has_the_loader_s_own_defaults(shards: str) -> None:
+    config = BenchLoadConfig(data=shards)
+    for name, field in LoadOptions.model_fields.items():
+        assert getattr(config, name) == field.default, name
+    assert (config.sample.frames, config.sample.size, config.sample.stride_for(30)) == (16, 224, 4)

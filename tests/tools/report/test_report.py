@@ -1,4 +1,4 @@
-"""The report in a real browser: its pictures and plots are drawn, it asks for nothing else, and hostile names do nothing."""
+"""The report in a real browser: pictures and plots are drawn, it requests nothing, hostile names do nothing."""
 
 from __future__ import annotations
 
@@ -20,12 +20,29 @@ from reelmae.tools.reconstruct import reconstruct
 from reelmae.tools.report.write import write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM_FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--window-size=1000,1400",
+    "--virtual-time-budget=8000",
+)
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
 BENCH = {
-    "model": "vit_s", "step_ms": {"dense": 900.0, "sparse": 150.0}, "load_step_ms": {"dense": 930.0, "sparse": 200.0},
-    "speedup": {"compute": 6.0, "load_compute": 4.65}, "tokens": {"kept": 156, "all": 1568},
-    "machine": {"cpu": "a processor"}, "versions": {"python": "3"},
-}  # fmt: skip
+    "model": "vit_s",
+    "step_ms": {"dense": 900.0, "sparse": 150.0},
+    "load_step_ms": {"dense": 930.0, "sparse": 200.0},
+    "speedup": {"compute": 6.0, "load_compute": 4.65},
+    "tokens": {"kept": 156, "all": 1568},
+    "machine": {"cpu": "a processor"},
+    "versions": {"python": "3"},
+}
 # what a page holds once a browser has laid it out
 PROBE = """<script>
 let done = false;
@@ -53,15 +70,8 @@ def look(report: Path, tmp_path: Path) -> dict[str, Any]:
     assert probed != page
     copy = tmp_path / "probed.html"
     copy.write_text(probed, encoding="utf-8")
-    result = subprocess.run(
-        [
-            str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-            "--disable-background-networking", "--disable-component-update", "--disable-sync",
-            "--disable-dev-shm-usage", f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1000,1400",
-            "--virtual-time-budget=8000", "--dump-dom", copy.as_uri(),
-        ],
-        capture_output=True, text=True, timeout=180,
-    )  # fmt: skip
+    command = [str(CHROMIUM), *CHROMIUM_FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", copy.as_uri()]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=180)
     found = re.search(r'<pre id="probe">(.*?)</pre>', result.stdout, re.DOTALL)
     assert found, result.stderr[-2000:]
     return json.loads(unescape(found.group(1)))

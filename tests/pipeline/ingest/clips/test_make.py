@@ -1,4 +1,4 @@
-"""One source into its clips: spans of a manifest, scenes, copying, borders, screens, colours; frames tell which they are."""
+"""One source into its clips: manifest spans, scenes, copying, borders, screens, colours. Frames show their number."""
 
 from __future__ import annotations
 
@@ -34,9 +34,14 @@ def _numbers(pictures_THWC: np.ndarray) -> list[int]:
 
 
 def _write(
-    path: Path, frames: Sequence[np.ndarray], fps: Fraction | int = 25, times: Sequence[int] | None = None,
-    codec: str = "libx264", pix_fmt: str = "yuv420p", **context: Any,
-) -> Path:  # fmt: skip
+    path: Path,
+    frames: Sequence[np.ndarray],
+    fps: Fraction | int = 25,
+    times: Sequence[int] | None = None,
+    codec: str = "libx264",
+    pix_fmt: str = "yuv420p",
+    **context: Any,
+) -> Path:
     with av.open(str(path), "w") as container:
         options = {"preset": "ultrafast", "crf": "12", "g": "50"} if codec == "libx264" else {}
         stream = container.add_stream(codec, rate=fps, options=options)
@@ -90,8 +95,8 @@ def test_a_span_far_into_a_file_is_the_same_with_and_without_seeking(
     if fps is None:
         assert _shown(plain) == [list(range(1000, 1050)), list(range(1100, 1200))]
     monkeypatch.undo()
-    plan = transcode.Plan(sought.kept, None, tuple(_spans(sought)), "x264")  # type: ignore[arg-type]
-    assert 0 < transcode.seekable(sought.probe, plan) < 40 * sought.kept.fps
+    plan = transcode.EncodePlan(sought.kept, None, tuple(_spans(sought)), "x264")  # type: ignore[arg-type]
+    assert 0 < transcode.frames_to_skip(sought.probe, plan) < 40 * sought.kept.fps
 
 
 def _spans(done: Any) -> list[Any]:
@@ -110,7 +115,8 @@ def test_more_spans_than_files_may_be_open_overlap(encode: Encode, numbered: Pat
 def test_a_span_beyond_the_end_is_a_reject_of_its_own(encode: Encode, numbered: Path) -> None:
     done = encode(numbered, rows=[(1.0, 2.0), (47.0, 90.0), (48.0, 50.0)])
     assert [r.frames for r in done.rows] == [25, 25]
-    assert [(d["reason"], d["span_start_s"], d["span_end_s"]) for d in done.dropped] == [("span_outside", 48.0, 50.0)]  # fmt: skip
+    dropped = [(d["reason"], d["span_start_s"], d["span_end_s"]) for d in done.dropped]
+    assert dropped == [("span_outside", 48.0, 50.0)]
     assert (done.rows[1].span_end_s, done.rows[1].wanted_end_s) == (48.0, 90.0)
     lost = encode(numbered, rows=[(100.0, 110.0)])
     assert (lost.reason, lost.detail) == (Reason.SPAN_OUTSIDE, "the video ends at 48 s")
@@ -141,7 +147,7 @@ def test_clips_are_scenes(profile: str, encode: Encode, tmp_path: Path) -> None:
     for i in range(3):  # no clip shows a cut
         steps = np.abs(np.diff(done.pictures(i).astype(int), axis=0)).mean(axis=(1, 2, 3))
         assert steps.max() < 10
-    if profile == "default":  # x264 put a keyframe on this cut of its own accord
+    if profile == "default":  # x264 itself put a keyframe on this cut
         assert done.rows[1].span_start_s == 3.2
 
 
@@ -244,7 +250,7 @@ def test_screens_on_facts(
 ) -> None:
     path = make_video(tmp_path / "v.mp4", frames=75, width=192, height=128)
     from reelmae.pipeline.ingest.clips.probe import Probe, Prober
-    from reelmae.pipeline.ingest.clips.screen import screen
+    from reelmae.pipeline.ingest.clips.screen import screen_source
     from reelmae.pipeline.ingest.config import ShardConfig
     from reelmae.pipeline.ingest.sandbox import Sandbox
 
@@ -252,7 +258,7 @@ def test_screens_on_facts(
     probe = prober.probe(path, max_pixels=1 << 20, wall_s=60)
     prober.close()
     assert isinstance(probe, Probe)
-    found = screen(probe, ShardConfig(**values))
+    found = screen_source(probe, ShardConfig(**values))
     assert isinstance(found, Rejected)
     assert found.reason == reason
     assert str(next(iter(values))) in found.detail or reason == Reason.TOO_SMALL
@@ -321,7 +327,7 @@ def test_spans_are_of_their_time_where_the_video_begins_late_and_changes_its_siz
     assert _shown(done) == [list(range(10, 30)), [*range(50, 59), *range(60, 80)]]
     assert {done.pictures(i).shape[1:3] for i in range(2)} == {(64, 192)}
     assert _shown(encode(path, rows=[(4.0, 4.4)])) == [list(range(100, 110))]
-    # so what comes behind in one encode is not where it was planned: told, never shown as something else
+    # so the frames after it in the same encode are not where they were planned: rejected, never shown as other frames
     lost = encode(path, rows=[(0.4, 1.2), (2.0, 3.2), (4.0, 4.4)])
     assert (lost.reason, lost.detail) == (
         Reason.VERIFY_FAILED,

@@ -1,4 +1,4 @@
-"""Facts are told by content: names lie, and text is no video."""
+"""Facts come from the content: a name may lie, and text is no video."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from reelmae.pipeline.ingest.clips.outcome import Rejected
 from reelmae.pipeline.ingest.clips.probe import Probe, Prober
 from reelmae.pipeline.ingest.clips.probe_child import container_of
 from reelmae.pipeline.ingest.sandbox import Sandbox
@@ -32,8 +33,8 @@ def _facts(prober: Prober, path: Path) -> Probe:
 
 def _reason(prober: Prober, path: Path) -> Reason:
     found = prober.probe(path, max_pixels=1 << 26, wall_s=60)
-    assert isinstance(found, tuple), found
-    return found[0]
+    assert isinstance(found, Rejected), found
+    return found.reason
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from reelmae.pipeline.ingest.clips.scores import BLACK, SIDE, phash, scores
+from reelmae.pipeline.ingest.clips.scores import BLACK, SIDE, phash, score_clip
 
 
 def _noise(T: int, seed: int = 0) -> np.ndarray:
@@ -29,35 +29,35 @@ def _flat(T: int, level: int) -> np.ndarray:
 
 
 def test_a_still_picture_has_no_motion() -> None:
-    assert scores(np.repeat(_noise(1), 40, axis=0)).motion == 0
+    assert score_clip(np.repeat(_noise(1), 40, axis=0)).motion == 0
 
 
 def test_motion_is_in_levels_either_way() -> None:
     down_up_THW = np.stack([_flat(1, 100 + 7 * (t % 2))[0] for t in range(9)])
-    assert scores(down_up_THW).motion == 7
+    assert score_clip(down_up_THW).motion == 7
 
 
 def test_one_cut_or_flash_makes_no_motion() -> None:
     cut_THW = np.concatenate([np.repeat(_noise(1, 1), 20, axis=0), np.repeat(_noise(1, 2), 20, axis=0)])
     flash_THW = np.repeat(_noise(1), 40, axis=0)
     flash_THW[11] = 255
-    assert scores(cut_THW).motion == 0
-    assert scores(flash_THW).motion == 0
+    assert score_clip(cut_THW).motion == 0
+    assert score_clip(flash_THW).motion == 0
 
 
 def test_a_slideshow_of_two_seconds_a_picture_is_still() -> None:
-    assert scores(np.repeat(_scene(5), 8, axis=0)).motion == 0
+    assert score_clip(np.repeat(_scene(5), 8, axis=0)).motion == 0
 
 
 def test_a_clip_that_moves_for_a_third_of_its_time_is_not_still() -> None:
     shot_THW = np.repeat(_noise(1), 40, axis=0)
     for t in range(14):
         shot_THW[t] = np.roll(shot_THW[-1], t + 1, axis=1)
-    assert scores(shot_THW).motion > 20
+    assert score_clip(shot_THW).motion > 20
 
 
 def test_a_single_frame_is_scored() -> None:
-    found = scores(_noise(1))
+    found = score_clip(_noise(1))
     assert found.motion == 0
     assert found.phash is not None
     assert found.phash[:8] * 4 == found.phash
@@ -65,12 +65,12 @@ def test_a_single_frame_is_scored() -> None:
 
 def test_luma_is_the_mean_and_contrast_that_of_a_frame() -> None:
     # frames of one level each: the clip varies, but no picture shows anything
-    found = scores(np.concatenate([_flat(3, 10), _flat(1, 50)]))
+    found = score_clip(np.concatenate([_flat(3, 10), _flat(1, 50)]))
     assert found.luma == 20
     assert found.contrast == 0
     halves_THW = _flat(4, 100)
     halves_THW[:, :, 32:] = 140
-    assert scores(halves_THW).contrast == 20
+    assert score_clip(halves_THW).contrast == 20
 
 
 @pytest.mark.parametrize(
@@ -89,25 +89,25 @@ def test_border_is_the_share_of_black_rows_and_columns(
 ) -> None:
     boxed_THW = _flat(6, BLACK - 1)
     boxed_THW[:, top : SIDE - bottom, left : SIDE - right] = _noise(1)[0][top : SIDE - bottom, left : SIDE - right]
-    assert scores(boxed_THW).border == pytest.approx(share)
+    assert score_clip(boxed_THW).border == pytest.approx(share)
 
 
 def test_a_row_that_is_lit_once_is_no_border() -> None:
     boxed_THW = _noise(6)
     boxed_THW[:, :16] = 0
-    assert scores(boxed_THW).border == 0.25
+    assert score_clip(boxed_THW).border == 0.25
     boxed_THW[3, 4, 20] = BLACK
-    assert scores(boxed_THW).border == 4 / 64
+    assert score_clip(boxed_THW).border == 4 / 64
 
 
 def test_black_inside_the_picture_is_no_border() -> None:
     barred_THW = _noise(6)
     barred_THW[:, 20:40] = 0
-    assert scores(barred_THW).border == 0
+    assert score_clip(barred_THW).border == 0
 
 
 def test_a_black_clip_is_all_border() -> None:
-    found = scores(_flat(5, 0))
+    found = score_clip(_flat(5, 0))
     assert (found.border, found.luma, found.contrast, found.phash) == (1, 0, 0, None)
 
 
@@ -167,4 +167,4 @@ def test_one_flat_frame_of_the_four_leaves_no_hash() -> None:
 )
 def test_other_arrays_are_refused(wrong: np.ndarray) -> None:
     with pytest.raises(ValueError):
-        scores(wrong)
+        score_clip(wrong)

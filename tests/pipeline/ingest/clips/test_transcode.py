@@ -11,10 +11,10 @@ import av
 import numpy as np
 import pytest
 
-from reelmae.pipeline.ingest.clips.colour import Colour, colour
+from reelmae.pipeline.ingest.clips.colour import Colour, choose_colour
 from reelmae.pipeline.ingest.clips.cut import Span
 from reelmae.pipeline.ingest.clips.outcome import Rejected
-from reelmae.pipeline.ingest.clips.transcode import Plan, command
+from reelmae.pipeline.ingest.clips.transcode import EncodePlan, command
 from reelmae.pipeline.ingest.config import ShardConfig
 from reelmae.pipeline.ingest.ffmpeg import find_ffmpeg
 from reelmae.pipeline.schema import Reason
@@ -175,9 +175,9 @@ def test_damage_in_the_middle_rejects_the_source(encode: Encode, make_video: Mak
 
 def test_the_command_reads_only_the_named_container(encode: Encode, make_video: Make, tmp_path: Path) -> None:
     done = encode(make_video(tmp_path / "v.mp4"))
-    found = colour(done.probe, tonemaps=True)
+    found = choose_colour(done.probe, tonemaps=True)
     assert isinstance(found, Colour)
-    plan = Plan(done.kept, found, (Span(0, 20, 0.0, 0.8),), "x264")
+    plan = EncodePlan(done.kept, found, (Span(0, 20, 0.0, 0.8),), "x264")
     argv = command(find_ffmpeg(), tmp_path / "in.bin", done.probe, plan, ShardConfig())
     joined = " ".join(argv)
     assert "-f mov -format_whitelist mov" in joined

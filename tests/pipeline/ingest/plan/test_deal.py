@@ -14,9 +14,9 @@ from reelmae.pipeline.ingest.plan.deal import (
     OPEN,
     ROWS,
     WHOLE,
-    gather,
+    deal_sources,
+    group_rows,
     label_ids,
-    plan,
     sources_per_task,
     write_plan,
 )
@@ -38,7 +38,7 @@ def test_task_size_depends_on_the_number_of_sources_only(n: int, wanted: int | N
 
 
 def test_plan_is_a_permutation_in_tasks() -> None:
-    planned = plan(_listed(100), seed=5, per_task=8)
+    planned = deal_sources(_listed(100), seed=5, per_task=8)
     assert planned.schema.equals(SOURCES)
     assert sorted(planned.column("url").to_pylist()) == _listed(100).column("url").to_pylist()
     assert planned.column("task").to_pylist() == [i // 8 for i in range(100)]
@@ -47,7 +47,7 @@ def test_plan_is_a_permutation_in_tasks() -> None:
 
 
 def test_a_row_group_is_a_task(tmp_path: Path) -> None:
-    planned = plan(_listed(100), seed=5, per_task=8)
+    planned = deal_sources(_listed(100), seed=5, per_task=8)
     write_plan(planned, tmp_path / "sources.parquet", 8)
     with pq.ParquetFile(tmp_path / "sources.parquet") as file:
         assert file.metadata.num_row_groups == 13
@@ -60,8 +60,8 @@ def test_a_row_group_is_a_task(tmp_path: Path) -> None:
 
 
 def test_same_seed_same_plan_other_seed_another() -> None:
-    assert plan(_listed(50), seed=1, per_task=8).equals(plan(_listed(50), seed=1, per_task=8))
-    assert not plan(_listed(50), seed=1, per_task=8).equals(plan(_listed(50), seed=2, per_task=8))
+    assert deal_sources(_listed(50), seed=1, per_task=8).equals(deal_sources(_listed(50), seed=1, per_task=8))
+    assert not deal_sources(_listed(50), seed=1, per_task=8).equals(deal_sources(_listed(50), seed=2, per_task=8))
 
 
 def test_label_ids_follow_the_sorted_names() -> None:
@@ -73,32 +73,37 @@ def test_labels_that_are_known_keep_their_ids() -> None:
     assert label_ids([], {"yoga": 0}) == {"yoga": 0}
 
 
-def _gathered(*rows: tuple[Any, ...]) -> tuple[pa.Table, list[tuple[int, str]], int]:
+def _group(*rows: tuple[Any, ...]) -> tuple[pa.Table, list[tuple[int, str]], int]:
     names = ("url", "start", "end", "label", "extra")
     dicts = [dict(zip(names, row, strict=True)) | {"line": 10 + i} for i, row in enumerate(rows)]
-    return gather(pa.Table.from_pylist(dicts, ROWS), "row", 2)
+    return group_rows(pa.Table.from_pylist(dicts, ROWS), "row", 2)
 
 
 def test_rows_become_sources() -> None:
-    table, faults, count = _gathered(
-        ("/c", WHOLE, OPEN, None, '{"a": 1}'), ("/b", 2.0, 3.0, "x", None), ("/d", WHOLE, OPEN, "x", None),
-        ("/b", 2.0, OPEN, None, None), ("/a", 0.0, OPEN, "x", None), ("/b", 1.0, 9.0, "x", "{}"),
-    )  # fmt: skip
+    table, faults, count = _group(
+        ("/c", WHOLE, OPEN, None, '{"a": 1}'),
+        ("/b", 2.0, 3.0, "x", None),
+        ("/d", WHOLE, OPEN, "x", None),
+        ("/b", 2.0, OPEN, None, None),
+        ("/a", 0.0, OPEN, "x", None),
+        ("/b", 1.0, 9.0, "x", "{}"),
+    )
     assert (faults, count) == ([], 0)
     assert table.schema.equals(LISTED)
     row = dict.fromkeys(("start_s", "end_s", "label", "extra"))
     x = row | {"label": "x"}
+    spans = [x | {"start_s": 1, "end_s": 9, "extra": "{}"}, x | {"start_s": 2, "end_s": 3}, row | {"start_s": 2}]
     assert {r["url"]: (r["label"], r["rows"]) for r in table.to_pylist()} == {
         "/a": ("x", [x | {"start_s": 0.0}]),
-        "/b": (None, [x | {"start_s": 1, "end_s": 9, "extra": "{}"}, x | {"start_s": 2, "end_s": 3}, row | {"start_s": 2}]),
+        "/b": (None, spans),
         "/c": (None, [row | {"extra": '{"a": 1}'}]),
         "/d": ("x", None),
-    }  # fmt: skip
+    }
 
 
 def test_the_first_faults_are_told_and_all_counted() -> None:
     whole, part = (WHOLE, OPEN, None, None), (1.0, 2.0, "x", None)
-    _, faults, count = _gathered(("/b", *part), ("/b", *whole), ("/a", *part), ("/a", *part), ("/a", *part))
+    _, faults, count = _group(("/b", *part), ("/b", *whole), ("/a", *part), ("/a", *part), ("/a", *part))
     assert count == 3
     assert faults == [
         (10, "'/b' is named whole in row 11, here in part; keep one of the two"),

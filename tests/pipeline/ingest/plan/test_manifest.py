@@ -206,9 +206,8 @@ def test_types_of_parquet_columns(tmp_path: Path) -> None:
     )
     pq.write_table(table, tmp_path / "m.parquet")
     listing = list_sources(str(tmp_path / "m.parquet"), ShardConfig())
-    assert listing.columns == {
-        "u": "int64", "f": "double", "d": "double", "b": "bool", "t": "string", "l": "string"
-    }  # fmt: skip
+    kinds = ("int64", "double", "double", "bool", "string", "string")
+    assert listing.columns == dict(zip("ufdbtl", kinds, strict=True))
     first = {"u": 1, "d": 1.25, "b": True, "t": "1970-01-01 00:00:00.000000001", "l": "[1, 2]"}
     assert _extra(listing) == [first, {"f": 0.5}]
     assert listing.table.column("label").to_pylist() == ["4", "5"]
@@ -245,7 +244,7 @@ def test_types_of_parquet_columns(tmp_path: Path) -> None:
         ("path,start,end\na.mp4,5,5\n", "line 2: end 5 is not after start 5"),
         ("path,end\na.mp4,0\n", "line 2: end 0 is not after start 0"),
     ],
-)  # fmt: skip
+)
 def test_faults_name_file_line_and_remedy(text: str | bytes, words: str, read: Any) -> None:
     with pytest.raises(InputError, match=f"/m.csv.*{words}"):
         read(text)

@@ -134,8 +134,13 @@ def test_a_manifests_spans_labels_and_columns_reach_the_index(make_video: Make, 
     dst = tmp_path / "dst"
     shard(str(tmp_path / "list.csv"), str(dst), config)
     rows = sorted(_index(dst), key=lambda r: (str(r["source"]), str(r["key"])))
-    told = [(Path(str(r["source"])).name, r["label"], r["label_id"], r["wanted_start_s"], r["frames"], r["views"]) for r in rows]  # fmt: skip
-    assert told == [("a.mp4", "run", 1, 0.4, 25, 12), ("a.mp4", "jump", 0, 2.0, 40, None), ("b.mp4", None, -1, 0.0, 20, 99)]  # fmt: skip
+    names = ("label", "label_id", "wanted_start_s", "frames", "views")
+    found = [(Path(str(r["source"])).name, *(r[name] for name in names)) for r in rows]
+    assert found == [
+        ("a.mp4", "run", 1, 0.4, 25, 12),
+        ("a.mp4", "jump", 0, 2.0, 40, None),
+        ("b.mp4", None, -1, 0.0, 20, 99),
+    ]
     assert [r["manifest_width"] for r in rows] == [5, None, 7]
     index = pq.read_schema(dst / schema.INDEX)
     assert index.field("views").type == pa.int64()

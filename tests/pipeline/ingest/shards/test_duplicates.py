@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reelmae.pipeline.ingest.shards.duplicates import repeats
+from reelmae.pipeline.ingest.shards.duplicates import find_repeats
 
 
 def _all_pairs(sha256_N32: np.ndarray, phash_N32: np.ndarray, hashed_N: np.ndarray, near_bits: int | None) -> list[int]:
@@ -54,7 +54,7 @@ def test_the_same_as_all_pairs(seed: int, near_bits: int | None) -> None:
         sha256_N32[i] = sha256_N32[rng.integers(N)]
     hashed_N[rng.permutation(N)[:40]] = False
     wanted = _all_pairs(sha256_N32, phash_N32, hashed_N, near_bits)
-    found_N = repeats(sha256_N32, phash_N32, hashed_N, near_bits=near_bits)
+    found_N = find_repeats(sha256_N32, phash_N32, hashed_N, near_bits=near_bits)
     assert found_N.dtype == np.int64
     assert found_N.tolist() == wanted
     assert 20 < (found_N >= 0).sum() < N
@@ -68,7 +68,7 @@ def test_a_neighbour_is_found_wherever_its_bits_lie(distance: int) -> None:
         # spread evenly, so that as few bands as can be are left whole
         bits = (np.arange(distance) * 256 // max(distance, 1) + rng.integers(256)) % 256
         phash_N32[i + 1] = _flipped(phash_N32[i], bits)
-    found_N = repeats(sha256_N32, phash_N32, hashed_N, near_bits=11)
+    found_N = find_repeats(sha256_N32, phash_N32, hashed_N, near_bits=11)
     assert (found_N[::2] == -1).all()
     assert (found_N[1::2] == (np.arange(0, 400, 2) if distance <= 11 else -1)).all()
 
@@ -79,14 +79,14 @@ def test_in_a_chain_the_far_end_is_kept() -> None:
     phash_N32[1] = _flipped(phash_N32[0], bits[:10])
     phash_N32[2] = _flipped(phash_N32[0], bits[:20])  # near 1, which is a repeat; too far from 0
     phash_N32[3] = _flipped(phash_N32[0], bits[:29])  # near 2
-    assert repeats(sha256_N32, phash_N32, hashed_N, near_bits=11).tolist() == [-1, 0, -1, 2]
+    assert find_repeats(sha256_N32, phash_N32, hashed_N, near_bits=11).tolist() == [-1, 0, -1, 2]
 
 
 def test_the_earliest_of_several_counts() -> None:
     sha256_N32, phash_N32, hashed_N = _random(3, 0)
     phash_N32[1] = _flipped(phash_N32[0], np.arange(0, 40, 2))  # 20 bits
     phash_N32[2] = _flipped(phash_N32[0], np.arange(0, 22, 2))  # 11 from 0, 9 from 1
-    assert repeats(sha256_N32, phash_N32, hashed_N, near_bits=11).tolist() == [-1, -1, 0]
+    assert find_repeats(sha256_N32, phash_N32, hashed_N, near_bits=11).tolist() == [-1, -1, 0]
 
 
 def test_equal_bytes_come_before_an_earlier_look_alike() -> None:
@@ -94,15 +94,15 @@ def test_equal_bytes_come_before_an_earlier_look_alike() -> None:
     phash_N32[1] = _flipped(phash_N32[0], np.arange(0, 40, 2))
     phash_N32[2] = phash_N32[0]
     sha256_N32[2] = sha256_N32[1]
-    assert repeats(sha256_N32, phash_N32, hashed_N, near_bits=11).tolist() == [-1, -1, 1]
+    assert find_repeats(sha256_N32, phash_N32, hashed_N, near_bits=11).tolist() == [-1, -1, 1]
 
 
 def test_without_a_hash_only_bytes_count() -> None:
     sha256_N32, phash_N32, _ = _random(4, 0)
     phash_N32[:] = 0
     sha256_N32[3] = sha256_N32[1]
-    assert repeats(sha256_N32, phash_N32, np.zeros(4, bool), near_bits=11).tolist() == [-1, -1, -1, 1]
-    assert repeats(sha256_N32, phash_N32, np.array([1, 0, 1, 0], bool), near_bits=11).tolist() == [
+    assert find_repeats(sha256_N32, phash_N32, np.zeros(4, bool), near_bits=11).tolist() == [-1, -1, -1, 1]
+    assert find_repeats(sha256_N32, phash_N32, np.array([1, 0, 1, 0], bool), near_bits=11).tolist() == [
         -1,
         -1,
         0,
@@ -114,21 +114,21 @@ def test_exact_leaves_look_alikes_alone() -> None:
     sha256_N32, phash_N32, hashed_N = _random(5, 0)
     phash_N32[:] = phash_N32[0]
     sha256_N32[[2, 4]] = sha256_N32[0]
-    assert repeats(sha256_N32, phash_N32, hashed_N, near_bits=None).tolist() == [-1, -1, 0, -1, 0]
+    assert find_repeats(sha256_N32, phash_N32, hashed_N, near_bits=None).tolist() == [-1, -1, 0, -1, 0]
 
 
 def test_digests_that_differ_in_one_byte_are_different() -> None:
     sha256_N32 = np.zeros((33, 32), np.uint8)
     sha256_N32[np.arange(32), np.arange(32)] = 1
     nothing_N32, hashed_N = np.zeros((33, 32), np.uint8), np.zeros(33, bool)
-    assert (repeats(sha256_N32, nothing_N32, hashed_N, near_bits=None) == -1).all()
+    assert (find_repeats(sha256_N32, nothing_N32, hashed_N, near_bits=None) == -1).all()
 
 
 def test_hashes_that_all_share_a_band_are_told_apart() -> None:
     sha256_N32, phash_N32, hashed_N = _random(3000, 0)
     phash_N32[:, 16:24] = 9
     phash_N32[2999] = _flipped(phash_N32[1234], np.arange(11))
-    found_N = repeats(sha256_N32, phash_N32, hashed_N, near_bits=11)
+    found_N = find_repeats(sha256_N32, phash_N32, hashed_N, near_bits=11)
     assert found_N[2999] == 1234
     assert (found_N[:2999] == -1).all()
 
@@ -144,7 +144,7 @@ def test_one_band_left_whole_is_enough_in_any_company(whole: int) -> None:
     elsewhere = np.array([start for n, start in enumerate(starts[:-1]) if n != whole])
     for i in range(100):
         phash_N32[100 + i] = _flipped(phash_N32[i], elsewhere)
-    found_N = repeats(sha256_N32, phash_N32, hashed_N, near_bits=11)
+    found_N = find_repeats(sha256_N32, phash_N32, hashed_N, near_bits=11)
     assert found_N.tolist() == [-1] * 100 + list(range(100))
 
 
@@ -155,20 +155,20 @@ def test_memory_mapped_files_will_do(tmp_path: Path) -> None:
     for name, rows_N32 in (("sha256", sha256_N32), ("phash", phash_N32)):
         rows_N32.tofile(tmp_path / name)
         maps.append(np.memmap(tmp_path / name, np.uint8, "r", shape=(100, 32)))
-    assert repeats(maps[0], maps[1], hashed_N, near_bits=11)[60] == 7
+    assert find_repeats(maps[0], maps[1], hashed_N, near_bits=11)[60] == 7
 
 
 @pytest.mark.parametrize("near_bits", [None, 11])
 def test_nothing_and_one(near_bits: int | None) -> None:
     for N in (0, 1):
-        assert repeats(*_random(N, 0), near_bits=near_bits).tolist() == [-1] * N
+        assert find_repeats(*_random(N, 0), near_bits=near_bits).tolist() == [-1] * N
 
 
 def test_wrong_arguments_are_refused() -> None:
     good = _random(5, 0)
     for near_bits in (-1, 12):
         with pytest.raises(ValueError):
-            repeats(*good, near_bits=near_bits)
+            find_repeats(*good, near_bits=near_bits)
     for a, b in pairwise((4, 5, 6)):
         with pytest.raises(ValueError):
-            repeats(_random(a, 0)[0], good[1][:b], good[2][:4], near_bits=11)
+            find_repeats(_random(a, 0)[0], good[1][:b], good[2][:4], near_bits=11)

@@ -14,12 +14,40 @@ from reelmae.pipeline.schema import clip_key
 
 def _row(url: str, ordinal: int) -> ClipRow:
     return ClipRow(
-        key=clip_key(url, ordinal), shard="", offset=0, size=0, sha256="", source=url, span_start_s=0.0,
-        span_end_s=1.0, frames=25, fps=25.0, width=64, height=64, codec="h264", label=None, label_id=-1,
-        wanted_start_s=0.0, wanted_end_s=1.0, motion=1.0, luma=1.0, contrast=1.0, border=0.0, phash=None,
-        duplicate_of=None, source_bytes=1, source_container="mov", source_codec="h264", source_width=64,
-        source_height=64, source_fps=25.0, source_seconds=1.0, encoder="x264", colour="none", extra={"views": 3},
-    )  # fmt: skip
+        key=clip_key(url, ordinal),
+        shard="",
+        offset=0,
+        size=0,
+        sha256="",
+        source=url,
+        span_start_s=0.0,
+        span_end_s=1.0,
+        frames=25,
+        fps=25.0,
+        width=64,
+        height=64,
+        codec="h264",
+        label=None,
+        label_id=-1,
+        wanted_start_s=0.0,
+        wanted_end_s=1.0,
+        motion=1.0,
+        luma=1.0,
+        contrast=1.0,
+        border=0.0,
+        phash=None,
+        duplicate_of=None,
+        source_bytes=1,
+        source_container="mov",
+        source_codec="h264",
+        source_width=64,
+        source_height=64,
+        source_fps=25.0,
+        source_seconds=1.0,
+        encoder="x264",
+        colour="none",
+        extra={"views": 3},
+    )
 
 
 def _pack(folder: Path, clips: list[bytes], shard_bytes: int = 1 << 30) -> Packer:

@@ -21,26 +21,22 @@ from reelmae.pipeline.loading.decode.av_worker import WorkerSetup, map_arena
 from reelmae.pipeline.loading.fetch.clip import SourceSettings
 from reelmae.pipeline.loading.index.clips import ClipIndex
 from reelmae.pipeline.loading.order.draws import SamplePolicy, draw
-from reelmae.pipeline.loading.tasks import ClipTask
+from reelmae.pipeline.loading.tasks import ClipTask, clip_task
 from reelmae.pipeline.storage.store import Store
 
+HANGS_S = 120  # only what never ends takes so long, on any machine
 SHAPE = (1, 4, 1, 3, 4, 32, 32)  # slots, videos, R, channels, T, H, W
 
 
 def task(index: ClipIndex, clip: int) -> ClipTask:
     """The work for one clip of an index of one dataset."""
-    frames, fps = int(index.frames[clip]), float(index.fps[clip])
-    sampled = draw(
-        SamplePolicy(frames=4, size=32), seed=0, epoch=0, clip=clip, repeat=0, frames=frames, fps=fps,
-        height=int(index.height[clip]), width=int(index.width[clip]),
-    )  # fmt: skip
+    drawn = draw(SamplePolicy(frames=4, size=32), seed=0, epoch=0, clip=clip, repeat=0, **index.facts(clip))
     shard, offset, size = index.shard(clip), int(index.offset[clip]), int(index.size[clip])
     digest = hashlib.sha256(index.store.read_range(shard, offset, size)).digest()
-    return ClipTask(
-        clip=clip, key=index.key(clip), dataset=0, shard=shard, offset=offset, size=size,
-        check=int.from_bytes(digest[:8], "big"), frames=frames, draws=(sampled,),
-        planned=clip, epoch=0, attempt=0,
-    )  # fmt: skip
+    made = clip_task(index, clip, (drawn,), planned=clip)
+    assert (made.shard, made.offset, made.size, made.dataset) == (shard, offset, size, 0)
+    assert made.check == int.from_bytes(digest[:8], "big")
+    return made
 
 
 @pytest.fixture
@@ -63,7 +59,7 @@ def start_worker() -> Iterator[Callable[[str], tuple[Connection, np.ndarray]]]:
     yield start
     for process, connection, arena in processes:
         connection.close()
-        assert process.wait(timeout=20) == 0  # it ends with its connection
+        assert process.wait(timeout=HANGS_S) == 0  # it ends with its connection
         os.close(arena)
 
 
@@ -80,7 +76,7 @@ class Held(http.server.BaseHTTPRequestHandler):
         asked = re.match(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         assert asked is not None
         start, end = int(asked[1]), int(asked[2]) + 1
-        self.barrier.wait(timeout=20)
+        self.barrier.wait(timeout=HANGS_S)
         data = self.store.read_range(self.path.lstrip("/"), start, end - start)
         self.send_response(206)
         self.send_header("Content-Length", str(len(data)))
@@ -128,3 +124,12 @@ def test_the_next_clips_are_fetched_while_one_is_waited_for(
         connection.send((at, 0, at, task(natural_index, at)))
     assert [connection.recv()[:2] for _ in range(3)] == [(0, None), (1, None), (2, None)]
     assert all(arena[0, at].std() > 5 for at in range(3))
+
+
+def test_a_worker_starts_without_what_it_does_not_need() -> None:
+    program = (
+        "import sys, reelmae.pipeline.loading.decode.av_worker\n"
+        "print({'torch', 'pyarrow', 'pydantic'} & set(sys.modules))\n"
+    )
+    output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert output == "set()\n"

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from reelmae.pipeline.errors import ConfigError
-from reelmae.pipeline.loading.batch import MEAN, STD, ClipBatch
+from reelmae.pipeline.loading.batch import ClipBatch
+from reelmae.pipeline.loading.config import PIXEL_MEAN, PIXEL_STD, LoaderConfig
 from reelmae.pipeline.loading.index.clips import ClipIndex
-from reelmae.pipeline.loading.loader import ClipLoader, LoaderConfig
+from reelmae.pipeline.loading.loader import ClipLoader
 from reelmae.pipeline.loading.order.draws import SamplePolicy, frame_indices
 
 # Mean absolute difference in levels of 255: av resizes Y, U and V, DALI RGB, and each rounds in its own places.
@@ -30,7 +31,7 @@ def take(index: ClipIndex, n: int, **config: object) -> tuple[list[ClipBatch], C
 
 def levels(batch: ClipBatch) -> np.ndarray:
     """[B, T, H, W, C] in levels of 255."""
-    return ((batch.clips_BCTHW * STD + MEAN) * 255).permute(0, 2, 3, 4, 1).cpu().numpy()
+    return ((batch.clips_BCTHW * PIXEL_STD[0] + PIXEL_MEAN[0]) * 255).permute(0, 2, 3, 4, 1).cpu().numpy()
 
 
 @pytest.mark.parametrize(("backend", "codec"), BACKENDS)

@@ -17,7 +17,7 @@ KINDS = {
     "hevc": {"codec": "libx265", "options": (("preset", "ultrafast"), ("x265-params", "log-level=none"))},
     "vp9": {"codec": "libvpx-vp9"},
     "av1": {"codec": "libsvtav1"},
-}  # fmt: skip
+}
 
 
 @pytest.fixture(params=KINDS, scope="module")

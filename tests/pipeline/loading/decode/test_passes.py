@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from reelmae.pipeline.loading.decode.passes import Pass, decode_passes
+from reelmae.pipeline.loading.decode.pyav import DecodePass, decode_passes
 
 KEYFRAMES = list(range(0, 300, 16))
 
@@ -19,9 +19,9 @@ def cost(wanted_RT: np.ndarray, policy: str) -> int:
 
 def test_the_example_of_the_docstring() -> None:
     wanted = np.array([[20, 24, 28], [70, 74, 78]])
-    both = [Pass(16, (20, 24, 28), (0, 1)), Pass(64, (70, 74, 78), (0, 1))]
+    both = [DecodePass(16, (20, 24, 28), (0, 1)), DecodePass(64, (70, 74, 78), (0, 1))]
     assert decode_passes(wanted, KEYFRAMES) == both
-    assert decode_passes(wanted, KEYFRAMES, "span") == [Pass(16, (20, 24, 28, 70, 74, 78), (0, 1))]
+    assert decode_passes(wanted, KEYFRAMES, "span") == [DecodePass(16, (20, 24, 28, 70, 74, 78), (0, 1))]
     assert [p.samples for p in decode_passes(wanted, KEYFRAMES, "windows")] == [(0,), (1,)]
     assert [cost(wanted, p) for p in ("auto", "windows", "span")] == [28, 28, 63]
 
@@ -58,14 +58,14 @@ def test_windows_gives_each_sample_its_own_frames() -> None:
 
 def test_a_wide_stride_jumps_within_a_window() -> None:
     [a, b] = decode_passes(np.array([[5, 100]]), KEYFRAMES)
-    assert (a, b) == (Pass(0, (5,), (0,)), Pass(96, (100,), (0,)))
+    assert (a, b) == (DecodePass(0, (5,), (0,)), DecodePass(96, (100,), (0,)))
 
 
 def test_a_clip_with_one_keyframe_is_one_pass() -> None:
     assert decode_passes(windows(50, 200), [0]) == [
-        Pass(0, tuple(sorted(windows(50, 200).reshape(-1).tolist())), (0, 1))
+        DecodePass(0, tuple(sorted(windows(50, 200).reshape(-1).tolist())), (0, 1))
     ]
 
 
 def test_repeated_frames_of_a_short_clip_are_wanted_once() -> None:
-    assert decode_passes(np.array([[0, 4, 8, 9, 9, 9]]), [0]) == [Pass(0, (0, 4, 8, 9), (0,))]
+    assert decode_passes(np.array([[0, 4, 8, 9, 9, 9]]), [0]) == [DecodePass(0, (0, 4, 8, 9), (0,))]

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from reelmae.pipeline.errors import BadClipError, StorageError
-from reelmae.pipeline.loading.fetch.clip import CacheSettings, ClipSource, SourceSettings
-from reelmae.pipeline.loading.fetch.shard_cache import ShardCache
+from reelmae.pipeline.loading.fetch.clip import ClipSource, SourceSettings
+from reelmae.pipeline.loading.fetch.shard_cache import CacheSettings, ShardCache
 from reelmae.pipeline.loading.tasks import ClipTask
 from reelmae.pipeline.storage.store import Store
 
@@ -26,13 +26,10 @@ def tasks(dataset: int = 0, clips: list[bytes] = CLIPS) -> list[ClipTask]:
     """The clips of a shard that holds them one behind the other."""
     made, offset = [], 0
     for i, clip in enumerate(clips):
-        made.append(
-            ClipTask(
-                clip=i, key=f"key_{i:04d}", dataset=dataset, shard=SHARD, offset=offset, size=len(clip),
-                check=int(hashlib.sha256(clip).hexdigest()[:16], 16), frames=16, draws=(),
-                planned=i, epoch=0, attempt=0,
-            )
-        )  # fmt: skip
+        check = int(hashlib.sha256(clip).hexdigest()[:16], 16)
+        where = {"dataset": dataset, "shard": SHARD, "offset": offset, "size": len(clip), "check": check}
+        order = {"planned": i, "epoch": 0, "attempt": 0}
+        made.append(ClipTask(clip=i, key=f"key_{i:04d}", frames=16, draws=(), **where, **order))  # type: ignore[arg-type]
         offset += len(clip)
     return made
 

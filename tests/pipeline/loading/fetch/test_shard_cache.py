@@ -24,6 +24,7 @@ from reelmae.pipeline.loading.fetch.shard_cache import CacheSettings, ShardCache
 from reelmae.pipeline.storage.store import Store
 
 SIZE = 300_000
+HANGS_S = 120  # only what never ends takes so long, on any machine
 
 
 class CountingStore(Store):
@@ -202,23 +203,27 @@ def test_a_shard_that_came_in_the_last_moment_is_not_brought_again(store: Counti
 
 def test_nothing_comes_while_another_makes_room(store: CountingStore, make_cache: Any) -> None:
     cache = make_cache()
-    downloaded = threading.Event()
+    half, locked = threading.Event(), threading.Event()
 
     def wanted() -> bool:
         if store.read > SIZE // 2:
-            downloaded.set()
-            time.sleep(0.1)
+            half.set()
+            locked.wait(HANGS_S)
         return True
 
     with ThreadPoolExecutor(1) as pool:
         bringing = pool.submit(cache.bring, store, name(0), wanted)
-        assert downloaded.wait(30)
+        assert half.wait(HANGS_S)
         with (cache.folder / "lock").open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            time.sleep(0.5)
+            locked.set()
+            until = time.monotonic() + HANGS_S
+            while store.read < SIZE and time.monotonic() < until:
+                time.sleep(0.005)
+            time.sleep(0.2)  # time to appear, which would be wrong
             assert store.read == SIZE and not bringing.done()
             assert cache.read(store, name(0), 0, 1) is None
-        assert bringing.result(30)
+        assert bringing.result(HANGS_S)
     assert cache.read(store, name(0), 0, SIZE) == content(0)
 
 
@@ -244,15 +249,13 @@ print("whole", flush=True)
 
 @pytest.fixture
 def start_half(store: CountingStore, make_cache: Any) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """start_half(shard, max_bytes) → another process, halfway through its download; a line to its stdin lets it go on."""
+    """start_half(shard, max_bytes) → another process, halfway through its download; it goes on after a line to stdin."""
     processes = []
 
     def start(shard: str, max_bytes: int = 10 * SIZE) -> subprocess.Popen[str]:
         folder = str(make_cache(max_bytes).folder)
-        process = subprocess.Popen(
-            [sys.executable, "-c", HANGS, store.url(), folder, shard, str(max_bytes)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+        command = [sys.executable, "-c", HANGS, store.url(), folder, shard, str(max_bytes)]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         processes.append(process)
         assert process.stdout is not None and process.stdout.readline() == "half\n"
         return process
@@ -272,7 +275,7 @@ def test_one_process_downloads_and_another_waits(store: CountingStore, make_cach
         waiting = pool.submit(cache.bring, store, name(0))
         process.stdin.write("\n")
         process.stdin.flush()
-        assert waiting.result(timeout=60)
+        assert waiting.result(timeout=HANGS_S)
     assert process.stdout.readline() == "whole\n"
     assert store.read == 0
     assert cache.read(store, name(0), 0, SIZE) == content(0)
@@ -345,13 +348,13 @@ print(hits)
 def test_processes_share_a_small_cache_and_never_exceed_it(store: CountingStore, make_cache: Any) -> None:
     folder = make_cache().folder
     quota = 2 * SIZE + SIZE // 2
+    command = [sys.executable, "-c", READS, store.url(), str(folder), str(quota)]
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", READS, store.url(), str(folder), str(quota), str(seed), "60", str(SIZE)],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            [*command, str(seed), "60", str(SIZE)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         for seed in range(3)
-    ]  # fmt: skip
+    ]
     largest, looks = 0, 0
     while any(p.poll() is None for p in processes):
         largest, looks = max(largest, total(folder)), looks + 1

@@ -20,7 +20,7 @@ WEIGHTS = (0.6, 0.3, 0.1)
 def mixed(epoch: int, *, sizes: Sequence[Sequence[int]] = SIZES, weights: Sequence[float] = WEIGHTS, seed: int = 1):
     """(Epoch, dataset of each clip)"""
     ends = np.cumsum([len(s) for s in sizes])
-    parts = [epochs.Part(int(e) - len(s), int(e), w) for s, e, w in zip(sizes, ends, weights, strict=True)]
+    parts = [epochs.ShardRange(int(e) - len(s), int(e), w) for s, e, w in zip(sizes, ends, weights, strict=True)]
     start = np.concatenate([[0], np.cumsum(np.concatenate(sizes))])
     made = epochs.Epoch(start, parts, seed=seed, epoch=epoch, lanes=LANES)
     return made, np.repeat(np.arange(len(sizes)), [sum(s) for s in sizes])
@@ -214,13 +214,14 @@ def test_with_weights_shares_are_those(two: tuple[ClipIndex, ClipIndex]) -> None
 
 def test_the_digest_names_datasets_order_and_weights(two: tuple[ClipIndex, ClipIndex]) -> None:
     a, b = two
-    digests = [
-        mix(datasets).digest
-        for datasets in (
-            [(a, None), (b, None)], [(b, None), (a, None)], [(a, 1), (b, 1)], [(a, 1), (b, 2)],
-            [(a, None), (replace(b, digest="0"), None)],
-        )
-    ]  # fmt: skip
+    mixtures: list[list[tuple[ClipIndex, float | None]]] = [
+        [(a, None), (b, None)],
+        [(b, None), (a, None)],
+        [(a, 1), (b, 1)],
+        [(a, 1), (b, 2)],
+        [(a, None), (replace(b, digest="0"), None)],
+    ]
+    digests = [mix(datasets).digest for datasets in mixtures]
     assert len(set(digests)) == 5
     assert mix([(a, 2), (b, 4)]).digest == digests[3]
     assert mix([(a, 1)]).digest == a.digest

@@ -66,7 +66,7 @@ def chosen(text: str) -> list[int]:
         ("  frames > 60\n", [1, 2]),
         ("(frames > 60\n and fps < 30)", [2]),
     ],
-)  # fmt: skip
+)
 def test_the_words_are_pythons(text: str, rows: list[int]) -> None:
     assert chosen(text) == rows
 

@@ -15,10 +15,21 @@ def kept(kind: str, seed: int, ratio: float = 0.9) -> np.ndarray:
     return mask.reshape(GRID)
 
 
-@pytest.mark.parametrize(("kind", "ratio", "count"), [
-    ("random", 0.9, 156), ("tube", 0.9, 160), ("block", 0.9, 156), ("frame", 0.75, 392), ("block", 0.75, 392),
-    ("random", 0.0, 1568), ("tube", 0.0, 1568), ("frame", 0.0, 1568), ("block", 0.0, 1568), ("block", 0.99, 15),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "ratio", "count"),
+    [
+        ("random", 0.9, 156),
+        ("tube", 0.9, 160),
+        ("block", 0.9, 156),
+        ("frame", 0.75, 392),
+        ("block", 0.75, 392),
+        ("random", 0.0, 1568),
+        ("tube", 0.0, 1568),
+        ("frame", 0.0, 1568),
+        ("block", 0.0, 1568),
+        ("block", 0.99, 15),
+    ],
+)
 def test_counts_are_the_references_whatever_the_seed(kind: str, ratio: float, count: int) -> None:
     assert n_keep(kind, ratio, GRID) == count  # type: ignore[arg-type]
     assert {len(ids_keep(MaskPolicy(kind, ratio), seed, GRID)) for seed in range(20)} == {count}  # type: ignore[arg-type]

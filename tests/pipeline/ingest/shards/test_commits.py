@@ -1,0 +1,73 @@
+"""Which tasks are committed: one answer for the job, for verify and for what is shown of a dataset."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from reelmae.pipeline import schema
+from reelmae.pipeline.dataset.repairs import repair
+from reelmae.pipeline.dataset.verification import verify
+from reelmae.pipeline.errors import DatasetError
+from reelmae.pipeline.ingest.config import ShardConfig
+from reelmae.pipeline.ingest.job import shard
+from reelmae.pipeline.ingest.shards.commits import committed_tasks
+from reelmae.pipeline.storage.store import Store
+
+
+def test_only_the_exact_names_of_commit_records_count(tmp_path: Path) -> None:
+    (tmp_path / "commits").mkdir()
+    store = Store(str(tmp_path))
+    assert committed_tasks(store) == set()
+    for task in (0, 17, 1_234_567):
+        (tmp_path / schema.commit_name(task)).write_bytes(b"")
+    (tmp_path / "commits/.000003.parquet.123.456.part").write_bytes(b"half")  # of a writer that was killed
+    (tmp_path / "commits/notes.txt").write_text("mine")
+    assert committed_tasks(store) == {0, 17, 1_234_567}
+
+
+FOREIGN = (
+    "notes.parquet",
+    "3.parquet",
+    "0000003.parquet",
+    "-00003.parquet",
+    "old/000003.parquet",
+    "٠٠٠٠٠٣.parquet",
+    "._000003.parquet",
+)
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_foreign_file_among_the_commits_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    for path in (tmp_path / "commits" / name, tmp_path / schema.commit_name(2)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    with pytest.raises(DatasetError, match="is no commit record of a task; remove it") as refused:
+        committed_tasks(Store(str(tmp_path)))
+    assert name in str(refused.value)
+    foreign: list[str] = []
+    assert committed_tasks(Store(str(tmp_path)), foreign.append) == {2}
+    assert foreign == [f"commits/{name}"]
+
+
+def test_verify_names_a_foreign_file_and_a_job_does_nothing_before_it_is_gone(
+    make_video: Callable[..., Path], tmp_path: Path
+) -> None:
+    make_video(tmp_path / "src/one.mp4")
+    config = ShardConfig(short_side=48)
+    shard(str(tmp_path / "src"), str(tmp_path / "dst"), config)
+    dst = shutil.copytree(tmp_path / "dst", tmp_path / "copy")
+    (dst / "commits/copy of 000000.parquet").write_bytes(b"")
+    (dst / schema.INDEX).unlink()
+    before = {p: p.read_bytes() for p in dst.rglob("*") if p.is_file()}
+    faults = verify(str(dst)).faults
+    assert [f for f in faults if "copy of 000000.parquet: is no commit record" in f]
+    for run in (lambda: shard(str(tmp_path / "src"), str(dst), config), lambda: repair(str(dst))):
+        with pytest.raises(DatasetError, match=r"copy of 000000\.parquet: is no commit record"):
+            run()
+    assert {p: p.read_bytes() for p in dst.rglob("*") if p.is_file()} == before
+    (dst / "commits/copy of 000000.parquet").unlink()
+    assert repair(str(dst)).ok

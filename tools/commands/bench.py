@@ -1,0 +1,145 @@
+"""`reelmae bench …`: one command per benchmark, and the chart of what they measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from tyro.conf import arg, subcommand
+
+from reelmae.tools.bench.config import (
+    BenchIndexConfig,
+    BenchLoadConfig,
+    BenchLoadersConfig,
+    BenchPlanConfig,
+    BenchPresetsConfig,
+    BenchShardConfig,
+    BenchStepConfig,
+    ChartConfig,
+)
+from reelmae.tools.commands.command import Command
+from reelmae.tools.show import Result
+
+
+@dataclass
+class BenchStep(Command):
+    """Time a training step: dense encoder against sparse encoder. With --data also behind the real loader."""
+
+    config: Annotated[BenchStepConfig, arg(name="")] = field(default_factory=BenchStepConfig)
+
+    def run(self) -> Result:
+        """Measure."""
+        from reelmae.tools.bench.step import bench_step
+
+        return bench_step(self.config)
+
+
+@dataclass
+class BenchLoad(Command):
+    """Time the loader alone: clips per second and per processor second, seconds of each stage, memory."""
+
+    config: Annotated[BenchLoadConfig, arg(name="")]
+
+    def run(self) -> Result:
+        """Measure."""
+        from reelmae.tools.bench.load import bench_load
+
+        return bench_load(self.config)
+
+
+@dataclass
+class BenchLoaders(Command):
+    """Compare the loader with two that a user would write, on one core each: clips per processor second."""
+
+    config: Annotated[BenchLoadersConfig, arg(name="")]
+
+    def run(self) -> Result:
+        """Measure."""
+        from reelmae.tools.bench.loaders import bench_loaders
+
+        return bench_loaders(self.config)
+
+
+@dataclass
+class BenchShard(Command):
+    """Compare sharding with bare ffmpeg that does the same encodes with as many processes."""
+
+    config: Annotated[BenchShardConfig, arg(name="")]
+
+    def run(self) -> Result:
+        """Measure."""
+        from reelmae.tools.bench.shard import bench_shard
+
+        return bench_shard(self.config)
+
+
+@dataclass
+class BenchPlan(Command):
+    """Measure time and memory of planning, resuming and joining a job of a million generated sources."""
+
+    config: Annotated[BenchPlanConfig, arg(name="")] = field(default_factory=BenchPlanConfig)
+
+    def run(self) -> Result:
+        """Measure."""
+        from reelmae.tools.bench.plan import bench_plan
+
+        return bench_plan(self.config)
+
+
+@dataclass
+class BenchIndex(Command):
+    """Measure time and memory from start to the first batch's draws, with a generated index of ten million clips."""
+
+    config: Annotated[BenchIndexConfig, arg(name="")] = field(default_factory=BenchIndexConfig)
+
+    def run(self) -> Result:
+        """Measure."""
+        from reelmae.tools.bench.index import bench_index
+
+        return bench_index(self.config)
+
+
+@dataclass
+class BenchPresets(Command):
+    """Compare x264's presets at the settings of a training clip: encoding time, bytes, decoding time, SSIM."""
+
+    config: Annotated[BenchPresetsConfig, arg(name="")]
+
+    def run(self) -> Result:
+        """Measure."""
+        from reelmae.tools.bench.presets import bench_presets
+
+        return bench_presets(self.config)
+
+
+@dataclass
+class BenchChart(Command):
+    """Draw the measured figures of a folder of results as one picture."""
+
+    config: Annotated[ChartConfig, arg(name="")] = field(default_factory=ChartConfig)
+
+    def run(self) -> Result:
+        """Draw."""
+        from reelmae.tools.bench.chart import draw_chart
+
+        return draw_chart(self.config)
+
+
+@dataclass
+class Bench:
+    """Measure where the time goes."""
+
+    what: (
+        Annotated[BenchStep, subcommand("step")]
+        | Annotated[BenchLoad, subcommand("load")]
+        | Annotated[BenchLoaders, subcommand("loaders")]
+        | Annotated[BenchShard, subcommand("shard")]
+        | Annotated[BenchPlan, subcommand("plan")]
+        | Annotated[BenchIndex, subcommand("index")]
+        | Annotated[BenchPresets, subcommand("presets")]
+        | Annotated[BenchChart, subcommand("chart")]
+    )
+
+    def run(self) -> Result:
+        """Run the chosen benchmark."""
+        return self.what.run()

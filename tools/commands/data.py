@@ -1,0 +1,95 @@
+"""Commands that make shards and look at them: shard, verify, inspect."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from reelmae.pipeline.errors import ConfigError
+from reelmae.pipeline.ingest.config import ShardConfig
+from reelmae.tools import show
+from reelmae.tools.commands.command import Command
+from reelmae.tools.show import Result
+
+
+@dataclass
+class Shard(Command):
+    """Turn a bucket of raw video into WebDataset shards. Run it again to resume."""
+
+    src: Annotated[Positional[str], arg(metavar="SRC")]
+    """Folder or fsspec URL (s3://…) of raw video, or a manifest (.csv .tsv .parquet .jsonl)."""
+    dst: Annotated[Positional[str], arg(metavar="DST")]
+    """Folder or fsspec URL for the shards."""
+    config: Annotated[ShardConfig, arg(name="")] = field(default_factory=ShardConfig)
+    workers: int | None = None
+    """Number of sources to work on at once. None: one per core."""
+    append: bool = False
+    """Add the sources of SRC that are not in DST yet."""
+    retry_rejected: str | None = None
+    """Try again the sources that were rejected for this reason, such as fetch_failed; all: for any reason."""
+    limit: int | None = None
+    """Plan at most this many sources, chosen at random. --append adds the others later."""
+    dry_run: bool = False
+    """Write nothing: list the sources, plan, try a few of them in a temporary folder, and estimate the whole job."""
+
+    def run(self) -> Result:
+        """Shard, with a progress bar on stderr."""
+        from reelmae.pipeline.ingest.estimate import estimate
+        from reelmae.pipeline.ingest.job import shard
+
+        if self.dry_run and self.retry_rejected is not None:
+            raise ConfigError("--dry-run estimates new sources only; leave out --retry-rejected")
+        if self.dry_run:
+            return estimate(self.src, self.dst, self.config, workers=self.workers, append=self.append, limit=self.limit)
+        with show.ShardProgress() as progress:
+            summary = shard(
+                self.src,
+                self.dst,
+                self.config,
+                workers=self.workers,
+                append=self.append,
+                retry_rejected=self.retry_rejected,
+                limit=self.limit,
+                on_progress=progress,
+            )
+        return asdict(summary) | {"dst": self.dst}
+
+
+@dataclass
+class Verify(Command):
+    """Check a shard dataset: records of the job, index, every byte of the tars, DALI index. --deep decodes every clip."""
+
+    dst: Annotated[Positional[str], arg(metavar="DST")]
+    """Folder or fsspec URL of the shards."""
+    deep: bool = False
+    """Decode every frame of every clip, on all cores."""
+    repair: bool = False
+    """Repair what is damaged: shards are made again from their sources with the same bytes, tables from the shards."""
+
+    def run(self) -> Result:
+        """Verify or repair; the exit status is 0 only if no fault is left."""
+        from reelmae.pipeline.dataset.repairs import repair
+        from reelmae.pipeline.dataset.verification import verify
+
+        report = repair(self.dst, deep=self.deep) if self.repair else verify(self.dst, deep=self.deep)
+        return report.as_dict() | {"exit_status": 0 if report.ok else 1}
+
+
+@dataclass
+class Inspect(Command):
+    """Show what a shard dataset holds: sources and clips, rejects, scores, labels, duplicates."""
+
+    dst: Annotated[Positional[str], arg(metavar="DST")]
+    """Folder or fsspec URL of the shards."""
+    rejects: Annotated[tuple[str, ...] | None, arg(metavar="[REASON ...]")] = None
+    """List the rejected sources and spans, all or those of these reasons. Columns, separated by tabs: reason, source, start, end, detail."""
+    source: str | None = None
+    """List what became of the sources whose URL contains this text."""
+
+    def run(self) -> Result:
+        """Print the tables or lines; with --json nothing is printed here."""
+        from reelmae.tools.summary import inspect
+
+        return inspect(self.dst, rejects=self.rejects, source=self.source, as_json=self.json)
