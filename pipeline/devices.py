@@ -14,7 +14,7 @@ def resolve_device(wish: str) -> torch.device:
     try:
         device = torch.device(wish)
     except RuntimeError as e:
-        raise ConfigError(f"device={wish!r} is no torch device; give auto, cpu, cuda or cuda:N") from e
+        raise ConfigError(f"device={wish!r} is not a torch device; give auto, cpu, cuda or cuda:N") from e
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device={wish}: torch sees no GPU here; give cpu or auto")
     return device

@@ -45,7 +45,7 @@ class Reason(StrEnum):
         return member
 
     EMPTY_FILE = "empty_file", "zero bytes"
-    NOT_A_VIDEO = "not_a_video", "its content is no video container (text, picture, playlist, random bytes)"
+    NOT_A_VIDEO = "not_a_video", "its content is not a video container (text, picture, playlist, random bytes)"
     UNREADABLE = "unreadable", "a video container with a header that cannot be read (truncated, no moov)"
     NO_VIDEO_STREAM = "no_video_stream", "sound or data only"
     ENCRYPTED = "encrypted", "encrypted, without a key"

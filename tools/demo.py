@@ -114,7 +114,7 @@ class _Demo:
             raise InputError(f"{self.out}: is a file; give --out a folder")
         if self.out.is_dir() and any(self.out.iterdir()):
             if not (self.out / DEMO).is_file():
-                raise InputError(f"{self.out}: holds something that is no demo; give --out an empty or new folder")
+                raise InputError(f"{self.out}: holds something that is not a demo; give --out an empty or new folder")
             before = json.loads((self.out / DEMO).read_text(encoding="utf-8"))
             if {k: before.get(k) for k in self.identity} == self.identity:
                 return

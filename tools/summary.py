@@ -94,7 +94,7 @@ def _lists(store: Store, reasons: Sequence[str] | None, source: str | None, as_j
     unknown = [r for r in reasons or () if r not in list(schema.Reason)]
     if unknown:
         reasons_text = ", ".join(r.value for r in schema.Reason)
-        raise InputError(f"--rejects {unknown[0]}: is no reason; take one of {reasons_text}")
+        raise InputError(f"--rejects {unknown[0]}: is not a reason; take one of {reasons_text}")
     bad = reject_rows(store, reasons or (), source) if reasons is not None or source is not None else iter(())
     good = clip_rows(store, source) if source is not None and reasons is None else iter(())
     if as_json:

@@ -43,13 +43,13 @@ def load(path: str | Path, device: torch.device | str = "cpu", *, mmap: bool = F
     if not path.is_file():
         raise InputError(f"{path}: no such checkpoint; give OUT/checkpoints/step_000500.pt or another of a run")
     if not zipfile.is_zipfile(path):  # torch.load's errors on other files say little
-        raise InputError(f"{path}: is no checkpoint of reelmae")
+        raise InputError(f"{path}: is not a checkpoint of reelmae")
     try:
         content = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as e:
-        raise InputError(f"{path}: is no checkpoint of reelmae ({(str(e) or type(e).__name__).splitlines()[0]})") from e
+        raise InputError(f"{path}: is not a checkpoint of reelmae ({(str(e) or type(e).__name__).splitlines()[0]})") from e
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(
-            f"{path}: is no checkpoint of reelmae of format {FORMAT}; reelmae import-weights reads other checkpoints"
+            f"{path}: is not a checkpoint of reelmae of format {FORMAT}; reelmae import-weights reads other checkpoints"
         )
     return content

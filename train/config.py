@@ -148,7 +148,7 @@ def from_json(text: str) -> PretrainConfig:
 
 
 def load_config(path: str | Path) -> PretrainConfig:
-    """The config of the run that wrote this checkpoint; InputError where the file is no checkpoint of ours."""
+    """The config of the run that wrote this checkpoint; InputError where the file is not a checkpoint of ours."""
     return from_json(checkpoint.load(path, mmap=True)["config"])
 
 

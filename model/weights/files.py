@@ -110,7 +110,7 @@ def _read_safetensors(path: Path) -> Checkpoint:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             text = (file.metadata() or {}).get(METADATA)
     except (safetensors.SafetensorError, OSError) as e:
-        raise WeightsError(f"{path}: is no whole safetensors file ({first_line(e)}); fetch it again") from e
+        raise WeightsError(f"{path}: is not a whole safetensors file ({first_line(e)}); fetch it again") from e
     config = None if text is None else _parse_config(text, path)
     return _checkpoint(state, path, config)
 
@@ -134,7 +134,7 @@ def _read_torch(path: Path) -> Checkpoint:
                 f"code: {', '.join(classes)}; {REMEDY}"
             ) from e
         why = "its pickle cannot be read" if isinstance(e, pickle.UnpicklingError) else first_line(e)
-        raise WeightsError(f"{path}: is no checkpoint of torch.save, or damaged ({why})") from e
+        raise WeightsError(f"{path}: is not a checkpoint of torch.save, or damaged ({why})") from e
     if not isinstance(content, dict):
         raise WeightsError(f"{path}: holds a {type(content).__name__}, no state dict; {REMEDY}")
     _check_format(content, path)

@@ -84,7 +84,7 @@ def load_into(
     config = getattr(model, "config", None)
     if not isinstance(config, ViTConfig):
         raise WeightsError(
-            f"{type(model).__name__} is no model of ours; give a MaskedAutoencoder, Classifier or Encoder"
+            f"{type(model).__name__} is not a model of ours; give a MaskedAutoencoder, Classifier or Encoder"
         )
     translated = translate(state, layout, config)
     prefix = "encoder." if isinstance(model, Encoder) else ""

@@ -115,7 +115,7 @@ class _Check:
         self._store, self._folder, self._stack = store, folder, stack
         self.faults = FaultList()
         self.shards = ShardCheck(store, folder, decoders, self.faults)
-        words = "is no commit record of a task; remove it, or give it its name back"
+        words = "is not a commit record of a task; remove it, or give it its name back"
         self._committed = committed_tasks(store, lambda path: self.faults.add(path, words, Mend.NONE))
         self._sums = ledger.Sums()
         self._labels: dict[str | None, int] = {}  # label → number, by the rows of the clips
@@ -155,9 +155,9 @@ class _Check:
             facts = json.loads(self._store.read_bytes(schema.DATASET_JSON))
             if isinstance(facts, dict):
                 return facts
-            self.faults.add(schema.DATASET_JSON, "is no JSON object", Mend.JOIN)
+            self.faults.add(schema.DATASET_JSON, "is not JSON object", Mend.JOIN)
         except ValueError as e:
-            self.faults.add(schema.DATASET_JSON, f"is no JSON: {first_line(e)}", Mend.JOIN)
+            self.faults.add(schema.DATASET_JSON, f"is not JSON: {first_line(e)}", Mend.JOIN)
         return None
 
     def _check_facts(self, facts: Row, wanted: Row) -> None:
@@ -308,7 +308,7 @@ class _Check:
         try:
             ids = json.loads(self._store.read_bytes(name))
             if not isinstance(ids, dict) or sorted(ids.values()) != list(range(len(ids))):
-                raise ValueError("is no object of labels and numbers that count from 0")
+                raise ValueError("is not an object of labels and numbers that count from 0")
         except FileNotFoundError:
             if planned:
                 self.faults.add(name, "is missing", mend)

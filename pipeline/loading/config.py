@@ -116,7 +116,7 @@ class LoaderConfig(LoaderOptions):
         for (name, side), patch in zip(sides, self.patch, strict=True):
             if patch < 1 or side % patch:
                 raise ConfigError(
-                    f"patch={self.patch}: sample.{name}={side} is no multiple of {patch}; change one of them"
+                    f"patch={self.patch}: sample.{name}={side} is not a multiple of {patch}; change one of them"
                 )
         if min(self.pixel_std) <= 0:
             raise ConfigError(f"pixel_std={self.pixel_std}: give three numbers above 0, such as {PIXEL_STD}")

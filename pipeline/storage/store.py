@@ -116,7 +116,7 @@ class Store:
         """Every file below `path`, one by one, so that memory stays flat; nothing where there is no such folder.
 
         Sorted within each folder; on S3 sorted by the whole key, as the server does it. An empty S3 object whose key
-        ends in "/" marks a folder and is no file.
+        ends in "/" marks a folder and is not a file.
         """
         if self.is_local:
             return self._list_local(path)

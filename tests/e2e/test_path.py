@@ -44,10 +44,9 @@ def test_a_raw_bucket_becomes_an_encoder_and_pictures(bucket: Path, tmp_path: Pa
     again = run("shard", bucket, shards, "--short-side", 64)
     assert (again["clips"], again["bytes"]) == (made["clips"], made["bytes"])
 
-    trained = run(
-        "pretrain", "demo", f"data.url={shards}", f"run.out={out}", "run.steps=6", "loader.batch_videos=4",
-        "loader.workers=1", "model.depth=1", "model.decoder_depth=1", "run.log_every=1",
-    )  # fmt: skip
+    small = ["loader.batch_videos=4", "loader.workers=1", "model.depth=1", "model.decoder_depth=1"]
+    steps = ["run.steps=6", "run.log_every=1"]
+    trained = run("pretrain", "demo", f"data.url={shards}", f"run.out={out}", *steps, *small)
     assert trained["steps"] == 6
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]

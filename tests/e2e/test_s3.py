@@ -57,12 +57,9 @@ def test_clips_from_s3_are_those_of_a_local_copy_and_a_run_trains_on_them(
         list(islice(loader, 3))
     _copy(local, remote)
 
+    small = ["loader.batch_videos=2", "model.depth=1", "model.decoder_depth=1"]
     summary = pretrain(
-        load_recipe(
-            "demo",
-            [f"data.url={remote}", f"run.out={tmp_path / 'run'}", "run.steps=2", "loader.batch_videos=2",
-             "model.depth=1", "model.decoder_depth=1"],
-        )
-    )  # fmt: skip
+        load_recipe("demo", [f"data.url={remote}", f"run.out={tmp_path / 'run'}", "run.steps=2", *small])
+    )
     assert summary.steps == 2
     assert not summary.bad_clips

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
+import reelmae.tools.cli
+from reelmae.model.config import OBJECTIVES, preset_name
+from reelmae.tools.bench.config import BenchStepConfig
+from reelmae.train.precision import Precision
+
 REELMAE = [sys.executable, "-m", "reelmae.tools.cli"]
+BENCHES = ("step", "load", "loaders", "shard", "plan", "index", "presets", "chart")
+COMMANDS = (
+    *("demo", "shard", "verify", "pretrain", "reconstruct", "import-weights", "export", "features"),
+    *("report", "inspect", "doctor"),
+    *(f"bench {name}" for name in BENCHES),
+)
 
 
 def run(*args: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -44,6 +58,52 @@ def test_help_lists_every_command_without_importing_torch() -> None:
     assert result.returncode == 0, result.stderr
     for command in ("demo", "shard", "verify", "pretrain", "reconstruct", "bench", "report", "doctor"):
         assert command in result.stdout
+
+
+def test_help_of_each_command_explains_every_flag_without_importing_torch() -> None:
+    code = (
+        "import sys\n"
+        "from reelmae.tools import cli\n"
+        f"for command in {COMMANDS!r}:\n"
+        "    print(f'=== {command}')\n"
+        "    try:\n        cli.main([*command.split(), '--help'])\n    except SystemExit as e:\n        assert e.code == 0\n"
+        "assert not {'torch', 'nvidia.dali', 'matplotlib', 'pyarrow'} & set(sys.modules)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    pages = result.stdout.split("=== ")[1:]
+    assert [page.split("\n")[0] for page in pages] == list(COMMANDS)
+    for page in pages:
+        flags = re.split(r"│ (?=--[a-z])", page)[1:]
+        assert any(flag.startswith("--json") for flag in flags), page
+        for flag in flags:  # the name, what it takes, what it means, its default
+            text = " ".join(flag.replace("│", " ").split())
+            assert re.search(r"[A-Za-z]{3,}.* [a-z]{2,}.*\(default: ", text), text
+
+
+def test_the_command_line_starts_as_a_file_too(tmp_path: Path) -> None:
+    """Python puts the file's folder first on its path: a module there must not hide one of the standard library."""
+    cli = Path(reelmae.tools.cli.__file__)
+    result = subprocess.run([sys.executable, cli, "doctor", "--json"], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["ffmpeg"]["path"]
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    """`reelmae shard --help | head -1`"""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stdout:
+        result = subprocess.run([*REELMAE, "shard", "--help"], stdout=stdout, stderr=subprocess.PIPE, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_benchmarks_offer_every_objective_and_precision() -> None:
+    """Their config imports no torch, so it names these once more."""
+    hints = get_type_hints(BenchStepConfig)
+    assert set(get_args(hints["objective"])) == set(OBJECTIVES)
+    assert get_args(hints["precision"]) == get_args(Precision)
+    assert preset_name(BenchStepConfig().model) == "B"
 
 
 def test_no_command_is_wrong_usage() -> None:
@@ -93,7 +153,7 @@ def test_pretraining_on_no_dataset_is_a_message(tmp_path: Path) -> None:
 def test_only_broken_files_is_a_failure_that_says_why(tmp_path: Path) -> None:
     bucket = tmp_path / "bucket"
     bucket.mkdir()
-    (bucket / "notes.mp4").write_text("this is no video\n" * 50)
+    (bucket / "notes.mp4").write_text("this is not a video\n" * 50)
     (bucket / "empty.mp4").touch()
     result = run("shard", bucket, tmp_path / "out", "--json")
     assert result.returncode == 1

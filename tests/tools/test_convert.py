@@ -18,10 +18,8 @@ from reelmae.model.weights.models import build
 from reelmae.pipeline.errors import ConfigError, InputError
 from reelmae.tools.convert import export, import_weights
 
-SIZES: dict[str, Any] = {
-    "frames": 4, "size": 24, "patch": 8, "dim": 24, "depth": 1, "heads": 3, "decoder_dim": 64, "decoder_depth": 1,
-    "decoder_heads": 1,
-}  # fmt: skip
+CLIP: dict[str, Any] = {"frames": 4, "size": 24, "patch": 8}
+SIZES = CLIP | {"dim": 24, "depth": 1, "heads": 3, "decoder_dim": 64, "decoder_depth": 1, "decoder_heads": 1}
 
 
 def published(path: Path, **changes: Any) -> nn.Module:

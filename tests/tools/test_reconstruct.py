@@ -17,12 +17,14 @@ from reelmae.model.weights.configs import config_to_json
 from reelmae.pipeline.errors import ConfigError, InputError
 from reelmae.pipeline.loading.batch import ClipBatch
 from reelmae.pipeline.loading.config import PIXEL_MEAN, PIXEL_STD
+from reelmae.pipeline.loading.index.clips import ClipIndex
 from reelmae.pipeline.loading.order.draws import Draw
-from reelmae.tools.reconstruct import draw_frames, draw_grid, make_panels, reconstruct
+from reelmae.tools.reconstruct import GREY, _draw, draw_frames, draw_grid, make_panels, reconstruct
 from reelmae.train.checkpoint import save
 from reelmae.train.config import load_config
 
 TILE = 40
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def small_model(**changes: object) -> MaskedAutoencoder:
@@ -40,13 +42,19 @@ def small_model(**changes: object) -> MaskedAutoencoder:
     return MaskedAutoencoder(mae_config("T", **{**sizes, "decoder_heads": 2, **changes})).eval()
 
 
+def small_pixels(model: MaskedAutoencoder, clips: int = 3) -> torch.Tensor:
+    """Pixels in 0 … 1, float32 [B, C, T, H, W]."""
+    c = model.config
+    return torch.rand(clips, 3, c.frames, c.size, c.size, generator=torch.Generator().manual_seed(0))
+
+
 def small_batch(model: MaskedAutoencoder, clips: int = 3, kept: int = 6) -> ClipBatch:
     c = model.config
     generator = torch.Generator().manual_seed(1)
-    pixels = torch.rand(clips, 3, c.frames, c.size, c.size, generator=generator)
+    mean, std = (torch.tensor(v).view(3, 1, 1, 1) for v in (c.pixel_mean, c.pixel_std))
     ids = torch.stack([torch.randperm(c.n_tokens, generator=generator)[:kept].sort().values for _ in range(clips)])
     return ClipBatch(
-        clips_BCTHW=(pixels - PIXEL_MEAN[0]) / PIXEL_STD[0],
+        clips_BCTHW=(small_pixels(model, clips) - mean) / std,
         ids_keep_BK=ids,
         clip_B=np.arange(clips),
         repeat_B=np.zeros(clips, np.int64),
@@ -148,6 +156,36 @@ def test_what_is_no_run_is_named(tiny_run: Path, tmp_path: Path) -> None:
         reconstruct(tmp_path, str(tiny_run / "shards"), tmp_path / "out")
     with pytest.raises(ConfigError, match="clips=0"):
         reconstruct(tiny_run / "train", str(tiny_run / "shards"), tmp_path / "out", clips=0)
+
+
+@pytest.mark.parametrize("stats", [IMAGENET, ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))])
+def test_a_model_with_statistics_of_its_own_is_drawn_in_the_right_colours(
+    tiny_run: Path, stats: tuple[tuple[float, ...], tuple[float, ...]]
+) -> None:
+    """The pixels come from the real loader, which normalises them by the model's statistics."""
+    config = load_config(find_checkpoint(tiny_run / "train"))
+    changes = {"pixel_mean": stats[0], "pixel_std": stats[1]}
+    other = config.model_copy(update={"model": config.model.model_copy(update=changes)})
+    index = ClipIndex.open(str(tiny_run / "shards"))
+    films = []
+    for wanted in (config, other):
+        model = MaskedAutoencoder(wanted.model.mae()).eval()
+        batch = _draw(index, wanted, 2, 0)
+        films.append(make_panels(model, batch, 0.1).films)
+    assert not torch.equal(_draw(index, config, 2, 0).clips_BCTHW, batch.clips_BCTHW)
+    for usual, own in zip(films[0][:2], films[1][:2], strict=True):  # original and masked
+        assert np.array_equal(usual, own)
+    assert films[1][0].std() > 10
+
+
+def test_kept_patches_and_removed_ones_are_right_with_other_statistics() -> None:
+    model = small_model(pixel_mean=IMAGENET[0], pixel_std=IMAGENET[1])
+    pixels, batch = small_pixels(model), small_batch(model)
+    original, masked, _ = make_panels(model, batch, 0.1).films
+    stored = (pixels[:, :, model.config.target_frame_index()] * 255).round().to(torch.uint8)
+    assert np.array_equal(original, stored.permute(0, 2, 3, 4, 1).numpy())
+    grey = (masked != original).any(-1)
+    assert grey.mean() > 0.8 and set(np.unique(masked[grey])) == {round(GREY * 255)}
 
 
 def test_a_model_that_predicts_no_pixels_is_told(tiny_run: Path, tmp_path: Path) -> None:

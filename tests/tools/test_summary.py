@@ -234,7 +234,7 @@ def test_what_became_of_a_source_is_its_clips_and_its_rejects(tiny_run: Path) ->
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--rejects", "ugly"), "ugly: is no reason"),
+        (("--rejects", "ugly"), "ugly: is not a reason"),
         (("--source", "nowhere"), "nowhere: no clip and no reject"),
     ],
 )

@@ -44,13 +44,13 @@ def test_a_failed_write_leaves_the_older_checkpoints_and_no_stump(
 def test_something_else_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "step_000001.pt"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"step_000001\.pt: is no checkpoint of reelmae"):
+    with pytest.raises(InputError, match=r"step_000001\.pt: is not a checkpoint of reelmae"):
         checkpoint.load(path)
 
 
 def test_a_foreign_or_missing_file_is_refused(tmp_path: Path) -> None:
     torch.save({"model": {}}, tmp_path / "foreign.pt")
-    with pytest.raises(InputError, match=r"foreign\.pt: is no checkpoint of reelmae of format 2"):
+    with pytest.raises(InputError, match=r"foreign\.pt: is not a checkpoint of reelmae of format 2"):
         checkpoint.load(tmp_path / "foreign.pt")
     with pytest.raises(InputError, match=r"absent\.pt: no such checkpoint"):
         checkpoint.load(tmp_path / "absent.pt")

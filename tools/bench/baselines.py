@@ -149,10 +149,7 @@ def _draws(index: ClipIndex, clip: int, wanted: Wanted, epoch: int) -> list[Draw
             epoch=epoch,
             clip=clip,
             repeat=repeat,
-            frames=int(index.frames[clip]),
-            fps=float(index.fps[clip]),
-            height=int(index.height[clip]),
-            width=int(index.width[clip]),
+            **index.facts(clip),
         )
         for repeat in range(wanted.repeats)
     ]

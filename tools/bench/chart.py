@@ -63,14 +63,20 @@ DATASETS = {
 
 @dataclass(frozen=True)
 class Bars:
-    """A panel of horizontal bars: for each group the values of the series, None where one was not measured."""
+    """A panel of horizontal bars."""
 
     title: str
     note: str
-    series: Sequence[tuple[str, str]]  # name in the legend, colour
+    """What a number means, under the title."""
+    series: Sequence[tuple[str, str]]
+    """Name in the legend and colour of each bar of a group."""
     groups: dict[str, list[float | None]]
-    form: str  # of the number beside a bar
-    mark: tuple[float, str] | None = None  # a line at this value, and what it means
+    """Label of a group → the values of its bars. None: not measured."""
+    form: str
+    """Format of the numbers."""
+    mark: tuple[float, str] | None = None
+    """A line at this value, and what it means."""
+    footnote: str = ""
 
 
 def draw_chart(config: ChartConfig) -> Result:
@@ -84,7 +90,7 @@ def draw_chart(config: ChartConfig) -> Result:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give the folder that holds the JSON of `reelmae bench … --json`")
     results = _Results(folder)
-    panels = [panel for make in (steps, loaders, loading, sharding) if (panel := make(results)) is not None]
+    panels = [panel for make in PANELS if (panel := make(results)) is not None]
     for name, reason in results.skipped.items():
         print(f"{name}: left out: {reason}", file=sys.stderr)
     if not panels:
@@ -92,8 +98,10 @@ def draw_chart(config: ChartConfig) -> Result:
     with mpl.rc_context(STYLE):
         figure = _draw(panels, results.machines)
         with whole_file(config.out) as part:
-            metadata = {"Date": None} if config.out.suffix == ".svg" else {"Software": None}
-            figure.savefig(part, format=config.out.suffix[1:], facecolor=PAPER, metadata=metadata)
+            if config.out.suffix == ".svg":
+                figure.savefig(part, format="svg", facecolor=PAPER, metadata={"Date": None})
+            else:
+                figure.savefig(part, format="png", facecolor=PAPER, pil_kwargs={"optimize": True})
     return {
         "out": str(config.out),
         "results": str(folder),
@@ -132,7 +140,7 @@ class _Results:
                 value = value_of(content)
                 self._machine_of[path.name] = {name: content["machine"][name] for name in ("cpu", "cores", "gpu")}
             except (ValueError, KeyError, TypeError, AttributeError) as e:
-                self.skipped[path.name] = f"it is no result of this benchmark ({type(e).__name__}: {e})"
+                self.skipped[path.name] = f"it is not a result of this benchmark ({type(e).__name__}: {e})"
             else:
                 values[path.name] = value
         return values
@@ -211,6 +219,7 @@ def loaders(results: _Results) -> Bars | None:
         [(LOADERS[name], colour) for name, colour in zip(names, (BLUE, ORANGE, GREY), strict=False)],
         {group: [values.get(name) for name in names] for group, values in rates.items()},
         "{:.0f}",
+        footnote="MAE-ST style: decodes all frames of a clip, as its code does.",
     )
 
 
@@ -243,6 +252,7 @@ def loading(results: _Results) -> Bars | None:
         [("one worker", GREY), ("two workers", BLUE)],
         groups,
         "{:.0f}",
+        footnote="default, fast-decode: profile of the shards, with their frame rate.",
     )
 
 
@@ -275,6 +285,8 @@ def _add(groups: dict[str, list[float | None]], name: str, values: list[float | 
     groups[f"{name} ({Path(file).stem})" if name in groups else name] = values
 
 
+PANELS = (steps, loaders, loading, sharding)
+
 # --- drawing ---------------------------------------------------------------------------------------------------
 
 GAP = 0.7  # between two groups of bars, in bars
@@ -293,12 +305,8 @@ def _draw(panels: Sequence[Bars], machines: Sequence[dict[str, Any]]) -> Figure:
     unit = min((top - bottom - (HEAD + BELOW) * len(column)) / sum(map(_rows, column)) for column in columns if column)
     for column, left in zip(columns, (0.02, 0.52), strict=True):
         end = _draw_column(figure, column, left, 0.46, top, unit)
-    note = (
-        "default, fast-decode: profiles of `reelmae shard`, at the stored frame rate.\n"
-        "MAE-ST style: decodes every frame of a clip, as the published code does.\n"
-        "Drawn by `reelmae bench chart` from the JSON of each run."
-    )
-    figure.text(0.52, end, note, fontsize=9.5, color=MUTED, va="top", linespacing=1.5)
+    notes = [panel.footnote for panel in panels if panel.footnote] + ["Drawn by `reelmae bench chart`."]
+    figure.text(0.52, end, "\n".join(notes), fontsize=9.5, color=MUTED, va="top", linespacing=1.5)
     return figure
 
 

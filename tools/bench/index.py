@@ -150,10 +150,7 @@ def measure(folder: str) -> dict[str, Any]:
                 epoch=0,
                 clip=clip,
                 repeat=repeat,
-                frames=int(index.frames[clip]),
-                fps=float(index.fps[clip]),
-                height=int(index.height[clip]),
-                width=int(index.width[clip]),
+                **index.facts(clip),
             )
     lap("first_batch")
     return {

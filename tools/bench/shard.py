@@ -40,7 +40,7 @@ from reelmae.tools.machine import machine, versions
 
 
 def bench_shard(config: BenchShardConfig) -> dict[str, Any]:
-    """Measure; raises InputError if SRC is no local folder, or if nothing in it can be used."""
+    """Measure; raises InputError if SRC is not a local folder, or if nothing in it can be used."""
     store = Store(config.src)
     if not store.is_local or not Path(store.root).is_dir():
         raise InputError(f"{config.src}: give a local folder of videos, since storage is not compared here")

@@ -190,7 +190,7 @@ class _Text:
                 continue
             if broken:
                 broken.clear()
-                faults.add(line, "is no UTF-8; save the file as UTF-8")
+                faults.add(line, "is not UTF-8; save the file as UTF-8")
             elif len(record) != len(self.names):
                 faults.add(line, f"has {len(record)} fields, the first line {len(self.names)}; mend it")
             else:
@@ -233,14 +233,14 @@ class _Jsonl:
                 if b"\\u" in raw:
                     encode_json(row).encode()  # half a surrogate pair can be written so
             except UnicodeDecodeError:
-                faults.add(line, "is no UTF-8; save the file as UTF-8")
+                faults.add(line, "is not UTF-8; save the file as UTF-8")
             except (ValueError, RecursionError) as e:
-                faults.add(line, f"is no JSON: {e}")
+                faults.add(line, f"is not JSON: {e}")
             else:
                 if isinstance(row, dict):
                     yield line, row
                 else:
-                    faults.add(line, "is no JSON object; write {...}")
+                    faults.add(line, "is not JSON object; write {...}")
 
     def records(self, faults: LineFaults) -> Iterator[tuple[int, Sequence[Any]]]:
         """(line, values in the order of `names`)."""
@@ -336,7 +336,7 @@ def _first_record(path: Path, src: str, separator: str) -> list[str]:
     try:
         for record in csv.reader(_text_lines(path, src, broken), delimiter=separator, strict=True):
             if broken:
-                raise InputError(f"{src}, line {broken[0]}: is no UTF-8; save the file as UTF-8")
+                raise InputError(f"{src}, line {broken[0]}: is not UTF-8; save the file as UTF-8")
             if any(name.strip() for name in record):
                 return record
     except csv.Error:

@@ -170,7 +170,7 @@ def retry_rejects(store: Store, old: Plan, tool: Tool, reason: str) -> Plan:
     """The plan with a part more for each src: the sources that were rejected as a whole for `reason` ("all": any)."""
     allowed = ["all", *(r.value for r in schema.Reason)]
     if reason not in allowed:
-        raise InputError(f"--retry-rejected {reason}: is no reason; take one of {', '.join(allowed)}")
+        raise InputError(f"--retry-rejected {reason}: is not a reason; take one of {', '.join(allowed)}")
     rejects = pq.read_table(pa.BufferReader(store.read_bytes(schema.REJECTS_FILE)))
     wanted = pc.is_null(rejects.column("span_start_s"))
     if reason != "all":

@@ -190,7 +190,7 @@ def _seconds(value: Any, name: str) -> float | None:
     elif not isinstance(value, bool | list | dict):
         seconds = float(value)
     if not math.isfinite(seconds) or seconds < 0:
-        raise ValueError(f"{name} {_short(value)} is no time; write seconds from 0 on, MM:SS or HH:MM:SS")
+        raise ValueError(f"{name} {_short(value)} is not a time; write seconds from 0 on, MM:SS or HH:MM:SS")
     return seconds + 0.0  # turns -0 into 0
 
 
@@ -229,9 +229,9 @@ class _Resolver:
     def __call__(self, path: Any) -> str:
         """The full URL of one entry."""
         if not isinstance(path, str):
-            raise ValueError(f"path {_short(path)} is no text; write it in quotes")
+            raise ValueError(f"path {_short(path)} is not text; write it in quotes")
         if len(path) > _LONGEST or "\0" in path:
-            raise ValueError(f"path {_short(path)} is no path (longer than {_LONGEST} characters, or with NUL)")
+            raise ValueError(f"path {_short(path)} is not a path (longer than {_LONGEST} characters, or with NUL)")
         if "://" in path and (scheme := _SCHEME.match(path)):
             return self._resolve_url(path, scheme.group(1).lower(), path[scheme.end() :])
         return self._resolve_local(path) if path.startswith("/") else self._resolve_relative(path)
@@ -269,7 +269,7 @@ class _Resolver:
     def _resolve_url(self, path: str, scheme: str, rest: str) -> str:
         if scheme == "file":
             if not rest.startswith("/"):
-                raise ValueError(f"{_short(path)} is no whole path; write file:///FOLDER/FILE")
+                raise ValueError(f"{_short(path)} is not a whole path; write file:///FOLDER/FILE")
             decoded = os.fsdecode(unquote_to_bytes(rest))
             if _source_name(decoded) == decoded or "\0" in decoded:
                 return self._resolve_local(rest)  # only names that are not UTF-8 are percent-encoded
@@ -298,7 +298,7 @@ def _family(url: str) -> str:
 def fetch(url: str, to: Path, *, root: Path | None) -> int:
     """Copy a source to `to` on local disk; its size in bytes. A local file is hard-linked where that is possible.
 
-    FileNotFoundError where it is gone; StorageError where it cannot be read, is no plain file, or is a link that
+    FileNotFoundError where it is gone; StorageError where it cannot be read, is not a plain file, or is a link that
     leads out of `root`; StorageFullError where there is no room for the copy.
     """
     local = _local_path(url)

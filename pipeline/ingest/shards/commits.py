@@ -30,7 +30,7 @@ def committed_tasks(store: Store, on_foreign: Callable[[str], None] | None = Non
         elif on_foreign is not None:
             on_foreign(entry.path)
         else:
-            raise DatasetError(f"{entry.url}: is no commit record of a task; remove it, or give it its name back")
+            raise DatasetError(f"{entry.url}: is not a commit record of a task; remove it, or give it its name back")
     return tasks
 
 

@@ -59,7 +59,7 @@ def read_track(data: bytes) -> Track:
 def _read_track(data: bytes) -> Track:
     moov = dict(_boxes(data)).get(b"moov")
     if moov is None:
-        raise ValueError("is no mp4 (it has no moov box)")
+        raise ValueError("is not an mp4 (it has no moov box)")
     for kind, trak in _boxes(moov):
         if kind == b"trak":
             mdia = dict(_boxes(dict(_boxes(trak))[b"mdia"]))

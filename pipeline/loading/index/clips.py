@@ -201,7 +201,7 @@ def _read_about(store: Store, url: str) -> dict[str, Any]:
         if not store.exists():
             raise InputError(f"{url}: no such folder or bucket; check the path") from e
         raise InputError(
-            f"{url}: has no {schema.DATASET_JSON}, so it is no shard dataset or its job has not finished; "
+            f"{url}: has no {schema.DATASET_JSON}, so it is not a shard dataset or its job has not finished; "
             "run reelmae shard again with the same arguments (it resumes)"
         ) from e
     except ValueError as e:

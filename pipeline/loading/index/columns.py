@@ -78,7 +78,7 @@ class _Piece:
 
 
 def read_columns(path: Path, url: str, selection: Selection) -> ClipColumns:
-    """The selected clips. InputError where the file is no index or lacks a listed key; DatasetError if damaged."""
+    """The selected clips. InputError where the file is not an index or lacks a listed key; DatasetError if damaged."""
     try:
         with pq.ParquetFile(path) as file:
             facts, names = file.metadata, file.schema_arrow
@@ -94,7 +94,7 @@ def read_columns(path: Path, url: str, selection: Selection) -> ClipColumns:
             raise
         words = " ".join(str(e).split())
         raise InputError(
-            f"{url}: {schema.INDEX} is no parquet file or damaged ({words}); run reelmae shard again"
+            f"{url}: {schema.INDEX} is not a parquet file or damaged ({words}); run reelmae shard again"
         ) from e
     reader.chooser.check(url)
     return _join(reader, pieces, url)

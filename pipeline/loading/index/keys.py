@@ -22,13 +22,13 @@ def key_text(source_id: int, ordinal: int) -> str:
 
 
 def parse_key(text: str) -> tuple[int, int] | None:
-    """The numbers of a key; None where the text is no key."""
+    """The numbers of a key; None where the text is not a key."""
     parts = _PARTS.fullmatch(text)
     return (int(parts[1], 16), int(parts[2])) if parts else None
 
 
 def parse_keys(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """(uint64 [N], uint16 [N]) of a column of keys; ValueError naming the first that is no key."""
+    """(uint64 [N], uint16 [N]) of a column of keys; ValueError naming the first that is not a key."""
     letters = _letters(column, _KEY)
     if letters is not None:
         digits = letters[:, _HEX + 1 :] - np.uint8(ord("0"))
@@ -36,7 +36,7 @@ def parse_keys(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
         if source_id is not None and (letters[:, _HEX] == ord("_")).all() and (digits < 10).all():
             return source_id, digits @ np.array([1000, 100, 10, 1], np.uint16)
     wrong = next((k for k in column.to_pylist() if k is None or parse_key(k) is None), None)
-    raise ValueError(f"{wrong!r} is no key")
+    raise ValueError(f"{wrong!r} is not a key")
 
 
 def parse_hashes(column: pa.Array) -> np.ndarray:
@@ -63,7 +63,7 @@ def _letters(column: pa.Array, width: int) -> np.ndarray | None:
 
 
 def _numbers(letters: np.ndarray) -> np.ndarray | None:
-    """uint64 [N] of the first 16 hex digits; None where a letter is no hex digit."""
+    """uint64 [N] of the first 16 hex digits; None where a letter is not a hex digit."""
     try:
         # one item a row: numpy copies that several times as fast as single letters
         halves = np.ndarray(len(letters), f"V{_HEX}", letters, strides=letters.strides[:1])

@@ -97,7 +97,7 @@ class _KeyList:
         for i, line in enumerate(self._lines):
             found = parse_key(line)
             if found is None:
-                raise InputError(f"{url}: {line[:60]!r} is no key; a key is like 0123456789abcdef_0000, one a line")
+                raise InputError(f"{url}: {line[:60]!r} is not a key; a key is like 0123456789abcdef_0000, one a line")
             parsed[i] = found
         self._sources = np.unique(parsed[:, 0])
         self._keys, self._line_of_key = np.unique(self._numbers(parsed[:, 0], parsed[:, 1])[0], return_index=True)
@@ -119,7 +119,7 @@ class _KeyList:
         if not self._seen.all():
             missing = self._line_of_key[~self._seen]
             raise InputError(
-                f"{self._url}: {self._lines[missing.min()]} is no clip of {url} ({len(missing)} such keys); "
+                f"{self._url}: {self._lines[missing.min()]} is not a clip of {url} ({len(missing)} such keys); "
                 "correct the list, or give the dataset that the list was made for"
             )
 
@@ -131,4 +131,4 @@ def _read(url: str) -> str:
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as e:
         raise InputError(f"{url}: no such file; keys is a file or URL with one key a line") from e
     except UnicodeDecodeError as e:
-        raise InputError(f"{url}: is no list of keys; write one a line, like 0123456789abcdef_0000") from e
+        raise InputError(f"{url}: is not a list of keys; write one a line, like 0123456789abcdef_0000") from e

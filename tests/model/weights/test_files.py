@@ -352,10 +352,10 @@ def test_other_files_are_told(tmp_path: Path) -> None:
         "nothing": (b"", "is neither"),
         "half": (whole[:-200], "is neither"),
         "pickle": (b"\x80\x02]q\x00.", "is neither"),
-        "zip": ((tmp_path / "zip").read_bytes(), r"no checkpoint of torch\.save, or damaged"),
+        "zip": ((tmp_path / "zip").read_bytes(), r"not a checkpoint of torch\.save, or damaged"),
         "damaged": (whole[:at] + b"\xff" * 20 + whole[at + 20 :], "or damaged"),
-        "half_tensors": (tensors[:-9], "no whole safetensors file"),
-        "brace": ((9).to_bytes(8, "little") + b"{" + b"x" * 99, "no whole safetensors file"),
+        "half_tensors": (tensors[:-9], "not a whole safetensors file"),
+        "brace": ((9).to_bytes(8, "little") + b"{" + b"x" * 99, "not a whole safetensors file"),
     }
     for name, (content, said) in files.items():
         (tmp_path / name).write_bytes(content)

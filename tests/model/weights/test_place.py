@@ -273,5 +273,5 @@ def test_the_wrong_layout_is_an_error_that_names_keys(small: Make, randomised: M
     for layout in ("slowfast", "videomae", "timm", "reelmae"):
         with pytest.raises(WeightsError, match="decoder_"):
             load_into(build(config), state, layout)
-    with pytest.raises(WeightsError, match="Linear is no model of ours"):
+    with pytest.raises(WeightsError, match="Linear is not a model of ours"):
         load_into(nn.Linear(2, 2), state, "mae_st")

@@ -221,7 +221,7 @@ def test_fewer_clips_than_a_batch_is_refused(natural_index: ClipIndex) -> None:
 
 
 def test_a_patch_that_does_not_divide_the_clip_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"sample\.size=32 is no multiple of 5"):
+    with pytest.raises(ValueError, match=r"sample\.size=32 is not a multiple of 5"):
         config(patch=(2, 5, 5))
 
 

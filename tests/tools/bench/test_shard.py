@@ -24,7 +24,7 @@ def videos(tmp_path: Path, make_video: Callable[..., Path]) -> Path:
     folder.mkdir()
     for i in range(2):
         make_video(folder / f"{i}.mp4", frames=60, width=96, height=64)
-    (folder / "notes.mp4").write_text("this is no video\n" * 50)
+    (folder / "notes.mp4").write_text("this is not a video\n" * 50)
     return folder
 
 

@@ -119,7 +119,7 @@ def test_flops_are_those_of_a_real_step() -> None:
         ({"size": 65}, "size=65: choose a size that patch=16 divides"),
         ({"steps": 0}, "steps=0: give at least 1"),
         ({"mask_ratio": 1.0}, "mask_ratio=1.0: give a share between 0 and 1"),
-        ({"decoder_mask": 0.6}, "decoder_mask.ratio=0.6: 0.25, 0.5 or 0.75"),
+        ({"decoder_mask": 0.6}, "decoder_mask.ratio=0.6: give 0.25, 0.5 or 0.75"),
     ],
 )
 def test_what_cannot_be_timed_is_named(changes: dict[str, Any], told: str) -> None:

@@ -235,12 +235,12 @@ def test_types_of_parquet_columns(tmp_path: Path) -> None:
         ('path\n"a.mp4\n', "line 2: cannot be read"),
         ('path,by\n"a\n\n.mp4","x\ny"\nb.mp4\n', "line 6: has 1 fields"),
         ('path,by\na.mp4,"x\ny"\n"a.mp4","1\n\n2"\n', "line 4: .* is named in line 2"),
-        (b"path,by\na.mp4,x\nb.mp4,caf\xe9\n", "line 3: is no UTF-8"),
-        (b"caf\xe9,x\n", "line 1: is no UTF-8"),
-        ("path,start\na.mp4,-1\n", "line 2: start '-1' is no time"),
-        ("path,start\na.mp4,nan\n", "line 2: start 'nan' is no time"),
-        ("path,start\na.mp4,1_0\n", "line 2: start '1_0' is no time"),
-        ("path,end\na.mp4,1:60\n", "line 2: end '1:60' is no time"),
+        (b"path,by\na.mp4,x\nb.mp4,caf\xe9\n", "line 3: is not UTF-8"),
+        (b"caf\xe9,x\n", "line 1: is not UTF-8"),
+        ("path,start\na.mp4,-1\n", "line 2: start '-1' is not a time"),
+        ("path,start\na.mp4,nan\n", "line 2: start 'nan' is not a time"),
+        ("path,start\na.mp4,1_0\n", "line 2: start '1_0' is not a time"),
+        ("path,end\na.mp4,1:60\n", "line 2: end '1:60' is not a time"),
         ("path,start,end\na.mp4,5,5\n", "line 2: end 5 is not after start 5"),
         ("path,end\na.mp4,0\n", "line 2: end 0 is not after start 0"),
     ],
@@ -253,15 +253,15 @@ def test_faults_name_file_line_and_remedy(text: str | bytes, words: str, read: A
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        (b"{", "is no JSON"),
-        (b"[" * 100_000, "is no JSON"),
-        (b"[1]", "is no JSON object"),
-        (b'{"path": 5}', "path 5 is no text"),
+        (b"{", "is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
+        (b"[1]", "is not JSON object"),
+        (b'{"path": 5}', "path 5 is not text"),
         (b'{"label": "x"}', "has no path"),
-        (b'{"path": "\\ud800.mp4"}', "is no JSON"),
-        (b'{"path": "\xff"}', "is no UTF-8"),
-        (b'{"path": "b.mp4", "start": true}', "start True is no time"),
-        (b'{"path": "b.mp4", "start": NaN}', "start nan is no time"),
+        (b'{"path": "\\ud800.mp4"}', "is not JSON"),
+        (b'{"path": "\xff"}', "is not UTF-8"),
+        (b'{"path": "b.mp4", "start": true}', "start True is not a time"),
+        (b'{"path": "b.mp4", "start": NaN}', "start nan is not a time"),
     ],
 )
 def test_bad_json_lines(line: bytes, words: str, read: Any) -> None:
@@ -329,5 +329,5 @@ def test_lines_are_whole_however_the_file_is_cut_into_pieces(
 def test_a_file_that_only_has_the_name_of_a_json_list_is_told_by_its_first_line(tmp_path: Path) -> None:
     path = tmp_path / "list.jsonl"
     path.write_bytes(bytes(range(128, 256)) * 20)
-    with pytest.raises(InputError, match=r"list.jsonl, line 1: is no UTF-8"):
+    with pytest.raises(InputError, match=r"list.jsonl, line 1: is not UTF-8"):
         list_sources(str(path), ShardConfig())

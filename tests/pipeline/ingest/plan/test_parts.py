@@ -81,7 +81,7 @@ def test_rejected_sources_are_tried_again_for_the_reason_that_is_named(
     assert _rejects(dst) == {"broken.mp4": "not_a_video", "empty.mp4": "empty_file"}
     with pytest.raises(InputError, match="no source was rejected for it"):
         shard(str(src), str(dst), SMALL, retry_rejected="crashed")
-    with pytest.raises(InputError, match="is no reason; take one of all, empty_file"):
+    with pytest.raises(InputError, match="is not a reason; take one of all, empty_file"):
         shard(str(src), str(dst), SMALL, retry_rejected="bad luck")
     make_video(src / "b/broken.mp4", seed=30)
     summary = shard(str(src), str(dst), SMALL, retry_rejected="not_a_video")

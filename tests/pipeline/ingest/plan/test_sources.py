@@ -181,7 +181,7 @@ def test_a_name_that_is_no_utf8_can_stand_in_a_manifest(tmp_path: Path) -> None:
         ("s3://", "names no bucket"),
         ("local:///etc/passwd", "this machine"),
         ("generic:///etc/passwd", "this machine"),
-        ("file://etc/passwd", "no whole path"),
+        ("file://etc/passwd", "not a whole path"),
         (".", "manifest's own folder"),
         ("x" * 5000, "longer than 4096"),
         ("a\0b", "NUL"),

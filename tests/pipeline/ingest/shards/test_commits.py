@@ -45,7 +45,7 @@ def test_a_foreign_file_among_the_commits_is_refused_by_name(name: str, tmp_path
     for path in (tmp_path / "commits" / name, tmp_path / schema.commit_name(2)):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"")
-    with pytest.raises(DatasetError, match="is no commit record of a task; remove it") as refused:
+    with pytest.raises(DatasetError, match="is not a commit record of a task; remove it") as refused:
         committed_tasks(Store(str(tmp_path)))
     assert name in str(refused.value)
     foreign: list[str] = []
@@ -64,9 +64,9 @@ def test_verify_names_a_foreign_file_and_a_job_does_nothing_before_it_is_gone(
     (dst / schema.INDEX).unlink()
     before = {p: p.read_bytes() for p in dst.rglob("*") if p.is_file()}
     faults = verify(str(dst)).faults
-    assert [f for f in faults if "copy of 000000.parquet: is no commit record" in f]
+    assert [f for f in faults if "copy of 000000.parquet: is not a commit record" in f]
     for run in (lambda: shard(str(tmp_path / "src"), str(dst), config), lambda: repair(str(dst))):
-        with pytest.raises(DatasetError, match=r"copy of 000000\.parquet: is no commit record"):
+        with pytest.raises(DatasetError, match=r"copy of 000000\.parquet: is not a commit record"):
             run()
     assert {p: p.read_bytes() for p in dst.rglob("*") if p.is_file()} == before
     (dst / "commits/copy of 000000.parquet").unlink()

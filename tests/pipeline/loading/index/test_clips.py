@@ -102,7 +102,7 @@ def test_a_missing_or_broken_index_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has no index\.parquet"):
         ClipIndex.open(str(tmp_path))
     (tmp_path / "index.parquet").write_bytes(b"no parquet at all")
-    with pytest.raises(InputError, match="is no parquet file"):
+    with pytest.raises(InputError, match="is not a parquet file"):
         ClipIndex.open(str(tmp_path))
 
 
@@ -127,10 +127,10 @@ def test_an_index_that_is_not_in_shard_order_is_refused(index_of_rows: Callable[
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"key": ["0" * 16 + "_0000", "0" * 16 + "_00a0"]}, f"'{'0' * 16}_00a0' is no key"),
-        ({"key": ["0" * 16 + "_0000", "g" + "0" * 15 + "_0000"]}, f"'g{'0' * 15}_0000' is no key"),
-        ({"key": ["0" * 16 + "_0000", "0" * 16 + "-0000"]}, f"'{'0' * 16}-0000' is no key"),
-        ({"key": ["0" * 16 + "_0000", "a.b"]}, r"'a\.b' is no key"),
+        ({"key": ["0" * 16 + "_0000", "0" * 16 + "_00a0"]}, f"'{'0' * 16}_00a0' is not a key"),
+        ({"key": ["0" * 16 + "_0000", "g" + "0" * 15 + "_0000"]}, f"'g{'0' * 15}_0000' is not a key"),
+        ({"key": ["0" * 16 + "_0000", "0" * 16 + "-0000"]}, f"'{'0' * 16}-0000' is not a key"),
+        ({"key": ["0" * 16 + "_0000", "a.b"]}, r"'a\.b' is not a key"),
         ({"sha256": ["0" * 64, "0" * 63]}, f"'{'0' * 63}' is no sha256"),
         ({"sha256": ["0" * 64, "x" * 64]}, f"'{'x' * 64}' is no sha256"),
         ({"frames": [1, None]}, "clips without frames"),
@@ -162,7 +162,7 @@ def test_damage_within_the_file_is_told_in_one_line(index_of_rows: Callable[...,
     data = bytearray(path.read_bytes())
     data[4 : len(data) // 2] = b"\xff" * (len(data) // 2 - 4)
     path.write_bytes(data)
-    with pytest.raises(InputError, match=r"is no parquet file or damaged \(.*run reelmae shard again") as e:
+    with pytest.raises(InputError, match=r"is not a parquet file or damaged \(.*run reelmae shard again") as e:
         ClipIndex.open(url)
     assert "\n" not in str(e.value)
 

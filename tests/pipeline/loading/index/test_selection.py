@@ -149,7 +149,7 @@ def test_a_list_may_be_beside_or_at_a_url(index_of_rows: Callable[..., str], tmp
 )
 def test_a_key_that_is_not_there_is_named(index_of_rows: Callable[..., str], tmp_path: Path, unknown: str) -> None:
     (tmp_path / "list.txt").write_text("\n".join([clip_key("source4", 1), unknown, clip_key("source99", 0)]))
-    with pytest.raises(InputError, match=rf"{unknown} is no clip of .*rows0 \(2 such keys\)"):
+    with pytest.raises(InputError, match=rf"{unknown} is not a clip of .*rows0 \(2 such keys\)"):
         ClipIndex.open(index_of_rows(rows(30)), Selection(keys=str(tmp_path / "list.txt")))
 
 
@@ -166,7 +166,7 @@ def test_a_listed_clip_that_another_wish_leaves_out_is_no_error(
     ("text", "words"),
     [
         ("", "holds no key"),
-        ("0123456789abcdef_000", "'0123456789abcdef_000' is no key"),
+        ("0123456789abcdef_000", "'0123456789abcdef_000' is not a key"),
         ("ä", "no list of keys"),
     ],
 )
