@@ -46,7 +46,7 @@ class SampleOptions:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Smallest and largest width / height of a crop."""
     flip: bool = True
-    """Mirror every other sample, at random."""
+    """Mirror half of the samples, drawn at random. `--no-flip`: none."""
 
     def __post_init__(self) -> None:
         if self.stride is not None and self.fps is not None:
