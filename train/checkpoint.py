@@ -47,7 +47,9 @@ def load(path: str | Path, device: torch.device | str = "cpu", *, mmap: bool = F
     try:
         content = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as e:
-        raise InputError(f"{path}: is not a checkpoint of reelmae ({(str(e) or type(e).__name__).splitlines()[0]})") from e
+        raise InputError(
+            f"{path}: is not a checkpoint of reelmae ({(str(e) or type(e).__name__).splitlines()[0]})"
+        ) from e
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(
             f"{path}: is not a checkpoint of reelmae of format {FORMAT}; reelmae import-weights reads other checkpoints"
