@@ -18,8 +18,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-import torch
-
 CHANNELS = 3
 HOG_CELL = 8
 """Side of a cell in pixels, for the target `hog`."""
@@ -30,6 +28,7 @@ Positions = Literal["separable", "joint", "sinusoid"]
 PositionInit = Literal["normal", "sincos"]
 TargetNorm = Literal["patch", "channel", "none"]
 MotionSign = Literal["signed", "absolute"]
+Objective = Literal["mae", "slowfast", "videomae", "motion"]
 DecoderCls = Literal["own", "carried", "none"]
 
 
@@ -289,6 +288,8 @@ class MAEConfig(ViTConfig):
         n = self.n_target_frames
         if self.target_frames == "stride":
             return list(range(0, self.frames, self.frames // n))
+        import torch  # configs are read without it
+
         # float32 on purpose: it must round down as the reference does
         return torch.linspace(0, self.frames - 1, n, device="cpu").long().tolist()
 
@@ -370,7 +371,7 @@ def motion_config(preset: str, **changes: Any) -> MAEConfig:
     return mae_config(preset, **{"pos": "joint", "decoder_pos": "joint", "motion": MotionConfig(), **changes})
 
 
-OBJECTIVES: dict[str, Callable[..., MAEConfig]] = {
+OBJECTIVES: dict[Objective, Callable[..., MAEConfig]] = {
     "mae": mae_config,
     "slowfast": slowfast_config,
     "videomae": videomae_config,

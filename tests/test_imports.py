@@ -79,6 +79,8 @@ TORCH_FREE = (
     "pipeline/ingest",
     "pipeline/dataset",
     "tools/cli.py",
+    "tools/commands",
+    "tools/bench/config.py",
 )
 
 

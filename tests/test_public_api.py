@@ -61,11 +61,16 @@ def test_importing_a_package_imports_nothing_heavy(package: str, tmp_path: Path)
     run(code, tmp_path)
 
 
-def test_settings_of_the_loader_need_no_torch(tmp_path: Path) -> None:
-    run(
-        "import sys; from reelmae.pipeline.loading import LoaderConfig; LoaderConfig(); assert 'torch' not in sys.modules",
-        tmp_path,
-    )
+def test_configs_need_no_torch(tmp_path: Path) -> None:
+    code = """
+import sys
+from reelmae.model import mae_config
+from reelmae.pipeline.ingest import ShardConfig
+from reelmae.pipeline.loading import LoaderConfig
+LoaderConfig(), ShardConfig(), mae_config("B")
+assert "torch" not in sys.modules
+"""
+    run(code, tmp_path)
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:

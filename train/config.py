@@ -13,11 +13,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_type_hints
+from typing import Any, ClassVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
 
-from reelmae.model.config import OBJECTIVES, MAEConfig
+from reelmae.model.config import OBJECTIVES, MAEConfig, Objective
 from reelmae.pipeline.errors import ConfigError
 from reelmae.pipeline.loading.config import LoaderConfig, LoaderOptions
 from reelmae.pipeline.loading.order.draws import DEFAULT_FPS, SamplePolicy
@@ -58,7 +58,7 @@ _MAEFields: Any = create_model("_MAEFields", __config__=ConfigDict(frozen=True, 
 class ModelOptions(_MAEFields):
     """An objective, a size, and any field of MAEConfig that is to differ from what the two give."""
 
-    objective: Literal["mae", "slowfast", "videomae", "motion"] = "mae"
+    objective: Objective = "mae"
     """What the model learns by: MAE-ST, MAE-ST as its published weights were trained, VideoMAE or MotionMAE."""
     preset: str = "B"
     """T, S, B, L or H."""

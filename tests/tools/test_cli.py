@@ -99,7 +99,7 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
 
 
 def test_benchmarks_offer_every_objective_and_precision() -> None:
-    """Their config imports no torch, so it names these once more."""
+    """The names are the model's and the trainer's own types, which are read without torch."""
     hints = get_type_hints(BenchStepConfig)
     assert set(get_args(hints["objective"])) == set(OBJECTIVES)
     assert get_args(hints["precision"]) == get_args(Precision)

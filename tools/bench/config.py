@@ -12,10 +12,12 @@ from typing import Annotated, Literal
 import pydantic
 from tyro.conf import Positional, arg
 
+from reelmae.model.config import Objective
 from reelmae.pipeline.errors import ConfigError
 from reelmae.pipeline.ingest.config import ShardConfig
 from reelmae.pipeline.loading.config import LoadOptions
 from reelmae.pipeline.loading.order.draws import SamplePolicy
+from reelmae.train.precision import Precision
 
 SMALL_S = 2.0
 """Seconds of each of the files that `bench shard --small-files` makes."""
@@ -37,7 +39,7 @@ class BenchStepConfig:
     """Height and width of a clip in pixels."""
     patch: int = 16
     """Height and width of a patch in pixels."""
-    objective: Literal["mae", "slowfast", "videomae", "motion"] = "mae"
+    objective: Objective = "mae"
     """What the model learns by. mae: MAE-ST. slowfast: MAE-ST as its published weights were trained. videomae: VideoMAE. motion: MotionMAE."""
     mask_ratio: float = 0.9
     """Share of the tokens that the encoder does not see."""
@@ -47,7 +49,7 @@ class BenchStepConfig:
     """Clips in a step."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA if there is a GPU, else the CPU."""
-    precision: Literal["auto", "float32", "bf16"] = "auto"
+    precision: Precision = "auto"
     """auto: bf16 on CUDA, float32 on the CPU."""
     compile: bool = False
     """Run the model through torch.compile."""

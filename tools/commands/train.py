@@ -10,6 +10,7 @@ from tyro.conf import Positional, arg
 
 from reelmae.tools.commands.command import Command
 from reelmae.tools.show import Result
+from reelmae.train.precision import Precision
 
 
 @dataclass
@@ -75,7 +76,7 @@ class Features(Command):
     """Decoding processes. None: one per core. 0: decode in this process."""
     device: str = "auto"
     """auto: CUDA if there is a GPU, else the CPU."""
-    precision: Literal["auto", "float32", "bf16"] = "auto"
+    precision: Precision = "auto"
     """auto: bf16 on CUDA, float32 on the CPU."""
 
     def run(self) -> Result:
