@@ -54,7 +54,7 @@ class Reason(StrEnum):
     TOO_FEW_FRAMES = "too_few_frames", "fewer frames than min_frames"
     TOO_SMALL = "too_small", "a side under 16 pixels or under min_side"
     TOO_LARGE = "too_large", "more bytes than max_source_bytes or more pixels than max_pixels"
-    TOO_LONG = "too_long", "longer than max_duration_s, or more than 10,000 spans"
+    TOO_LONG = "too_long", "longer than max_duration_s, or more than 10,000 spans or 20 million packets"
     BAD_TIMESTAMPS = "bad_timestamps", "no usable frame rate in its timestamps"
     DECODE_ERRORS = "decode_errors", "the decoder reported damage"
     TRUNCATED = "truncated", "far fewer frames than the container promises"

@@ -91,6 +91,8 @@ class PretrainConfig(BaseModel):
     @classmethod
     def _write_out_rate(cls, loader: LoaderOptions) -> LoaderOptions:
         """Neither stride nor fps means DEFAULT_FPS. Written out, so that a checkpoint says it and configs compare equal."""
+        if isinstance(loader, LoaderConfig):
+            raise ConfigError("loader: give LoaderOptions; what LoaderConfig adds follows from the model and the run")
         if loader.sample.stride is not None or loader.sample.fps is not None:
             return loader
         return loader.model_copy(update={"sample": replace(loader.sample, fps=DEFAULT_FPS)})
@@ -157,6 +159,8 @@ def difference(new: PretrainConfig, old: PretrainConfig) -> list[str]:
     a, b = dict(recipe.leaves(new.model_dump())), dict(recipe.leaves(old.model_dump()))
     # a section that one of the two lacks is one key there, and several here
     keys = [k for k in {**a, **b} if k not in FREE_ON_RESUME and a.get(k) != b.get(k)]
+    if new.model.mae() == old.model.mae():  # a default that is written out builds the same model
+        keys = [k for k in keys if not k.startswith("model.")]
     return [f"{k}={a.get(k)} (was {b.get(k)})" for k in keys]
 
 

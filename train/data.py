@@ -18,7 +18,7 @@ class _Selected(Selection):
     """The keys of a Selection, beside others."""
 
     def selection(self) -> Selection:
-        """They alone."""
+        """The Selection made of these keys, without url, weight and mix."""
         return Selection(**{field.name: getattr(self, field.name) for field in fields(Selection)})
 
 

@@ -26,7 +26,10 @@ def begin_from(model: nn.Module, path: str, allow: Sequence[str] = ()) -> str:
     """
     config = model.config
     assert isinstance(config, ViTConfig)
-    checkpoint = read_checkpoint(path)
+    try:
+        checkpoint = read_checkpoint(path)
+    except WeightsError as e:
+        raise WeightsError(f"run.init={e}") from e
     if checkpoint.config is None:
         raise WeightsError(
             f"run.init={path}: is a checkpoint of another code ({checkpoint.layout}) and does not say its heads; "

@@ -55,8 +55,8 @@ class RunConfig(BaseModel):
     steps: int | None = Field(default=None, ge=1)
     """Steps of the optimiser, over all sessions of the run."""
     epochs: float | None = Field(default=None, gt=0)
-    """The same in passes over the dataset."""
-    seed: int = Field(default=0, ge=0)
+    """Length of the run in passes over the dataset, in place of `steps`."""
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
     """Seed of the initial weights, and of the loader's order, crops and masks."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: CUDA where there is a GPU, else the CPU."""
@@ -83,7 +83,10 @@ class RunConfig(BaseModel):
 
     def torch_device(self) -> torch.device:
         """The device to train on; ConfigError where there is none."""
-        return resolve_device(self.device)
+        try:
+            return resolve_device(self.device)
+        except ConfigError as e:
+            raise ConfigError(f"run.{e}") from e
 
     def autocast_dtype(self) -> torch.dtype | None:
         """bfloat16 where the forward pass runs in it, else None."""
@@ -127,16 +130,23 @@ class Training(ABC):
 
 @dataclass(frozen=True)
 class RunSummary:
-    """The results of a run, over all its sessions. `loss_first`, `loss_last`: means over the first and last logged window."""
+    """The results of a run, over all its sessions."""
 
     steps: int
     loss_first: float
+    """Mean over the first logged window."""
     loss_last: float
+    """Mean over the last logged window."""
     clips_per_s: float
-    wait_share: float  # of the wall time spent waiting for the loader
+    """Samples trained on in a second."""
+    wait_share: float
+    """Share of the wall time spent waiting for the loader."""
     seconds: float
+    """Wall time of all steps."""
     checkpoint: str
-    bad_clips: dict[str, str]  # key → reason
+    """Path of the last checkpoint."""
+    bad_clips: dict[str, str]
+    """key → reason."""
 
 
 @dataclass

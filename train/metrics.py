@@ -66,13 +66,13 @@ class Display:
         self._bar: Progress | None = None
         if console.is_terminal:
             self._bar = Progress(
-                TextColumn("pretrain"),
+                TextColumn("train"),
                 BarColumn(),
                 TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.fields[text]}"),
                 TimeRemainingColumn(),
                 console=console,
             )
-            self._task = self._bar.add_task("pretrain", total=steps, completed=start, text="")
+            self._task = self._bar.add_task("train", total=steps, completed=start, text="")
 
     def __enter__(self) -> Display:
         if self._bar:

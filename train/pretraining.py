@@ -56,7 +56,7 @@ class Pretraining(Training):
         return StepLoss(output.loss, output.losses if len(output.losses) > 1 else {})
 
     def load_initial_weights(self) -> str | None:
-        """Those of `run.init`."""
+        """Load the file that `run.init` names, if any."""
         run = self.config.run
         return None if run.init is None else begin_from(self.model, run.init, run.init_allow)
 
@@ -65,7 +65,7 @@ class Pretraining(Training):
         return {"model_config": config_to_json(self.model.config), "index_digest": self.index.digest}
 
     def find_changes(self, content: dict[str, Any]) -> list[str]:
-        """Of the config, without the keys that may change (FREE_ON_RESUME), and of the dataset."""
+        """What differs in the config, apart from the keys in FREE_ON_RESUME, and whether the dataset is another."""
         changes = difference(self.config, from_json(content["config"]))
         if content["index_digest"] != self.index.digest:
             changes.append(f"data.url={self.config.data} is another dataset, or another selection of it, than before")

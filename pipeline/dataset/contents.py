@@ -217,7 +217,7 @@ def job_state(store: Store) -> JobState | None:
     sources = sum(part.sources for part in plan.parts)
     if parts.is_finished(store, plan):
         return JobState(True, plan.tasks, plan.tasks, sources, sources)
-    done = committed_tasks(store) & set(range(plan.tasks))
+    done = committed_tasks(store, lambda foreign: None) & set(range(plan.tasks))
     return JobState(False, plan.tasks, len(done), sources, parts.sources_in(store, plan, done))
 
 

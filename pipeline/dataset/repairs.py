@@ -25,7 +25,7 @@ from reelmae.pipeline.errors import DatasetError, JobMismatchError, StorageError
 from reelmae.pipeline.ingest import job
 from reelmae.pipeline.ingest.ffmpeg import find_ffmpeg
 from reelmae.pipeline.ingest.plan import parts
-from reelmae.pipeline.ingest.shards.commits import read_rejects
+from reelmae.pipeline.ingest.shards.commits import committed_tasks, read_rejects
 from reelmae.pipeline.ingest.shards.pack import dali_index
 from reelmae.pipeline.storage.store import Store
 
@@ -65,6 +65,8 @@ def repair(dst: str, deep: bool = False, *, workers: int | None = None) -> Repai
     store = Store(dst)
     _refuse_damaged_plan(store, before.found)
     tasks = before.damaged_tasks
+    if tasks or any(f.mend == Mend.JOIN for f in before.found):
+        committed_tasks(store)  # DatasetError at a file that is not a commit: the join would stop there
     _refuse_other_sources(store, set(tasks))
     _mend(store, before.found, tasks, workers)
     after = verify(dst, deep)
@@ -106,7 +108,7 @@ def _source_urls(store: Store, plan: parts.Plan, tasks: set[int]) -> list[str]:
     """The sources that these tasks read when they run again. A repair keeps the rejects of readable commits."""
     urls: list[str] = []
     for part in plan.parts:
-        here = sorted(t - part.first_task for t in tasks if part.first_task <= t < part.first_task + part.tasks)
+        here = sorted(t - part.first_task for t in tasks if part.holds(t))
         if here:
             with parts.part_file(store, part) as file:
                 urls += file.read_row_groups(here, ["url"]).column("url").to_pylist()
@@ -130,7 +132,7 @@ def _mend(store: Store, found: tuple[Fault, ...] | list[Fault], tasks: tuple[int
         if fault.mend == Mend.IDX:
             _mend_idx(store, fault.file)
     if tasks or any(f.mend == Mend.JOIN for f in found):
-        job.repair(store.url(), tasks, workers=workers)
+        job.rerun_tasks(store.url(), tasks, workers=workers)
     for fault in found:
         if fault.mend == Mend.EXTRA:
             store.remove(fault.file)

@@ -101,7 +101,7 @@ def _read_clip(file: IO[bytes], start: int, row: Row) -> bytes:
         raise DatasetError("its bytes are not those of its row (sha256)")
     found, wanted = json.loads(text), _clip_json(row)
     if not isinstance(found, dict):
-        raise DatasetError("its .json is not JSON object")
+        raise DatasetError("its .json is not a JSON object")
     own = found.pop("manifest", {})
     found |= {"manifest": {k: v for k, v in own.items() if v is not None}} if isinstance(own, dict) else {}
     for key in sorted(found.keys() | wanted.keys()):

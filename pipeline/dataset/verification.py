@@ -34,7 +34,7 @@ from reelmae.pipeline.dataset.tables import BROKEN, IndexRows, RejectRows, Row, 
 from reelmae.pipeline.errors import DatasetError, InputError, StorageError, StorageFullError
 from reelmae.pipeline.ingest.plan import parts
 from reelmae.pipeline.ingest.shards import ledger
-from reelmae.pipeline.ingest.shards.commits import committed_tasks, read_commit
+from reelmae.pipeline.ingest.shards.commits import FOREIGN, committed_tasks, read_commit
 from reelmae.pipeline.storage.store import Store
 
 JOIN_KEYS = ("reelmae", "tools")  # keys of dataset.json that describe the last join, not the clips
@@ -58,8 +58,9 @@ class VerifyReport:
     found: tuple[Fault, ...]
     """The same faults, each with what mends it."""
     seconds: float
+    """Wall-clock seconds."""
     ms_per_clip: float
-    """Wall-clock time."""
+    """Wall-clock milliseconds for each clip."""
 
     def as_dict(self) -> dict[str, Any]:
         """The report without `found`, as JSON takes it."""
@@ -115,8 +116,7 @@ class _Check:
         self._store, self._folder, self._stack = store, folder, stack
         self.faults = FaultList()
         self.shards = ShardCheck(store, folder, decoders, self.faults)
-        words = "is not a commit record of a task; remove it, or give it its name back"
-        self._committed = committed_tasks(store, lambda path: self.faults.add(path, words, Mend.NONE))
+        self._committed = committed_tasks(store, lambda path: self.faults.add(path, FOREIGN, Mend.NONE))
         self._sums = ledger.Sums()
         self._labels: dict[str | None, int] = {}  # label → number, by the rows of the clips
         self._named: set[str] = set()  # shards of the good commits
@@ -155,7 +155,7 @@ class _Check:
             facts = json.loads(self._store.read_bytes(schema.DATASET_JSON))
             if isinstance(facts, dict):
                 return facts
-            self.faults.add(schema.DATASET_JSON, "is not JSON object", Mend.JOIN)
+            self.faults.add(schema.DATASET_JSON, "is not a JSON object", Mend.JOIN)
         except ValueError as e:
             self.faults.add(schema.DATASET_JSON, f"is not JSON: {first_line(e)}", Mend.JOIN)
         return None

@@ -80,13 +80,14 @@ class ShardConfig(BaseModel):
     gop: int = Field(default=16, ge=1, le=600)
     """Frames from one keyframe to the next."""
     cut: Literal["windows", "scenes"] = "windows"
-    """windows: pieces of clip_seconds. scenes (extra `curate`): scenes; one longer than clip_seconds is cut into
-    windows. A manifest's spans come before both."""
+    """windows: pieces of clip_seconds. scenes (extra `curate`): scenes; long ones are cut into windows.
+    A manifest's spans come before both."""
     clip_seconds: float = Field(default=10.0, ge=0, le=86_400)
     """Length of the windows that a source is cut into; 0 makes the whole source (or scene) one clip."""
     remainder: Literal["join", "keep", "drop"] = "join"
-    """What happens with the rest after the last window. join: it is added to the last window if it is shorter than
-    half a window, else it is a clip. keep: it is a clip. drop: it is rejected."""
+    """What happens with the rest after the last window.
+    join: it is added to the last window if it is shorter than half a window, else it is a clip.
+    keep: it is a clip. drop: it is rejected."""
     min_scene_seconds: float = Field(default=2.0, ge=0)
     """Shorter scenes are rejected."""
     scene_threshold: float = Field(default=27.0, gt=0)

@@ -156,7 +156,7 @@ def shard(
     )
 
 
-def repair(dst: str, tasks: Iterable[int], *, workers: int | None = None) -> None:
+def rerun_tasks(dst: str, tasks: Iterable[int], *, workers: int | None = None) -> None:
     """Run these tasks of a job again, whatever files they have left, and join all commits where none is missing.
 
     The same sources and tools give the same bytes. StorageError where a source is gone (nothing of its task is

@@ -8,6 +8,7 @@ Each class adds fields to the one before:
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Annotated, Any, Literal
 
@@ -19,6 +20,7 @@ from reelmae.pipeline.loading.order.masks import DecoderMaskPolicy, GridTHW, Mas
 from reelmae.pipeline.loading.tasks import DecodePolicy
 
 CLIP_TIMEOUT_S = 60.0
+PATCH = (2, 16, 16)  # frames, rows, columns of one token, unless others are given
 Backend = Literal["auto", "av", "dali-cpu", "dali-gpu"]
 # The statistics of the pixels of each channel, in 0 … 1, by which a batch is normalised unless others are given
 PIXEL_MEAN = (0.45, 0.45, 0.45)
@@ -30,10 +32,10 @@ _SEQUENCE = {"seed", "lanes", "repeats", "sample", "mask", "decoder_mask", "patc
 
 def _check_three_numbers(value: Any, info: pydantic.ValidationInfo) -> Any:
     """Refuse what is not one finite number for each of the three channels."""
-    try:
-        numbers = [float(number) for number in value]
-    except (TypeError, ValueError):
-        numbers = []
+    numbers: list[float] = []
+    if isinstance(value, list | tuple) and not any(isinstance(number, bool | str) for number in value):
+        with contextlib.suppress(TypeError, ValueError):
+            numbers = [float(number) for number in value]
     if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
         raise ConfigError(
             f"{info.field_name}={value!r}: give three finite numbers, one for each of red, green and blue, "
@@ -97,7 +99,7 @@ class LoaderConfig(LoaderOptions):
 
     sample: SamplePolicy = SamplePolicy()
     """How a training clip is cut out of a stored one, and its size."""
-    patch: tuple[int, int, int] = (2, 16, 16)
+    patch: tuple[int, int, int] = PATCH
     """Frames, rows and columns of one token."""
     seed: int = pydantic.Field(default=0, ge=0, lt=1 << 63)
     """Seed of the order and of every draw."""

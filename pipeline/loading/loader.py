@@ -34,7 +34,7 @@ from reelmae.pipeline.loading.index.clips import ClipIndex
 from reelmae.pipeline.loading.order import epochs
 from reelmae.pipeline.loading.order.draws import draw
 from reelmae.pipeline.loading.quarantine import Quarantine, replacement
-from reelmae.pipeline.loading.tasks import ClipTask, Decoded, Decoder, clip_task
+from reelmae.pipeline.loading.tasks import BatchDecoder, ClipTask, Decoded, clip_task
 
 
 @dataclass
@@ -124,7 +124,7 @@ class ClipLoader:
         self._next = (0, 0)  # (epoch, step) of the batch that is yielded next
         self._planned = (0, 0)  # of the batch that is submitted next
         self._in_flight: deque[tuple[int, int]] = deque()
-        self._decoder: Decoder | None = None
+        self._decoder: BatchDecoder | None = None
         self._read_ahead: ReadAhead | None = None
         self._floats = Floats(self.device, config.pixel_mean, config.pixel_std)
         self._started: float | None = None
@@ -291,7 +291,7 @@ class ClipLoader:
             in_flight=self.config.prefetch + 1,
         )
 
-    def _make_decoder(self) -> Decoder:
+    def _make_decoder(self) -> BatchDecoder:
         config, sample = self.config, self.config.sample
         return make_decoder(
             self.backend,

@@ -25,7 +25,7 @@ from reelmae.pipeline.loading.config import CLIP_TIMEOUT_S
 from reelmae.pipeline.loading.decode.backends import make_decoder
 from reelmae.pipeline.loading.index.clips import ClipIndex
 from reelmae.pipeline.loading.order.draws import Draw, SamplePolicy
-from reelmae.pipeline.loading.tasks import ClipTask, Decoded, Decoder, clip_task
+from reelmae.pipeline.loading.tasks import BatchDecoder, ClipTask, Decoded, clip_task
 
 CLIPS_AHEAD = 2  # for each worker: the one in work, and one whose bytes are fetched meanwhile
 
@@ -88,7 +88,7 @@ class ClipSweep:
         workers = min(usable_cores() if workers is None else workers, len(index))
         # batches in flight: enough to keep the workers busy, and the one that the caller uses
         self._ahead = 1 + max(1, -(-CLIPS_AHEAD * workers // batch_videos))
-        self._decoder: Decoder = self._make_decoder(batch_videos, workers)
+        self._decoder: BatchDecoder = self._make_decoder(batch_videos, workers)
 
     def __enter__(self) -> ClipSweep:
         return self
@@ -148,7 +148,7 @@ class ClipSweep:
             )
         return self._task(row, task.planned)
 
-    def _make_decoder(self, batch_videos: int, workers: int) -> Decoder:
+    def _make_decoder(self, batch_videos: int, workers: int) -> BatchDecoder:
         sample = self.sample
         return make_decoder(
             "av",

@@ -108,7 +108,7 @@ class Decoded:
     cost: Cost = field(default_factory=Cost)
 
 
-class Decoder(Protocol):
+class BatchDecoder(Protocol):
     """Batches come out in the order in which they went in.
 
     A decoder has room for a fixed number of batches between `submit` and `Decoded.release`: see make_decoder.

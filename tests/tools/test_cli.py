@@ -176,7 +176,7 @@ def test_a_place_that_cannot_be_written_to_is_named(tiny_run: Path, raw_bucket: 
 
 def test_a_video_given_as_a_checkpoint_is_a_message(tiny_run: Path, raw_bucket: Path) -> None:
     video = next(p for p in raw_bucket.rglob("*.mp4") if p.stat().st_size > 10_000)
-    assert_user_error(run("reconstruct", video, tiny_run / "shards"), video.name, "no checkpoint")
+    assert_user_error(run("reconstruct", video, tiny_run / "shards"), video.name, "not a checkpoint")
 
 
 @pytest.mark.parametrize("command", ["verify", "report"])

@@ -113,7 +113,16 @@ def test_a_runs_pixel_statistics_are_in_its_checkpoint_and_export_and_do_not_cha
         assert (config.pixel_mean, config.pixel_std) == (MEAN, STD)
     assert (facts["pixel_mean"], facts["pixel_std"]) == (list(MEAN), list(STD))
     assert pretrain(tiny("run.steps=2", *IMAGENET)).steps == 2
+    written_out = [
+        f"model.{name}={getattr(tiny(*IMAGENET).model.mae(), name)}" for name in ("mlp_ratio", "decoder_pos")
+    ]
+    assert pretrain(tiny("run.steps=3", *IMAGENET, *written_out)).steps == 3  # the same model, said in more words
     with pytest.raises(
         ConfigError, match=r"model\.pixel_mean=None \(was \(0\.485, 0\.456, 0\.406\)\); model\.pixel_std="
     ):
-        pretrain(tiny("run.steps=3"))
+        pretrain(tiny("run.steps=4"))
+
+
+def test_a_file_that_is_not_there_is_named_with_its_key(tiny: MakeConfig, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"run\.init=.*absent\.safetensors: no such file"):
+        pretrain(tiny(f"run.init={tmp_path / 'absent.safetensors'}"))

@@ -5,7 +5,7 @@ A setting that a part of reelmae has already is that part's own field here: Load
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,8 +15,8 @@ from tyro.conf import Positional, arg
 from reelmae.model.config import Objective
 from reelmae.pipeline.errors import ConfigError
 from reelmae.pipeline.ingest.config import ShardConfig
-from reelmae.pipeline.loading.config import LoadOptions
-from reelmae.pipeline.loading.order.draws import SamplePolicy
+from reelmae.pipeline.loading.config import PATCH, LoadOptions
+from reelmae.pipeline.loading.order.draws import DEFAULT_FPS, SamplePolicy
 from reelmae.train.precision import Precision
 
 SMALL_S = 2.0
@@ -67,12 +67,30 @@ class BenchStepConfig:
     """Decoding workers of that loader. None: its own choice."""
 
 
+def _write_out_rate(sample: SamplePolicy) -> SamplePolicy:
+    """Neither --stride nor --fps means DEFAULT_FPS; results say it."""
+    if sample.stride is None and sample.fps is None:
+        return replace(sample, fps=DEFAULT_FPS)
+    return sample
+
+
+def _check_tokens(sample: SamplePolicy) -> SamplePolicy:
+    """Refuse a sample that is not a whole number of tokens, by the flag's name."""
+    for name, side, patch in (("--frames", sample.frames, PATCH[0]), ("--size", sample.size, PATCH[1])):
+        if side % patch:
+            raise ConfigError(f"{name} {side}: give a multiple of {patch}")
+    return sample
+
+
+Sample = Annotated[SamplePolicy, pydantic.AfterValidator(_write_out_rate), arg(name="")]
+
+
 class BenchLoadConfig(LoadOptions):
     """What is loaded, and how."""
 
     data: Annotated[Positional[str], arg(metavar="DATA")]
     """Folder or fsspec URL of shards."""
-    sample: Annotated[SamplePolicy, arg(name="")] = SamplePolicy(fps=7.5)
+    sample: Sample = pydantic.Field(default=SamplePolicy(), validate_default=True)
     """How a sample is cut out of a clip."""
     batches: int = pydantic.Field(default=20, ge=1)
     """Batches to measure."""
@@ -84,7 +102,7 @@ class BenchLoadersConfig(_Config):
     """What every loader plays."""
 
     data: Annotated[tuple[str, ...], Positional, arg(metavar="DATA [DATA ...]")]
-    """Folders of shards. Those after the first must hold the same clips, stored in another way."""
+    """At least one folder of shards. Those after the first must hold the same clips, stored in another way."""
     repeats: int = pydantic.Field(default=4, ge=1, le=64)
     """Samples of each clip."""
     rounds: int = pydantic.Field(default=3, ge=1)
@@ -93,7 +111,9 @@ class BenchLoadersConfig(_Config):
     """Most clips that a loader plays in a round. It plays whole epochs if the dataset has no more clips than this."""
     batch_videos: int = pydantic.Field(default=8, ge=1)
     """Most videos in a batch. Where epochs are played whole: the largest number up to this that divides the clips."""
-    sample: Annotated[SamplePolicy, arg(name="")] = SamplePolicy(fps=7.5)
+    sample: Annotated[Sample, pydantic.AfterValidator(_check_tokens)] = pydantic.Field(
+        default=SamplePolicy(), validate_default=True
+    )
     """How a sample is cut out of a clip."""
 
     @pydantic.model_validator(mode="after")
@@ -115,7 +135,7 @@ class BenchShardConfig(_Config):
     workers: int | None = pydantic.Field(default=None, ge=1)
     """Number of videos to work on at once. None: one per core."""
     shard: Annotated[ShardConfig, arg(name="")] = ShardConfig()
-    """How they are sharded."""
+    """How they are sharded. The flags about manifests and labels have no meaning here."""
 
     @pydantic.model_validator(mode="after")
     def _check_comparable(self) -> BenchShardConfig:

@@ -2,7 +2,7 @@
 
 Bare ffmpeg is what a shell would do: `xargs -P WORKERS` over one ffmpeg command line per source, with the same decoder,
 filters, encoder and windows (cut by the segment muxer). It does no listing, probing, sandbox, scores, checks of the
-output, shards or index, and it gets only the sources that sharding keeps. Both run in turn, `rounds` times, each timed
+output, shards or index, and it gets only the sources that sharding encodes. Both run in turn, `rounds` times, each timed
 from start-up to end. `ratio` is the sum of ffmpeg's times over the sum of sharding's: 1 is as fast, less is slower.
 
 With `small_files` N the sources are N two-second files cut from those at SRC first.

@@ -66,7 +66,7 @@ class Verify(Command):
     deep: bool = False
     """Decode every frame of every clip, on all cores."""
     repair: bool = False
-    """Repair what is damaged: shards are made again from their sources with the same bytes, tables from the shards."""
+    """Repair what is damaged: shards are made again from their sources with the same bytes, tables from the job's commits."""
 
     def run(self) -> Result:
         """Verify or repair; the exit status is 0 only if no fault is left."""

@@ -240,7 +240,7 @@ class _Jsonl:
                 if isinstance(row, dict):
                     yield line, row
                 else:
-                    faults.add(line, "is not JSON object; write {...}")
+                    faults.add(line, "is not a JSON object; write {...}")
 
     def records(self, faults: LineFaults) -> Iterator[tuple[int, Sequence[Any]]]:
         """(line, values in the order of `names`)."""

@@ -13,6 +13,8 @@ from reelmae.pipeline.errors import DatasetError
 from reelmae.pipeline.schema import REJECT, REJECTS, commit_name
 from reelmae.pipeline.storage.store import Store
 
+FOREIGN = "is not a commit record of a task; remove it, or give it its name back"
+
 
 def committed_tasks(store: Store, on_foreign: Callable[[str], None] | None = None) -> set[int]:
     """The tasks that are done: those whose commit record is there under its exact name (schema.commit_name).
@@ -30,7 +32,7 @@ def committed_tasks(store: Store, on_foreign: Callable[[str], None] | None = Non
         elif on_foreign is not None:
             on_foreign(entry.path)
         else:
-            raise DatasetError(f"{entry.url}: is not a commit record of a task; remove it, or give it its name back")
+            raise DatasetError(f"{entry.url}: {FOREIGN}")
     return tasks
 
 

@@ -68,7 +68,7 @@ class _Batch:
 
 
 class AvPool:
-    """A Decoder (see tasks) over `workers` processes. `shape` is (videos, R, 3, T, H, W) of one batch."""
+    """A BatchDecoder (see tasks) over `workers` processes. `shape` is (videos, R, 3, T, H, W) of one batch."""
 
     def __init__(
         self,

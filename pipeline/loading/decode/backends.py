@@ -15,7 +15,7 @@ from reelmae.pipeline.loading.decode.av_pool import AvPool
 from reelmae.pipeline.loading.decode.pyav import InlineDecoder
 from reelmae.pipeline.loading.fetch.clip import SourceSettings
 from reelmae.pipeline.loading.fetch.shard_cache import CacheSettings
-from reelmae.pipeline.loading.tasks import DecodePolicy, Decoder, OnBad
+from reelmae.pipeline.loading.tasks import BatchDecoder, DecodePolicy, OnBad
 from reelmae.pipeline.storage.store import Store
 
 if TYPE_CHECKING:  # PyAV needs no torch
@@ -71,7 +71,7 @@ def make_decoder(
     device: torch.device | None = None,
     pipelines: int = 1,
     cache: CacheSettings | None = None,
-) -> Decoder:
+) -> BatchDecoder:
     """The decoder of clips in `stores`. `shape` is (videos, R, 3, T, H, W) of one batch.
 
     `workers` None is one for each core; 0 decodes in the caller's thread (av). At most `slots` batches may be between

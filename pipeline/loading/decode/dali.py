@@ -40,7 +40,7 @@ _Fetched = Future[tuple[bytes, float]]  # the bytes, and the seconds it took
 
 
 class DaliDecoder:
-    """A Decoder (see tasks). `shape` is (videos, R, 3, T, H, W); `device` None decodes on the CPU."""
+    """A BatchDecoder (see tasks). `shape` is (videos, R, 3, T, H, W); `device` None decodes on the CPU."""
 
     def __init__(
         self,

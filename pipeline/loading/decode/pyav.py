@@ -213,7 +213,7 @@ def _pixels(plane: Any) -> np.ndarray:
 
 
 class InlineDecoder:
-    """A Decoder (see tasks) without processes: batches are decoded in the caller's thread when they are collected.
+    """A BatchDecoder (see tasks) without processes: batches are decoded in the caller's thread when they are collected.
 
     For debugging, and for measuring one core. `shape` is (videos, R, 3, T, H, W) of one batch.
     """

@@ -120,7 +120,8 @@ class ReadAhead:
             largest = int(sizes.argmax())
             raise ConfigError(
                 f"shard {shards.shard_names[largest]} has {sizes[largest]} bytes, "
-                f"and {budget_bytes} of the shard cache are this rank's; let the cache hold several shards for each rank of the node, or play without a cache"
+                f"and {budget_bytes} of the shard cache are this rank's; raise cache_gb so that several shards fit for each rank "
+                "of the node, or leave cache out"
             )
         self._cache, self._shards, self._stays = cache, shards, stays
         self._remote, self._steps, self._budget_bytes = remote, steps, budget_bytes

@@ -45,7 +45,7 @@ def parse_hashes(column: pa.Array) -> np.ndarray:
     numbers = None if letters is None else _numbers(letters)
     if numbers is None:
         wrong = next((h for h in column.to_pylist() if not re.fullmatch("[0-9a-fA-F]{64}", h or "")), None)
-        raise ValueError(f"{wrong!r} is no sha256")
+        raise ValueError(f"{wrong!r} is not a sha256")
     return numbers
 
 

@@ -231,7 +231,7 @@ class Where:
         try:
             scalar = pa.scalar(value)
         except (OverflowError, pa.ArrowInvalid, UnicodeEncodeError) as e:
-            raise self._error(f"{_short(value)} is no value that a column can have") from e
+            raise self._error(f"{_short(value)} is not a value that a column can have") from e
         if kind == NUMBER and not np.isfinite(value):
             raise self._error("a number is too large")
         return _Term(kind, lambda rows: scalar)

@@ -27,7 +27,7 @@ DEFAULT_FPS = 7.5  # 16 frames × stride 4 at 30 fps, the method's own sampling
 CROP_TRIES = 10
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SampleOptions:
     """Where in a clip, and how large, the pictures of a sample are cut: what does not follow from the model.
 
@@ -40,7 +40,7 @@ class SampleOptions:
     stride: int | None = None
     """Stored frames from one sampled frame to the next."""
     fps: float | None = None
-    """Sampled frames a second."""
+    """Sampled frames a second. Neither stride nor fps: 7.5."""
     scale: tuple[float, float] = (0.5, 1.0)
     """Smallest and largest share of the stored picture's area that a crop takes."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -67,7 +67,7 @@ class SampleOptions:
         return max(1, math.floor(clip_fps / (self.fps or DEFAULT_FPS) + 0.5))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SamplePolicy(SampleOptions):
     """What is cut out of a clip: `frames` pictures of `size`×`size`, as the options say."""
 

@@ -33,6 +33,7 @@ from reelmae.tools.bench.baselines import LOADERS, Wanted
 from reelmae.tools.bench.config import BenchLoadConfig, BenchLoadersConfig
 from reelmae.tools.bench.load import STAGES, bench_load
 from reelmae.tools.bench.loaders import bench_loaders
+from reelmae.tools.cli import parse
 
 SAMPLE = SamplePolicy(frames=4, size=64)
 SMALL: dict[str, Any] = {"sample": SAMPLE, "repeats": 2}
@@ -310,3 +311,19 @@ def test_a_benchmark_of_the_loader_has_the_loader_s_own_defaults(shards: str) ->
     for name, field in LoadOptions.model_fields.items():
         assert getattr(config, name) == field.default, name
     assert (config.sample.frames, config.sample.size, config.sample.stride_for(30)) == (16, 224, 4)
+
+
+def test_a_stride_takes_the_place_of_the_rate(shards: str) -> None:
+    command = [sys.executable, "-m", "reelmae.tools.cli", "bench", "load", shards, "--stride=2", "--workers=0"]
+    command += ["--batches=1", "--warmup=1", "--batch-videos=1", "--frames=4", "--size=64", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    sample = json.loads(done.stdout)["config"]["sample"]
+    assert (sample["stride"], sample["fps"]) == (2, None)
+
+
+@pytest.mark.parametrize("flag", ["--frames=3", "--size=70"])
+def test_a_sample_of_no_whole_tokens_is_refused_by_its_flag(flag: str, shards: str) -> None:
+    name, value = flag.split("=")
+    with pytest.raises(ConfigError, match=f"{name} {value}: give a multiple of "):
+        parse(["bench", "loaders", shards, flag])

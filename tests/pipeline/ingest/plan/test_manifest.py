@@ -255,7 +255,7 @@ def test_faults_name_file_line_and_remedy(text: str | bytes, words: str, read: A
     [
         (b"{", "is not JSON"),
         (b"[" * 100_000, "is not JSON"),
-        (b"[1]", "is not JSON object"),
+        (b"[1]", "is not a JSON object"),
         (b'{"path": 5}', "path 5 is not text"),
         (b'{"label": "x"}', "has no path"),
         (b'{"path": "\\ud800.mp4"}', "is not JSON"),

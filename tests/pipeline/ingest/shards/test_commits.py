@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from reelmae.pipeline import schema
+from reelmae.pipeline.dataset.contents import job_state
 from reelmae.pipeline.dataset.repairs import repair
 from reelmae.pipeline.dataset.verification import verify
 from reelmae.pipeline.errors import DatasetError
@@ -62,6 +63,7 @@ def test_verify_names_a_foreign_file_and_a_job_does_nothing_before_it_is_gone(
     dst = shutil.copytree(tmp_path / "dst", tmp_path / "copy")
     (dst / "commits/copy of 000000.parquet").write_bytes(b"")
     (dst / schema.INDEX).unlink()
+    next(dst.glob("shards/*.idx")).write_text("damaged")  # not mended before the foreign file is named
     before = {p: p.read_bytes() for p in dst.rglob("*") if p.is_file()}
     faults = verify(str(dst)).faults
     assert [f for f in faults if "copy of 000000.parquet: is not a commit record" in f]
@@ -71,3 +73,14 @@ def test_verify_names_a_foreign_file_and_a_job_does_nothing_before_it_is_gone(
     assert {p: p.read_bytes() for p in dst.rglob("*") if p.is_file()} == before
     (dst / "commits/copy of 000000.parquet").unlink()
     assert repair(str(dst)).ok
+
+
+def test_a_foreign_file_hides_nothing_from_who_only_looks(make_video: Callable[..., Path], tmp_path: Path) -> None:
+    """An unfinished job with such a file is still shown with what is done of it."""
+    make_video(tmp_path / "src/one.mp4")
+    shard(str(tmp_path / "src"), str(tmp_path / "dst"), ShardConfig(short_side=48))
+    (tmp_path / "dst" / schema.DATASET_JSON).unlink()
+    (tmp_path / "dst/commits/._000000.parquet").write_bytes(b"")
+    job = job_state(Store(str(tmp_path / "dst")))
+    assert job is not None
+    assert (job.finished, job.tasks, job.tasks_done) == (False, 1, 1)

@@ -167,7 +167,7 @@ def test_a_listed_clip_that_another_wish_leaves_out_is_no_error(
     [
         ("", "holds no key"),
         ("0123456789abcdef_000", "'0123456789abcdef_000' is not a key"),
-        ("ä", "no list of keys"),
+        ("ä", "not a list of keys"),
     ],
 )
 def test_a_list_that_is_none_is_refused(

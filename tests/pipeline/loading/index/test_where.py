@@ -135,7 +135,7 @@ HOSTILE = [
     ("frames << 99 > 1", "'frames << 99' is an operator"),
     ("~frames == 1", "'~frames' is an operator"),
     ("'x' * 10000000000 == label", "\"'x'\" is a text: it cannot be computed with"),
-    ("frames == 1" + "0" * 50, "a number of many digits is no value"),
+    ("frames == 1" + "0" * 50, "a number of many digits is not a value"),
     ("frames == 1" + "0" * 5000, "cannot be read"),
     ("frames < 1e999", "a number is too large"),
     ("frames == 1j", "'1j' is neither number nor text"),
