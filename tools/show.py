@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -34,7 +35,7 @@ WINDOW_S = 30.0  # rates are those of this time
 SAMPLE_S = 0.5  # at least between two states that are held
 
 
-class _ProgressDisplay:
+class _ProgressDisplay(ABC):
     """A progress bar on a terminal; elsewhere one JSON object a line. All of it goes to stderr.
 
     The lines are: the first state, one state every LINE_EVERY_S and, when the work has ended well, the last state as
@@ -50,8 +51,9 @@ class _ProgressDisplay:
         self.last: dict[str, Any] | None = None
         self.last_line: float | None = None
 
+    @abstractmethod
     def _columns(self) -> Sequence[ProgressColumn]:
-        raise NotImplementedError
+        """What the bar shows on a terminal, from left to right."""
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:

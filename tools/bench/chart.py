@@ -216,7 +216,7 @@ def loaders(results: _Results) -> Bars | None:
     return Bars(
         "Loader against two that a user would write",
         f"clips per processor second; {repeats} samples of each decoded clip",
-        [(LOADERS[name], colour) for name, colour in zip(names, (BLUE, ORANGE, GREY), strict=False)],
+        [(LOADERS[name], colour) for name, colour in zip(names, (BLUE, ORANGE, GREY)[: len(names)], strict=True)],
         {group: [values.get(name) for name in names] for group, values in rates.items()},
         "{:.0f}",
         footnote="MAE-ST style: decodes all frames of a clip, as its code does.",

@@ -298,7 +298,8 @@ def _to_python(column: pa.Array) -> list[Any]:
         try:
             column = column.cast(pa.string())
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            # lists, structs, bytes that are no text: arrow cannot turn them into text, Python can; no value is lost
+            # Lists, structs and bytes that are not text: Arrow has no cast to text for them. Python writes each of them,
+            # so no value is lost and nothing is hidden
             return [None if v is None else str(v) for v in column.to_pylist()]
     return column.to_pylist()
 

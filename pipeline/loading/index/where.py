@@ -78,7 +78,7 @@ class Where:
         try:
             found = self._root(rows)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as e:
-            # numbers that do not fit, odd types: the user reads Arrow's message
+            # a number that does not fit the column, a type that cannot be compared: one line, with Arrow's words
             raise self._error(" ".join(str(e).split())) from e
         if isinstance(found, pa.Scalar):
             return np.full(len(rows), found.as_py())
