@@ -18,7 +18,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -28,6 +28,7 @@ from typing import Any, TypeVar
 import fsspec
 
 from reelmae.pipeline.errors import InputError, ShortFileError, StorageError, StorageFullError
+from reelmae.pipeline.storage.access import Access
 from reelmae.pipeline.storage.s3_ranges import S3Ranges
 
 RETRIES = 3
@@ -73,7 +74,8 @@ class Entry:
 class Store:
     """The files under one root: a local folder, or any fsspec URL (`s3://bucket/prefix`, `memory://x`, …)."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, access: Access | None = None) -> None:
+        self.access = access or Access()
         match = _PROTOCOL.match(url)
         self.is_local = match is None or match.group(1) == "file"
         if self.is_local:
@@ -86,7 +88,7 @@ class Store:
             assert match is not None
             self.prefix = match.group(0)
             try:
-                self.fs = fsspec.filesystem(match.group(1))
+                self.fs = fsspec.filesystem(match.group(1), **self.access.options)
             except (ImportError, ValueError) as e:
                 raise InputError(
                     f"{url}: no filesystem for '{match.group(1)}://' ({e}); install its fsspec package"
@@ -96,6 +98,10 @@ class Store:
                 self.prefix = ""
             if not self.root:
                 raise InputError(f"{url}: names no bucket; write {match.group(0)}BUCKET/PREFIX")
+
+    def __reduce__(self) -> tuple[type[Store], tuple[str, Access]]:
+        """Pickle by what it was made from."""
+        return type(self), (self.url(), self.access)
 
     def __repr__(self) -> str:
         return f"Store({self.url()!r})"
@@ -249,6 +255,22 @@ class Store:
         """Copy the file to a local path."""
         self._retry(lambda: self.fs.get_file(self._full_path(path), str(to)), path)
 
+    @cached_property
+    def creates_exclusively(self) -> bool:
+        """Whether `create` refuses a name that is taken, found out once by trying; else it only looks before."""
+        return self.is_local
+
+    def create(self, data: bytes, path: str) -> bool:
+        """Write these bytes to a file that is not there yet; False, and nothing written, where there is one."""
+        if self.exists(path):
+            return False
+        self.publish_bytes(data, path)
+        return True
+
+    def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """The bytes of each (offset, size) of one file; near ones are read by one request, several at a time."""
+        return [self.read_range(path, offset, size) for offset, size in ranges]
+
     def publish(self, local: Path, path: str) -> None:
         """Copy a complete local file to its final name, atomically."""
         if not self.is_local:
@@ -311,9 +333,9 @@ def _copy(local: Path, final: Path) -> None:
         shutil.copyfile(local, temporary)
 
 
-def require_folder(url: str) -> Store:
+def require_folder(url: str, access: Access | None = None) -> Store:
     """The store at `url`; InputError where nothing is there."""
-    store = Store(url)
+    store = Store(url, access)
     if not store.exists():
         raise InputError(f"{url}: no such folder or bucket; check the path")
     if store.is_local and not Path(store.root).is_dir():
