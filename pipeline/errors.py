@@ -6,6 +6,7 @@ ReelmaeError                        exit status 1: failed while running
 │   ├── InputError                  a path, URL, bucket or manifest that is missing, empty or not what it should be
 │   │   └── WeightsError            a file of weights that cannot be read, or does not fit the model or layout
 │   └── JobMismatchError            DST holds another job, or one that needs other tools than this machine has
+├── ClaimedError                    another job works at the same destination
 ├── StorageError                    reading or writing failed after retries
 │   ├── StorageFullError            no space left
 │   └── ShortFileError              a file ends before the bytes that were asked for
@@ -48,6 +49,10 @@ class WeightsError(InputError):
 
 class JobMismatchError(UsageError):
     """The destination holds another job, or one that needs other tools than this machine has."""
+
+
+class ClaimedError(ReelmaeError):
+    """Another job works at the same destination, or has taken it over."""
 
 
 class StorageError(ReelmaeError):

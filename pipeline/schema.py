@@ -1,27 +1,42 @@
-"""Tables of a shard dataset, format 1: what every column means, and the closed list of reject reasons.
+"""Tables of a shard dataset, formats 1 and 2: what every column means, and the closed list of reject reasons.
 
     DST/
-      dataset.json            DATASET_KEYS; written last, so its presence says the job is complete
-      index.parquet           CLIPS, one row per clip, in shard order
-      rejects.parquet         REJECTS, one row per rejected source or span
-      labels.json             label → label_id, where the bucket has labels
-      shards/000017-00.tar    task 17, its first shard: KEY.mp4 + KEY.json per clip, plain USTAR
-      shards/000017-00.idx    DALI index (v1.2)
-      commits/000017.parquet  COMMITS: the clip rows and reject rows of task 17; its presence says the task is done
-      plan/sources.parquet    SOURCES, in task order, with their task
-      plan/plan.json          the frozen job: source root, config, seed, number of tasks
+      dataset.json              DATASET_KEYS; written last, so its presence says the job is complete
+      index.parquet             CLIPS, one row per clip, in shard order
+      rejects.parquet           REJECTS, one row per rejected source or span
+      labels.json               label → label_id, where the bucket has labels
+      shards/000017-00.tar      task 17, its first shard: KEY.mp4 + KEY.json per clip, plain USTAR
+      shards/000017-00.idx      DALI index (v1.2)
+      shards/0001/000117-00.tar task 117: from task 100 on, each hundred of tasks has a folder
+      commits/000017.parquet    COMMITS: the clip rows and reject rows of task 17; its presence says the task is done
+      commits/0001/000117.parquet
+      plan/plan.json            the frozen job: format, source root, config, seed, number of tasks
+      plan/sources-HEX.parquet  SOURCES, in task order, with their task; HEX: the first 16 hex of the file's sha256
 
 KEY has no dot: `<first 16 hex of sha256(source url)>_<clip ordinal, 4 digits>`.
+
+plan.json and dataset.json say the format, and the format never changes: new jobs are of FORMAT, and a job that began
+as format 1 goes on and ends as format 1. Format 1 differs in three things:
+
+- all shards lie in `shards/` and all commits in `commits/`, however many they are;
+- index and commits have no column `blocks` (one of that name is the manifest's own);
+- the sources of a plan's first part are in `plan/sources.parquet`, those of the second in `plan/sources-0001.parquet`.
+
+The column `blocks` makes any part of a large clip checkable by itself: for a clip of at least BLOCKS_FROM bytes it
+holds 8 bytes for each BLOCK of the clip's bytes, the last of which may be shorter: the first 8 bytes of its sha256.
+That finds damage; it is no protection from an attacker.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from enum import StrEnum
 
 import pyarrow as pa
 
-FORMAT = 1
+FORMAT = 2  # of new jobs
+FORMATS = (1, 2)  # that can be read, and gone on with
 IDX_VERSION = "v1.2"  # DALI's webdataset index
 
 DATASET_JSON = "dataset.json"
@@ -29,7 +44,12 @@ INDEX = "index.parquet"
 REJECTS_FILE = "rejects.parquet"
 LABELS = "labels.json"
 PLAN_JSON = "plan/plan.json"
-PLAN_SOURCES = "plan/sources.parquet"
+PLAN_SOURCES = "plan/sources.parquet"  # of format 1
+
+BLOCK = 1 << 16  # bytes of a clip that one check of `blocks` covers
+BLOCKS_FROM = 1 << 20  # bytes from which on a clip has `blocks`
+BLOCK_CHECK = 8  # bytes of one check
+_FOLDER_TASKS = 100  # tasks in one folder of shards and of commits
 
 
 class Reason(StrEnum):
@@ -105,7 +125,7 @@ SOURCES = pa.schema(
     ]
 )
 
-CLIPS = pa.schema(
+_CLIPS_1 = pa.schema(
     [
         pa.field("key", pa.string(), nullable=False),
         pa.field("shard", pa.string(), nullable=False),  # "shards/000017-00.tar"
@@ -144,6 +164,8 @@ CLIPS = pa.schema(
         pa.field("colour", pa.string(), nullable=False),  # the rule by which its colours were converted
     ]
 )
+_BLOCKS = pa.field("blocks", pa.binary())  # checks of the video's blocks (block_checks); null: under BLOCKS_FROM bytes
+CLIPS = pa.schema([*_CLIPS_1, _BLOCKS])
 
 REJECTS = pa.schema(
     [
@@ -159,17 +181,36 @@ CLIP, REJECT = "clip", "reject"  # kinds of rows in a commit record
 # One task's rows, without the manifest's own columns (see with_columns): clips fill the columns of CLIPS, rejects those
 # of REJECTS; the others are null. The schema's metadata has, under b"shards", a JSON object: shard name → bytes of its
 # tar.
-COMMITS = pa.schema(
+_COMMITS_1 = pa.schema(
     [
         pa.field("kind", pa.string(), nullable=False),
-        *(f.with_nullable(f.name != "source") for f in CLIPS),
+        *(f.with_nullable(f.name != "source") for f in _CLIPS_1),
         pa.field("reason", pa.string()),
         pa.field("detail", pa.string()),
     ]
 )
+COMMITS = pa.schema([*_COMMITS_1, _BLOCKS])
 
 
-def with_columns(columns: pa.Schema, extra: dict[str, str]) -> pa.Schema:
+def clip_columns(format: int, extra: Mapping[str, str] | None = None) -> pa.Schema:
+    """The columns of index.parquet: CLIPS as the format has them, then the manifest's own (see with_columns)."""
+    return with_columns(CLIPS if format > 1 else _CLIPS_1, extra or {})
+
+
+def commit_columns(format: int, extra: Mapping[str, str] | None = None) -> pa.Schema:
+    """The columns of a commit record: COMMITS as the format has them, then the manifest's own (see with_columns)."""
+    return with_columns(COMMITS if format > 1 else _COMMITS_1, extra or {})
+
+
+def format_fault(found: object) -> str:
+    """What is wrong with a format that a plan.json or dataset.json names; "" where this version reads it."""
+    if found in FORMATS and type(found) is int:
+        return ""
+    known = " and ".join(map(str, FORMATS))
+    return f"is of format {found!r}, this version of reelmae reads {known}; use the version that wrote it"
+
+
+def with_columns(columns: pa.Schema, extra: Mapping[str, str]) -> pa.Schema:
     """CLIPS or COMMITS, then the manifest's own columns: name → int64, double, bool or string; all may be null."""
     return pa.schema([*columns, *(pa.field(name, pa.type_for_alias(kind)) for name, kind in extra.items())])
 
@@ -186,11 +227,34 @@ def clip_key(url: str, ordinal: int) -> str:
     return f"{source_id(url)}_{ordinal:04d}"
 
 
-def shard_name(task: int, number: int) -> str:
-    """Path of a task's shard: `shards/000017-00.tar`."""
-    return f"shards/{task:06d}-{number:02d}.tar"
+def shard_name(task: int, number: int, format: int) -> str:
+    """Path of a task's shard: `shards/000017-00.tar`, `shards/0001/000117-00.tar`."""
+    return f"shards/{_task_folder(task, format)}{task:06d}-{number:02d}.tar"
 
 
-def commit_name(task: int) -> str:
-    """Path of a task's commit record: `commits/000017.parquet`."""
-    return f"commits/{task:06d}.parquet"
+def commit_name(task: int, format: int) -> str:
+    """Path of a task's commit record: `commits/000017.parquet`, `commits/0001/000117.parquet`."""
+    return f"commits/{_task_folder(task, format)}{task:06d}.parquet"
+
+
+def _task_folder(task: int, format: int) -> str:
+    """The folder of a task below `shards` and `commits`, with a slash at its end; "" where it has none."""
+    return "" if format == 1 or task < _FOLDER_TASKS else f"{task // _FOLDER_TASKS:04d}/"
+
+
+def task_folders(tasks: int, format: int) -> list[str]:
+    """All folders in which the shards and the commits of the tasks 0 to `tasks` - 1 lie."""
+    below = dict.fromkeys(_task_folder(task, format).rstrip("/") for task in range(0, max(1, tasks), _FOLDER_TASKS))
+    return [f"{kind}/{folder}".rstrip("/") for kind in ("shards", "commits") for folder in below]
+
+
+def block_checks(data: bytes | bytearray | memoryview) -> bytes:
+    """The checks of a clip's blocks, one after the other: BLOCK_CHECK bytes for each BLOCK bytes of `data`."""
+    view = memoryview(data)
+    blocks = (view[start : start + BLOCK] for start in range(0, len(view), BLOCK))
+    return b"".join(hashlib.sha256(block).digest()[:BLOCK_CHECK] for block in blocks)
+
+
+def clip_blocks(data: bytes) -> bytes | None:
+    """What the column `blocks` has for a clip: its block_checks, None where it has under BLOCKS_FROM bytes."""
+    return block_checks(data) if len(data) >= BLOCKS_FROM else None

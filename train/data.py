@@ -1,21 +1,55 @@
-"""Which clips a run plays: one dataset or several mixed, all of their clips or a selection."""
+"""Which clips a run plays: one dataset or several mixed, all of their clips or a selection; how their stores are reached.
+
+Properties that hold: the config is written into run folders and checkpoints, so it names the file of storage options
+(`@FILE`) and never holds them.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from reelmae.pipeline.errors import ConfigError
 from reelmae.pipeline.loading.index.clips import ClipIndex
 from reelmae.pipeline.loading.index.mixture import mix
 from reelmae.pipeline.loading.index.selection import Selection
+from reelmae.pipeline.storage.access import PATIENCE_MINUTES, Access, parse_options
+
+
+def _require_reference(value: Any) -> Any:
+    """The value, where it is None or `@FILE`; else ConfigError, which does not show what may be a secret."""
+    if value is None or (isinstance(value, str) and value.startswith("@") and len(value) > 1):
+        return value
+    raise ConfigError(
+        "storage_options=(not shown): the config is written into the run's folder, so it takes @FILE only; "
+        "put the JSON into a file and name it"
+    )
 
 
 @dataclass(frozen=True)
-class _Selected(Selection):
-    """The keys of a Selection, beside others."""
+class _Reached(Selection):
+    """The keys of a Selection, and how the dataset's store is reached."""
+
+    storage_options: Annotated[str | None, BeforeValidator(_require_reference)] = None
+    """@FILE: a file with a JSON object of options of the file system, such as key, secret and endpoint_url for S3."""
+    patience: float = PATIENCE_MINUTES
+    """Minutes to wait for a store that fails or does not answer."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require_reference(self.storage_options)
+        if not (math.isfinite(self.patience) and self.patience >= 0):
+            raise ConfigError(f"patience={self.patience:g}: give minutes, 0 or more; 0 gives up at the first failure")
+
+    def access(self) -> Access:
+        """How the store is reached; ConfigError where the file of options cannot be read."""
+        try:
+            return Access(parse_options(self.storage_options), self.patience * 60)
+        except ConfigError as e:
+            raise ConfigError(f"data.storage_options: {e}") from e
 
     def selection(self) -> Selection:
         """The Selection made of these keys, without url, weight and mix."""
@@ -23,7 +57,7 @@ class _Selected(Selection):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataPart(_Selected):
+class DataPart(_Reached):
     """One dataset of a mix, and which of its clips are played."""
 
     url: str
@@ -33,13 +67,13 @@ class DataPart(_Selected):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig(_Selected):
-    """Where the clips are: `url`, or `mix` for several datasets. The other keys select clips of `url`."""
+class DataConfig(_Reached):
+    """Where the clips are: `url`, or `mix` for several datasets. The other keys are about `url`."""
 
     url: str | None = None
     """A dataset written by `reelmae shard`: a folder or any fsspec URL."""
     mix: tuple[DataPart, ...] = ()
-    """Several datasets, each with its own selection and weight."""
+    """Several datasets, each with its own selection, weight and storage options."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,8 +87,9 @@ class DataConfig(_Selected):
     def open(self) -> ClipIndex:
         """The index of the clips played. Errors are those of ClipIndex.open and of `mix`."""
         if self.url is not None:
-            return ClipIndex.open(self.url, self.selection())
-        return mix([(ClipIndex.open(part.url, part.selection()), part.weight) for part in self.mix])
+            return ClipIndex.open(self.url, self.selection(), access=self.access())
+        opened = ((ClipIndex.open(p.url, p.selection(), access=p.access()), p.weight) for p in self.mix)
+        return mix(list(opened))
 
     def __str__(self) -> str:
         return self.url or " + ".join(part.url for part in self.mix)

@@ -9,7 +9,8 @@ Properties that hold:
 - nothing is random: windows are spread evenly and crops are central, so two runs give the same features, up to the
   rounding of a batch's arithmetic;
 - pixels are normalised as the model was trained on them;
-- the files are written whole or not at all.
+- the files are written whole or not at all;
+- a run that is killed resumes: the same call goes on after the last part (feature_parts.py), and gives the same bytes.
 
 Tokens are not written: one clip has thousands of them. What needs them (an attentive probe) runs the encoder itself.
 
@@ -18,9 +19,11 @@ Legend: V clip, R view of it, B batch of views, C channel, T frame, H height, W 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -41,15 +44,18 @@ from reelmae.pipeline.errors import ConfigError, InputError
 from reelmae.pipeline.loading.index.clips import ClipIndex
 from reelmae.pipeline.loading.index.selection import Selection
 from reelmae.pipeline.loading.order.draws import SampleOptions, SamplePolicy
-from reelmae.pipeline.loading.sweep import ClipSweep, SweepBatch
+from reelmae.pipeline.loading.sweep import ClipSweep
+from reelmae.pipeline.storage.access import Access
 from reelmae.pipeline.storage.store import whole_file
 from reelmae.train.config import load_config
+from reelmae.train.feature_parts import FeatureParts
 from reelmae.train.precision import Precision, autocast_dtype
 
 Pool = Literal["mean", "cls"]
 OnProgress = Callable[[int, int], None]
 """Called with the number of clips that are done, bad ones included, and the number of all clips."""
-ROWS_TO_WRITE = 4096  # features collected for one row group
+ROWS_TO_WRITE = 4096  # features in one row group; a part has about as many, or what PART_SECONDS gave
+PART_SECONDS = 60.0  # the most work that a killed run loses
 
 
 def features(
@@ -65,18 +71,22 @@ def features(
     workers: int | None = None,
     device: str = "auto",
     precision: Precision = "auto",
+    access: Access | None = None,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
     """Write OUT (parquet: key, label, label_id, view, feature) and the summary beside it (.json); returns the summary.
 
+    The same call after a crash goes on where it stopped. Until OUT is there, a hidden folder beside it holds what is done.
+
     `checkpoint`: a run's folder, one of its checkpoints, or a .safetensors of `reelmae export` or `import-weights`.
-    `data`: a shard dataset. `where` selects clips of it; duplicates are included.
+    `data`: a shard dataset, reached by `access`. `where` selects clips of it; duplicates are included.
     `views`: windows of each clip, sampled as in the checkpoint's own training, or at `fps` frames a second where that is
     given. A file of weights alone does not know its training: it is sampled at the method's 7.5 frames a second.
     `pool`: the mean of the encoder's tokens, or its class token; for a classifier, what its head reads.
     `batch`: views that go through the encoder at a time.
 
-    Raises ConfigError and InputError on bad arguments, DatasetError where no clip can be decoded.
+    Raises ConfigError and InputError on bad arguments, StorageError where the dataset's store fails for longer than
+    its patience, DatasetError where no clip can be decoded.
     """
     out = Path(out)
     _check(out, views=views, batch=batch, fps=fps)
@@ -88,7 +98,7 @@ def features(
     if pool == "cls" and (isinstance(model, Classifier) or not model.config.cls_token):
         what = "reads the mean of the tokens" if isinstance(model, Classifier) else "has no class token"
         raise ConfigError(f"pool='cls': the model {what}; give pool=mean")
-    index = ClipIndex.open(data, Selection(where=where, duplicates=True))
+    index = ClipIndex.open(data, Selection(where=where, duplicates=True), access=access)
     if not len(index):
         raise InputError(f"{data}: holds no clip")
     encode = partial(_encode, model, pool, batch, autocast_dtype(precision, on))
@@ -96,6 +106,7 @@ def features(
     sample = SamplePolicy(frames=model.config.frames, size=model.config.size, stride=stride, fps=fps)
     facts = {
         "checkpoint": str(checkpoint),
+        "checkpoint_sha256": _file_digest(path),
         "data": data,
         "index": index.digest,
         "where": where,
@@ -105,22 +116,36 @@ def features(
         "sample": {name: getattr(sample, name) for name in ("frames", "size", "stride", "fps")},
     }
     began = time.monotonic()
-    sweep = ClipSweep(index, sample, views=views, batch_videos=max(1, batch // views), workers=workers)
-    with sweep, whole_file(out) as part:
-        clips = _write(part, facts, index, _report_batches(sweep, len(index), on_progress), encode)
+    schema = table_schema(facts)
+    # the same files elsewhere are the same; another batch or device rounds in another way
+    same = {name: value for name, value in facts.items() if name not in ("checkpoint", "data")}
+    parts = FeatureParts(out, same | {"batch": batch, "device": str(on), "precision": precision}, schema)
+    before = parts.clips
+    if on_progress is not None and parts.rows:
+        on_progress(parts.rows, len(index))
+    if parts.rows < len(index):
+        size = max(1, batch // views)
+        with ClipSweep(index, sample, views=views, batch_videos=size, workers=workers, first=parts.rows) as sweep:
+            for rows in _add_parts(parts, sweep, encode, schema):
+                if on_progress is not None:
+                    on_progress(rows, len(index))
+    with whole_file(out) as file:
+        parts.join(file, ROWS_TO_WRITE)
     seconds = time.monotonic() - began
     summary = {
         **facts,
         "out": str(out),
-        "clips": clips,
-        "bad_clips": len(sweep.bad),
+        "clips": parts.clips,
+        "clips_before": before,
+        "bad_clips": len(parts.bad),
         "seconds": seconds,
-        "clips_per_s": clips / seconds,
+        "clips_per_s": (parts.clips - before) / seconds,
         "device": str(on),
-        "bad": sweep.bad,
+        "bad": parts.bad,
     }
     with whole_file(out.with_suffix(".json")) as part:
         part.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    parts.remove()
     return summary
 
 
@@ -172,40 +197,49 @@ def _encode(model: Model, pool: Pool, batch: int, autocast: torch.dtype | None, 
 # --- writing -----------------------------------------------------------------------------------------------------
 
 
-def _report_batches(sweep: ClipSweep, total: int, on_progress: OnProgress | None) -> Iterator[SweepBatch]:
-    """The sweep's batches; `on_progress` is called after each."""
-    clips = 0
-    for batch in sweep:
-        yield batch
-        clips += len(batch.clip_V)
-        if on_progress is not None:
-            on_progress(clips + len(sweep.bad), total)
+@dataclass
+class _Held:
+    """Batches whose features are not in a part yet."""
+
+    tables: list[pa.Table] = field(default_factory=list)
+    clips: int = 0
+    since: float = field(default_factory=time.monotonic)
+
+    def is_full(self) -> bool:
+        """Whether it is time to write a part."""
+        rows = sum(len(table) for table in self.tables)
+        return rows >= ROWS_TO_WRITE or time.monotonic() - self.since >= PART_SECONDS
 
 
-def _write(
-    part: Path,
-    facts: dict[str, Any],
-    index: ClipIndex,
-    batches: Iterator[SweepBatch],
-    encode: Callable[[np.ndarray], np.ndarray],
-) -> int:
-    """Write the parquet, row group by row group; returns the number of clips in it."""
-    schema = table_schema(facts)
+def _add_parts(
+    parts: FeatureParts, sweep: ClipSweep, encode: Callable[[np.ndarray], np.ndarray], schema: pa.Schema
+) -> Iterator[int]:
+    """Encode the clips of the sweep and write them in parts; the number of rows of the index that are done, each batch."""
+    index, held = sweep.index, _Held()
     names = {number: name for name, number in index.labels.items()}
-    clips, rows = 0, 0
-    held: list[pa.Table] = []
-    with pq.ParquetWriter(part, schema) as writer:
-        for batch in batches:
-            pixels_BCTHW = batch.pixels_VRCTHW.reshape(-1, *batch.pixels_VRCTHW.shape[2:])
-            held.append(_rows(index, names, batch.clip_V, encode(pixels_BCTHW), schema))
-            clips += len(batch.clip_V)
-            rows += len(held[-1])
-            if rows >= ROWS_TO_WRITE:
-                writer.write_table(pa.concat_tables(held))
-                held, rows = [], 0
-        if held:
-            writer.write_table(pa.concat_tables(held))
-    return clips
+
+    def write(stop: int) -> None:
+        keys = (index.key(row) for row in range(parts.rows, stop)) if sweep.bad else ()
+        bad = {key: sweep.bad[key] for key in keys if key in sweep.bad}
+        parts.add(stop, held.tables, held.clips, bad)
+
+    for batch in sweep:
+        pixels_BCTHW = batch.pixels_VRCTHW.reshape(-1, *batch.pixels_VRCTHW.shape[2:])
+        held.tables.append(_rows(index, names, batch.clip_V, encode(pixels_BCTHW), schema))
+        held.clips += len(batch.clip_V)
+        if held.is_full():
+            write(batch.stop)
+            held = _Held()
+        yield batch.stop
+    if parts.rows < len(index):
+        write(len(index))
+        yield len(index)
+
+
+def _file_digest(path: Path) -> str:
+    """sha256 of the file, in hex: which weights they are, whatever its name."""
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def table_schema(facts: dict[str, Any]) -> pa.Schema:

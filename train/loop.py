@@ -18,6 +18,7 @@ import signal
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -147,6 +148,8 @@ class RunSummary:
     """Path of the last checkpoint."""
     bad_clips: dict[str, str]
     """key → reason."""
+    retries: dict[str, int]
+    """cause → requests to the dataset's storage that were tried again."""
 
 
 @dataclass
@@ -159,6 +162,7 @@ class _Totals:
     loss_first: float = math.nan
     loss_last: float = math.nan
     bad_clips: dict[str, str] = field(default_factory=dict)
+    retries: dict[str, int] = field(default_factory=dict)
 
     def add(self, loss: float, clips: int, seconds: float, wait_s: float) -> None:
         self.clips += clips
@@ -206,6 +210,7 @@ class Loop:
         self.steps = run.steps or math.ceil((run.epochs or 0) * self.loader.steps_per_epoch)
         self.step = 0
         self.totals, self.window = _Totals(), _Window()
+        self.retries_before: dict[str, int] = {}  # of earlier sessions
 
     def run(self) -> RunSummary:
         """Train to the last step, from OUT's newest checkpoint where there is one."""
@@ -293,7 +298,12 @@ class Loop:
             "clips_per_s": clips / window.seconds,
             "wait_share": window.wait_s / window.seconds,
             "seconds": self.totals.seconds,
+            "retries": sum(self._retries().values()),
         }
+
+    def _retries(self) -> dict[str, int]:
+        """cause → retries of all sessions: those that the checkpoint knew, and the loader's since."""
+        return dict(Counter(self.retries_before) + Counter(self.loader.stats.retries))
 
     def _raise_diverged(self, step: int, loss: float, clip_B: np.ndarray) -> None:
         keys = ", ".join(self.training.index.key(int(clip)) for clip in dict.fromkeys(clip_B.tolist()))
@@ -304,6 +314,7 @@ class Loop:
 
     def _save(self) -> Path:
         self.totals.bad_clips.update(self.loader.stats.bad)
+        self.totals.retries = self._retries()
         rng: dict[str, Any] = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.device)
@@ -337,6 +348,7 @@ class Loop:
             torch.cuda.set_rng_state(content["rng"]["cuda"].cpu(), self.device)
         self.step = content["step"]
         self.totals = _Totals(**content["totals"])
+        self.retries_before = self.totals.retries
         return found[-1]
 
     def _summary(self) -> RunSummary:
@@ -350,6 +362,7 @@ class Loop:
             seconds=totals.seconds,
             checkpoint=str(checkpoint.checkpoints(self.out)[-1]),
             bad_clips=totals.bad_clips,
+            retries=totals.retries,
         )
 
 

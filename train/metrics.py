@@ -86,6 +86,7 @@ class Display:
     def show(self, row: Row) -> None:
         """Show a row: at once on a terminal; elsewhere one line every few seconds at most, and one at the end."""
         text = f"loss {row['loss']:.4f}  {row['clips_per_s']:.1f} clips/s  waiting {row['wait_share']:.0%}"
+        text += f"  {row['retries']:.0f} retries" if row.get("retries") else ""
         step = int(row["step"])
         if self._bar:
             self._bar.update(self._task, completed=step, text=text)

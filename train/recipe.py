@@ -82,11 +82,16 @@ def explain(e: ValidationError, prefix: str = "") -> ConfigError:
             key = ".".join(str(part) for part in parents)
         return ConfigError(f"{key}.{message}" if key else message)
     if error["type"] == "missing" and isinstance(last, int):  # a tuple that is too short
-        return ConfigError(f"{'.'.join(map(str, parents))}={error['input']}: give more than {last} values")
+        return ConfigError(f"{'.'.join(map(str, parents))}={_shown(error['input'])}: give more than {last} values")
     if error["type"] == "missing":
         listed = any(isinstance(part, int) for part in parents)  # one of a list has no key of its own
         return ConfigError(f"{key}: is not given; add {'it' if listed else f'{key}=VALUE'}")
-    return ConfigError(f"{key}={error['input']}: {error['msg'].lower()}")
+    return ConfigError(f"{key}={_shown(error['input'])}: {error['msg'].lower()}")
+
+
+def _shown(value: Any) -> Any:
+    """The value, unless it is a part of a config with storage options in it, which may be secrets."""
+    return "(not shown)" if "storage_options" in str(value) else value
 
 
 def _alternatives(kind: Any) -> tuple[Any, ...]:

@@ -26,6 +26,8 @@ from reelmae.pipeline.errors import DatasetError, InputError
 from reelmae.pipeline.ingest.config import PRESETS, ShardConfig
 from reelmae.pipeline.ingest.plan import parts
 from reelmae.pipeline.ingest.shards.commits import committed_tasks
+from reelmae.pipeline.storage.access import Access
+from reelmae.pipeline.storage.checked import read_agreed
 from reelmae.pipeline.storage.store import Store
 
 FEW = 5  # labels with the most and with the fewest clips
@@ -176,15 +178,17 @@ class DatasetFacts:
     """Index rows for a contact sheet: spread over the dataset, no duplicates, few clips of one source."""
 
 
-def facts(dataset: str | Store) -> DatasetFacts:
+def facts(dataset: str | Store, *, access: Access | None = None) -> DatasetFacts:
     """What the finished shard dataset at a folder, fsspec URL or Store holds.
 
-    Raises InputError where there is no finished dataset, DatasetError where one of its files is damaged.
+    Raises InputError where there is no finished dataset, or one of a format that this version does not know;
+    DatasetError where one of its files is damaged.
     """
-    store = dataset if isinstance(dataset, Store) else Store(dataset)
+    store = dataset if isinstance(dataset, Store) else Store(dataset, access)
     about = _read_about(store)
     clips, rejects = ClipSums(about.get("columns") or {}), RejectSums()
-    for batch in batches(store, schema.INDEX, [*schema.CLIPS.names, *(about.get("columns") or {})]):
+    wanted = [name for name in schema.clip_columns(1).names if name != "blocks"]
+    for batch in batches(store, schema.INDEX, [*wanted, *(about.get("columns") or {})]):
         clips.add(batch)
     for batch in batches(store, schema.REJECTS_FILE, schema.REJECTS.names):
         rejects.add(batch)
@@ -194,12 +198,15 @@ def facts(dataset: str | Store) -> DatasetFacts:
 def _read_about(store: Store) -> Row:
     if not store.exists(schema.DATASET_JSON):
         raise InputError(f"{store.url()}: no finished shard dataset ({schema.DATASET_JSON} is missing)")
-    return _read_object(store, schema.DATASET_JSON)
+    about = _read_object(store, schema.DATASET_JSON)
+    if words := schema.format_fault(about.get("format")):
+        raise InputError(f"{store.url(schema.DATASET_JSON)}: {words}")
+    return about
 
 
 def _read_object(store: Store, name: str) -> Row:
     try:
-        value = json.loads(store.read_bytes(name))
+        value = json.loads(read_agreed(store, name))
         if not isinstance(value, dict):
             raise ValueError("not a JSON object")
     except ValueError as e:
@@ -217,7 +224,7 @@ def job_state(store: Store) -> JobState | None:
     sources = sum(part.sources for part in plan.parts)
     if parts.is_finished(store, plan):
         return JobState(True, plan.tasks, plan.tasks, sources, sources)
-    done = committed_tasks(store, lambda foreign: None) & set(range(plan.tasks))
+    done = committed_tasks(store, plan.format, lambda foreign: None) & set(range(plan.tasks))
     return JobState(False, plan.tasks, len(done), sources, parts.sources_in(store, plan, done))
 
 

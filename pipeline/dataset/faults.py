@@ -6,7 +6,9 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
-SHARD_FILE = re.compile(r"shards/(\d{6,})-\d{2,}\.(tar|idx)")
+from reelmae.pipeline.schema import shard_name
+
+_SHARD = re.compile(r"shards/(?:[0-9]{4,}/)?([0-9]{6,})-([0-9]{2,})\.tar")
 
 
 class Mend(StrEnum):
@@ -40,10 +42,13 @@ class FaultList(list[Fault]):
         self.append(Fault(file, f"{file}: {words}", mend, task))
 
 
-def task_of(shard: str) -> int:
-    """The task that a shard belongs to, by the shard's name; -1 where the name is not that of a shard."""
-    match = SHARD_FILE.fullmatch(shard)
-    return int(match.group(1)) if match else -1
+def task_of(shard: str, format: int) -> int:
+    """The task that a shard belongs to, by its path in this format; -1 where the path is not that of a shard."""
+    match = _SHARD.fullmatch(shard)
+    if match is None:
+        return -1
+    task, number = int(match.group(1)), int(match.group(2))
+    return task if shard_name(task, number, format) == shard else -1
 
 
 def first_line(error: BaseException) -> str:

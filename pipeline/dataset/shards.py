@@ -25,6 +25,7 @@ from reelmae.pipeline.errors import ChildCrashedError, ChildError, DatasetError,
 from reelmae.pipeline.ingest.clips.probe import Prober
 from reelmae.pipeline.ingest.sandbox import Sandbox
 from reelmae.pipeline.ingest.shards.pack import dali_index
+from reelmae.pipeline.storage.checked import read_checked
 from reelmae.pipeline.storage.store import Store
 
 BLOCK = tarfile.BLOCKSIZE
@@ -33,56 +34,86 @@ BLOCK = tarfile.BLOCKSIZE
 class ShardCheck:
     """Compares tars with the rows of their clips, and DALI indexes with their tars; counts what it has read."""
 
-    def __init__(self, store: Store, folder: Path, decoders: Decoders | None, faults: FaultList) -> None:
-        self._store, self._decoders, self._faults = store, decoders, faults
+    def __init__(self, store: Store, folder: Path, format: int, decoders: Decoders | None, faults: FaultList) -> None:
+        self._store, self._format, self._decoders, self._faults = store, format, decoders, faults
         self._tar = folder / "shard.tar"
+        self._decoded: set[str] = set()  # keys of the shard under way that were given to the decoders
         self.count = self.clips = self.bytes = 0
 
     def check(self, task: int, name: str, rows: list[Row], size: int | None) -> None:
         """Check one shard: `rows` are its clips in order, `size` its bytes by the commit (None: there is no commit)."""
         try:
-            self._store.download(name, self._tar)
-            before = len(self._faults)
-            self._check_tar(task, name, rows, size)
-            if len(self._faults) == before:
-                self._check_idx(name)
-        except FileNotFoundError:
-            self._faults.add(name, "is missing", Mend.TASK, task)
+            self._check_shard(task, name, rows, size)
         except StorageFullError:
             raise
         except StorageError as e:
             self._faults.add(name, f"cannot be read: {first_line(e)}", Mend.NONE)
 
+    def _check_shard(self, task: int, name: str, rows: list[Row], size: int | None) -> None:
+        def download() -> Path:
+            self._store.download(name, self._tar)
+            return self._tar
+
+        self._decoded.clear()
+        try:
+            read_checked(
+                self._store, download, lambda tar: self._check_tar(tar, task, name, rows, size), (_WrongError,)
+            )
+        except FileNotFoundError:
+            self._faults.add(name, "is missing", Mend.TASK, task)
+            return
+        except _WrongError as e:
+            for words in e.faults:
+                self._faults.add(name, words, Mend.TASK, task)
+        else:
+            self._check_idx(name)
+        found = self._tar.stat().st_size
+        self.count += 1
+        self.bytes += found
+        self.clips += len(rows) if size in (None, found) else 0
+
     def _check_idx(self, name: str) -> None:
         idx = name.removesuffix(".tar") + ".idx"
+        wanted = dali_index(self._tar).encode("ascii")
+
+        def check(data: bytes) -> None:
+            if data != wanted:
+                raise _WrongError([f"is not the index of {name}"])
+
         try:
-            if self._store.read_bytes(idx) != dali_index(self._tar).encode("ascii"):
-                self._faults.add(idx, f"is not the index of {name}", Mend.IDX)
+            read_checked(self._store, lambda: self._store.read_bytes(idx), check, (_WrongError,))
         except FileNotFoundError:
             self._faults.add(idx, "is missing", Mend.IDX)
+        except _WrongError as e:
+            self._faults.add(idx, e.faults[0], Mend.IDX)
 
-    def _check_tar(self, task: int, name: str, rows: list[Row], size: int | None) -> None:
-        tar_bytes = self._tar.stat().st_size
-        self.count += 1
-        self.bytes += tar_bytes
+    def _check_tar(self, tar: Path, task: int, name: str, rows: list[Row], size: int | None) -> None:
+        """_WrongError where a byte is not as the rows have it."""
+        tar_bytes = tar.stat().st_size
         if size is not None and tar_bytes != size:
-            self._faults.add(name, f"is {tar_bytes} bytes long, its commit has {size}", Mend.TASK, task)
-            return
+            raise _WrongError([f"is {tar_bytes} bytes long, its commit has {size}"])
+        found: list[str] = []
         end = 0
-        with self._tar.open("rb") as file:
+        with tar.open("rb") as file:
             for row in rows:
-                self.clips += 1
                 try:
-                    data = _read_clip(file, end, row)
-                    if self._decoders is not None:
-                        self._faults.extend(self._decoders.add(task, name, row, data))
+                    data = _read_clip(file, end, row, self._format)
+                    self._decode(task, name, row, data)
                 except (DatasetError, tarfile.TarError, ValueError) as e:
-                    self._faults.add(name, f"clip {row['key']}: {first_line(e)}", Mend.TASK, task)
+                    found.append(f"clip {row['key']}: {first_line(e)}")
                 end = _pad(max(0, row["offset"]) + max(0, row["size"]))
             file.seek(end)
             tail = file.read()
         if len(tail) < 2 * BLOCK or tail.strip(b"\0"):
-            self._faults.add(name, f"from byte {end} on it does not end as a tar does", Mend.TASK, task)
+            found.append(f"from byte {end} on it does not end as a tar does")
+        if found:
+            raise _WrongError(found)
+
+    def _decode(self, task: int, name: str, row: Row, data: bytes) -> None:
+        """Have a clip decoded, once, however often its shard is read."""
+        if self._decoders is not None and row["key"] not in self._decoded:
+            self._decoded.add(row["key"])
+            self._faults.extend(self._decoders.add(task, name, row, data))
 
     def drain(self) -> None:
         """Wait for the clips that are still being decoded."""
@@ -90,7 +121,15 @@ class ShardCheck:
             self._faults.extend(self._decoders.wait())
 
 
-def _read_clip(file: IO[bytes], start: int, row: Row) -> bytes:
+class _WrongError(DatasetError):
+    """A file is not what it should be; `faults` say why, each in words."""
+
+    def __init__(self, faults: list[str]) -> None:
+        super().__init__("; ".join(faults))
+        self.faults = faults
+
+
+def _read_clip(file: IO[bytes], start: int, row: Row, format: int) -> bytes:
     """The video of the clip whose members begin at `start`; DatasetError where a byte differs from the row."""
     text = _read_member(file, start, f"{row['key']}.json")
     video = _pad(start + BLOCK + len(text))
@@ -99,7 +138,9 @@ def _read_clip(file: IO[bytes], start: int, row: Row) -> bytes:
     data = _read_member(file, video, f"{row['key']}.mp4")
     if len(data) != row["size"] or hashlib.sha256(data).hexdigest() != row["sha256"]:
         raise DatasetError("its bytes are not those of its row (sha256)")
-    found, wanted = json.loads(text), _clip_json(row)
+    if format > 1 and row["blocks"] != schema.clip_blocks(data):
+        raise DatasetError("the blocks of its row are not those of its bytes")
+    found, wanted = json.loads(text), _clip_json(row, format)
     if not isinstance(found, dict):
         raise DatasetError("its .json is not a JSON object")
     own = found.pop("manifest", {})
@@ -110,9 +151,10 @@ def _read_clip(file: IO[bytes], start: int, row: Row) -> bytes:
     return data
 
 
-def _clip_json(row: Row) -> Row:
+def _clip_json(row: Row, format: int) -> Row:
     """What the clip's .json must hold, by its row (Packer.add writes it)."""
-    own = {k: v for k, v in row.items() if k not in schema.CLIPS.names and v is not None}
+    ours = schema.clip_columns(format).names
+    own = {k: v for k, v in row.items() if k not in ours and v is not None}
     same = ("codec", "fps", "frames", "height", "label", "label_id", "source", "width")
     return {k: row[k] for k in same} | {"span_s": [row["span_start_s"], row["span_end_s"]], "manifest": own}
 

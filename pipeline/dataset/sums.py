@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from reelmae.pipeline.dataset.tables import Row
 from reelmae.pipeline.errors import DatasetError
 from reelmae.pipeline.ingest.config import PRESETS
+from reelmae.pipeline.storage.checked import download_agreed
 from reelmae.pipeline.storage.store import Store
 
 BATCH_ROWS = 20_000
@@ -104,7 +105,7 @@ def _local_file(store: Store, name: str) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="reelmae-") as folder:
         path = Path(folder, "table.parquet")
-        store.download(name, path)
+        download_agreed(store, name, path)
         yield path
 
 

@@ -43,8 +43,8 @@ def difference(wanted: pa.Table, found: pa.Table, named: str) -> str:
 class IndexRows:
     """The rows of the index, task by task, in one pass."""
 
-    def __init__(self, file: pq.ParquetFile | None, tasks: int | None, faults: FaultList) -> None:
-        self._file, self._tasks, self._faults = file, tasks, faults
+    def __init__(self, file: pq.ParquetFile | None, tasks: int | None, format: int, faults: FaultList) -> None:
+        self._file, self._tasks, self._format, self._faults = file, tasks, format, faults
         self.broken = file is None  # the index could not be read to its end
         self.runs = self._runs()
         self._head = next(self.runs, None) if tasks is not None else None  # without a plan, `runs` holds all rows
@@ -55,7 +55,7 @@ class IndexRows:
         last = -1
         for batch in self._batches():
             shards = batch.column("shard").dictionary_encode().combine_chunks()
-            of_shard = np.array([task_of(name) for name in shards.dictionary.to_pylist()])
+            of_shard = np.array([task_of(name, self._format) for name in shards.dictionary.to_pylist()])
             task_N = of_shard[shards.indices.to_numpy()]
             starts = [0, *(np.flatnonzero(np.diff(task_N)) + 1).tolist(), len(task_N)]
             for start, end in itertools.pairwise(starts):
@@ -101,8 +101,8 @@ class IndexRows:
 class RejectRows:
     """The rows of rejects.parquet, in one pass. The pass ends at the first difference from the commits."""
 
-    def __init__(self, file: pq.ParquetFile | None, faults: FaultList) -> None:
-        self._faults = faults
+    def __init__(self, file: pq.ParquetFile | None, format: int, faults: FaultList) -> None:
+        self._format, self._faults = format, faults
         self._batches = iter(()) if file is None else file.iter_batches(ROWS)
         self._held = schema.REJECTS.empty_table()
         self._different = file is None
@@ -128,7 +128,7 @@ class RejectRows:
             words = f"cannot be read: {first_line(e)}"
         if words:
             self._different = True
-            self._faults.add(schema.REJECTS_FILE, f"{words} ({schema.commit_name(task)})", Mend.JOIN)
+            self._faults.add(schema.REJECTS_FILE, f"{words} ({schema.commit_name(task, self._format)})", Mend.JOIN)
 
     def stop(self) -> None:
         """A commit is missing: from here on the rows have nothing to be compared with."""

@@ -18,6 +18,7 @@ import json
 import re
 import tempfile
 import time
+from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -28,13 +29,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from reelmae.pipeline import schema
-from reelmae.pipeline.dataset.faults import SHARD_FILE, Fault, FaultList, Mend, first_line, task_of
+from reelmae.pipeline.dataset.faults import Fault, FaultList, Mend, first_line, task_of
 from reelmae.pipeline.dataset.shards import Decoders, ShardCheck, by_shard
 from reelmae.pipeline.dataset.tables import BROKEN, IndexRows, RejectRows, Row, check_repeats, difference
 from reelmae.pipeline.errors import DatasetError, InputError, StorageError, StorageFullError
 from reelmae.pipeline.ingest.plan import parts
 from reelmae.pipeline.ingest.shards import ledger
 from reelmae.pipeline.ingest.shards.commits import FOREIGN, committed_tasks, read_commit
+from reelmae.pipeline.storage.access import Access
+from reelmae.pipeline.storage.checked import download_agreed, read_agreed
 from reelmae.pipeline.storage.store import Store
 
 JOIN_KEYS = ("reelmae", "tools")  # keys of dataset.json that describe the last join, not the clips
@@ -61,6 +64,8 @@ class VerifyReport:
     """Wall-clock seconds."""
     ms_per_clip: float
     """Wall-clock milliseconds for each clip."""
+    retries: dict[str, int]
+    """Cause → how often the store was asked again for it."""
 
     def as_dict(self) -> dict[str, Any]:
         """The report without `found`, as JSON takes it."""
@@ -68,10 +73,14 @@ class VerifyReport:
         return values | {"faults": list(self.faults), "damaged_tasks": list(self.damaged_tasks)}
 
 
-def verify(dst: str, deep: bool = False) -> VerifyReport:
-    """Check the dataset at `dst`; with `deep`, decode every clip. InputError where there is no finished dataset."""
+def verify(dst: str, deep: bool = False, *, access: Access | None = None) -> VerifyReport:
+    """Check the dataset at `dst`; with `deep`, decode every clip.
+
+    InputError where there is no finished dataset, or one of a format that this version does not know.
+    """
     begin = time.monotonic()
-    store = Store(dst)
+    store = Store(dst, access)
+    before = Counter(store.access.retries.counts())
     if not store.exists(schema.DATASET_JSON):
         unfinished = store.exists(schema.PLAN_JSON)
         state = "an unfinished job; run `reelmae shard` again to finish it" if unfinished else "no dataset"
@@ -94,6 +103,7 @@ def verify(dst: str, deep: bool = False) -> VerifyReport:
         found=tuple(check.faults),
         seconds=seconds,
         ms_per_clip=1000 * seconds / max(1, check.shards.clips),
+        retries=dict(Counter(store.access.retries.counts()) - before),
     )
 
 
@@ -115,18 +125,20 @@ class _Check:
     def __init__(self, store: Store, folder: Path, decoders: Decoders | None, stack: ExitStack) -> None:
         self._store, self._folder, self._stack = store, folder, stack
         self.faults = FaultList()
-        self.shards = ShardCheck(store, folder, decoders, self.faults)
-        self._committed = committed_tasks(store, lambda path: self.faults.add(path, FOREIGN, Mend.NONE))
+        self._plan, self._facts = self._read_plan(), self._read_facts()
+        self._format = self._find_format()
+        self.shards = ShardCheck(store, folder, self._format, decoders, self.faults)
+        self._committed = committed_tasks(store, self._format, lambda p: self.faults.add(p, FOREIGN, Mend.NONE))
         self._sums = ledger.Sums()
         self._labels: dict[str | None, int] = {}  # label → number, by the rows of the clips
         self._named: set[str] = set()  # shards of the good commits
         self._open: set[int] = set()  # tasks without a good commit
 
     def run(self) -> None:
-        plan, facts = self._read_plan(), self._read_facts()
+        plan, facts = self._plan, self._facts
         joined = None if plan is None else self._index_plan(plan, facts)
-        index = self._open_table(schema.INDEX, plan and schema.with_columns(schema.CLIPS, plan.columns))
-        rows = IndexRows(index, None if plan is None else plan.tasks, self.faults)
+        index = self._open_table(schema.INDEX, plan and schema.clip_columns(plan.format, plan.columns))
+        rows = IndexRows(index, None if plan is None else plan.tasks, self._format, self.faults)
         if plan is None:
             for task, table in rows.runs:  # without a plan, compare the shards with the index alone
                 for name, clips in by_shard(table):
@@ -152,13 +164,23 @@ class _Check:
 
     def _read_facts(self) -> Row | None:
         try:
-            facts = json.loads(self._store.read_bytes(schema.DATASET_JSON))
+            facts = json.loads(read_agreed(self._store, schema.DATASET_JSON))
             if isinstance(facts, dict):
                 return facts
             self.faults.add(schema.DATASET_JSON, "is not a JSON object", Mend.JOIN)
         except ValueError as e:
             self.faults.add(schema.DATASET_JSON, f"is not JSON: {first_line(e)}", Mend.JOIN)
         return None
+
+    def _find_format(self) -> int:
+        """The format of the dataset, by its plan, else by dataset.json; InputError where this version knows it not."""
+        if self._plan is not None:
+            return self._plan.format
+        found = schema.FORMAT if self._facts is None else self._facts.get("format")
+        if words := schema.format_fault(found):
+            raise InputError(f"{self._store.url(schema.DATASET_JSON)}: {words}")
+        assert isinstance(found, int)
+        return found
 
     def _check_facts(self, facts: Row, wanted: Row) -> None:
         for key in sorted(wanted.keys() - {*JOIN_KEYS, "plan"}):
@@ -184,12 +206,19 @@ class _Check:
         self.faults.add(schema.DATASET_JSON, words, Mend.JOIN)
         return None  # the job stopped during the join: the index may be the old one or the new one
 
-    def _open_table(self, name: str, columns: pa.Schema | None) -> pq.ParquetFile | None:
-        """Download a table and open it; None and a fault where it cannot be read or has other columns."""
+    def _open_table(
+        self, name: str, columns: pa.Schema | None, part: parts.PlanPart | None = None
+    ) -> pq.ParquetFile | None:
+        """Download a table (of a `part` of the plan: its sources) and open it; None and a fault where it cannot be
+        read, or has other columns.
+        """
         path = self._folder / name.replace("/", "-")
-        mend = Mend.PLAN if name.startswith("plan/") else Mend.JOIN
+        mend = Mend.JOIN if part is None else Mend.PLAN
         try:
-            self._store.download(name, path)
+            if part is None:
+                download_agreed(self._store, name, path)
+            else:
+                parts.download_part(self._store, part, path)
             file = self._stack.enter_context(pq.ParquetFile(path))
             if columns is None or file.schema_arrow.equals(columns):
                 return file
@@ -200,13 +229,15 @@ class _Check:
             raise
         except StorageError as e:
             self.faults.add(name, f"cannot be read: {first_line(e)}", Mend.NONE)
+        except DatasetError:
+            self.faults.add(name, "its bytes are not those of its name (sha256)", mend)
         except BROKEN as e:
             self.faults.add(name, f"cannot be read: {first_line(e)}", mend)
         return None
 
     def _open_part(self, part: parts.PlanPart) -> pq.ParquetFile | None:
         """Open the sources of a part of the plan and read them once to the end; None and a fault if that fails."""
-        file = self._open_table(part.file, None)
+        file = self._open_table(part.file, None, part)
         if file is None:
             return None
         try:
@@ -225,7 +256,7 @@ class _Check:
         Returns whether every task of `joined` was compared, so that the sums are complete.
         """
         files = [self._open_part(part) for part in plan.parts]
-        rejects = RejectRows(self._open_table(schema.REJECTS_FILE, schema.REJECTS), self.faults)
+        rejects = RejectRows(self._open_table(schema.REJECTS_FILE, schema.REJECTS), self._format, self.faults)
         retried = ledger.retry_urls(self._store, joined) if joined is not None and all(files) else None
         for number, (part, file) in enumerate(zip(plan.parts, files, strict=True)):
             inside = joined is not None and number < len(joined.parts)
@@ -253,9 +284,9 @@ class _Check:
         return retried is not None and not rejects.stopped
 
     def _read_commit(self, task: int, plan: parts.Plan, sources: pa.Table | None) -> _Commit | None:
-        name = schema.commit_name(task)
+        name = schema.commit_name(task, self._format)
         try:
-            table = read_commit(self._store, task)
+            table = read_commit(self._store, task, self._format)
             commit = _commit_of_task(task, table, plan)
             if sources is not None:
                 ledger.check_commit(sources, table)
@@ -295,7 +326,7 @@ class _Check:
         names = [n for n in mine.column_names if n != "duplicate_of"]
         words = difference(good.select(names), mine.select(names), "key")
         if words:
-            self.faults.add(schema.INDEX, f"{words} ({schema.commit_name(task)})", Mend.JOIN)
+            self.faults.add(schema.INDEX, f"{words} ({schema.commit_name(task, self._format)})", Mend.JOIN)
 
     def _check_labels(self, planned: dict[str, int]) -> None:
         """Check that each label has the number that its clips have, or that of the plan where no clip has it.
@@ -306,7 +337,7 @@ class _Check:
         # such an append may also have taken numbers, so that the plan's differ from the clips': a person must decide
         mend = Mend.LABELS if planned.items() >= clips.items() else Mend.NONE
         try:
-            ids = json.loads(self._store.read_bytes(name))
+            ids = json.loads(read_agreed(self._store, name))
             if not isinstance(ids, dict) or sorted(ids.values()) != list(range(len(ids))):
                 raise ValueError("is not an object of labels and numbers that count from 0")
         except FileNotFoundError:
@@ -326,25 +357,25 @@ class _Check:
         beyond = self._committed - set(range(plan.tasks))
         for task in sorted(beyond):
             words = f"belongs to no task of {schema.PLAN_JSON}; put back its own plan, or remove it and its shards"
-            self.faults.add(schema.commit_name(task), words, Mend.NONE)
+            self.faults.add(schema.commit_name(task, self._format), words, Mend.NONE)
         for entry in self._store.list("shards"):
-            match = SHARD_FILE.fullmatch(entry.path)
-            name = re.sub(r"idx$", "tar", entry.path)
-            if not entry.path.endswith((".tar", ".idx")) or name in self._named:
+            name = re.sub(r"\.idx$", ".tar", entry.path)
+            if not name.endswith(".tar") or name in self._named:
                 continue
-            if match is None or int(match.group(1)) not in self._open | beyond:
+            task = task_of(name, self._format)
+            if task not in self._open and task not in beyond:
                 self.faults.add(entry.path, "no commit names it", Mend.EXTRA)
 
 
 def _commit_of_task(task: int, table: pa.Table, plan: parts.Plan) -> _Commit:
     """The commit with its clips and shards; DatasetError or ValueError where it is not the commit of this task."""
-    if not table.schema.equals(schema.with_columns(schema.COMMITS, plan.columns)):
+    if not table.schema.equals(schema.commit_columns(plan.format, plan.columns)):
         raise DatasetError("its columns are not those of the format and the plan")
     clips = table.filter(pc.equal(table.column("kind"), schema.CLIP))
-    columns = schema.with_columns(schema.CLIPS, plan.columns)
+    columns = schema.clip_columns(plan.format, plan.columns)
     clips = clips.select(columns.names).replace_schema_metadata(None).cast(columns)
     shards = json.loads((table.schema.metadata or {})[b"shards"])
-    foreign = [name for name in shards if task_of(name) != task]
+    foreign = [name for name in shards if task_of(name, plan.format) != task]
     if foreign:
         raise DatasetError(f"names {foreign[0]}: it is another task's")
     if set(pc.unique(clips.column("shard")).to_pylist()) != set(shards):

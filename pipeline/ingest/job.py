@@ -135,7 +135,7 @@ def shard(
     store, tool = Store(dst), find_ffmpeg()
     before = parts.read_plan(store)
     plan, changed = _freeze_plan(src, store, config, tool, before, append, retry_rejected, limit)
-    done = committed_tasks(store)
+    done = committed_tasks(store, plan.format)
     if not parts.is_finished(store, plan):
         run_tasks(store, plan, set(range(plan.tasks)) - done, workers, on_progress, begin=begin)
         finish(store, plan)
@@ -170,7 +170,7 @@ def rerun_tasks(dst: str, tasks: Iterable[int], *, workers: int | None = None) -
     differences = parts.tool_differences(plan, find_ffmpeg(), again) if again else []
     if differences:
         raise JobMismatchError(f"{store.url()}: {'; '.join(differences)}; the clips would not be the same")
-    done = committed_tasks(store) | again
+    done = committed_tasks(store, plan.format) | again
     run_tasks(store, plan, again, workers, None, repairs=True)
     if set(range(plan.tasks)) <= done:  # else an append has not finished: `shard` joins when it has
         finish(store, plan)

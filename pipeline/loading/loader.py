@@ -68,6 +68,8 @@ class LoaderStats:
     """From the first next() to the end of the last one."""
     worker_restarts: int = 0
     """Workers that died or hung and were replaced."""
+    retries: dict[str, int] = field(default_factory=dict)
+    """Cause → requests to the store that were tried again."""
     bad: dict[str, str] = field(default_factory=dict)
     """Key of each bad clip → why it is bad."""
 

@@ -56,12 +56,15 @@ class SweepBatch:
     """uint8, RGB."""
     clip_V: np.ndarray
     """int64, rows of the index."""
+    stop: int
+    """All rows of the index before this one have come, or are bad."""
 
 
 class ClipSweep:
     """One pass over an index. Iterate it once; close it, or use it as a context manager.
 
-    `workers` processes decode (None: one per core, 0: in the caller's thread), `batch_videos` clips at a time.
+    `workers` processes decode (None: one per core, 0: in the caller's thread), `batch_videos` clips at a time. `first` is
+    the row to begin with; batches are those of a whole sweep where it is a multiple of `batch_videos`.
     `bad` maps key to reason; it grows while the sweep is iterated. Raises ConfigError for a setting out of range; while
     iterating StorageError where the storage fails, DatasetError where no clip can be decoded.
     """
@@ -74,6 +77,7 @@ class ClipSweep:
         views: int = 1,
         batch_videos: int = 8,
         workers: int | None = None,
+        first: int = 0,
     ) -> None:
         for name, value, least in (("views", views, 1), ("batch_videos", batch_videos, 1), ("workers", workers, 0)):
             if value is not None and value < least:
@@ -83,7 +87,7 @@ class ClipSweep:
         self._bad_rows: set[int] = set()
         self._good: int | None = None  # a row that can be decoded
         self._rows = [
-            range(start, min(start + batch_videos, len(index))) for start in range(0, len(index), batch_videos)
+            range(start, min(start + batch_videos, len(index))) for start in range(first, len(index), batch_videos)
         ]
         workers = min(usable_cores() if workers is None else workers, len(index))
         # batches in flight: enough to keep the workers busy, and the one that the caller uses
@@ -125,7 +129,7 @@ class ClipSweep:
         clip_V = np.array([tasks[at].clip for at in wanted], np.int64)
         if wanted:
             self._good = int(clip_V[-1])
-        return SweepBatch(pixels_VRCTHW, clip_V)
+        return SweepBatch(pixels_VRCTHW, clip_V, tasks[-1].planned + 1)
 
     def _submit(self, rows: range) -> None:
         self._decoder.submit([self._task(row, row) for row in rows])

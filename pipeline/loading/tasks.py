@@ -44,6 +44,8 @@ class ClipTask:
     """The pass through the clip's dataset that this belongs to."""
     attempt: int
     """0, or the number of this replacement."""
+    blocks: bytes | None = None
+    """Checks of the blocks of a large clip on a remote store, where the index has them (schema.block_checks)."""
 
 
 def clip_task(
@@ -70,6 +72,7 @@ def clip_task(
         planned=planned,
         epoch=epoch,
         attempt=attempt,
+        blocks=index.blocks.of(clip),
     )
 
 
@@ -80,7 +83,7 @@ class Cost:
     frames_decoded: int = 0
     """Frames that the decoder went through."""
     bytes_read: int = 0
-    """Bytes of the clips."""
+    """Bytes of the clips that were read."""
     fetch_s: float = 0.0
     """Reading bytes from the store or the cache, and hashing them."""
     decode_s: float = 0.0

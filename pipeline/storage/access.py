@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from reelmae.pipeline.errors import ConfigError
+from reelmae.pipeline.storage.outage import Outage
 
 PATIENCE_MINUTES = 10.0
 
@@ -48,10 +49,16 @@ class Access:
     """What was tried again by all stores that share this object."""
     stopping: threading.Event = field(default_factory=threading.Event, repr=False, compare=False)
     """Set by `stop`."""
+    outages: dict[str, Outage] = field(default_factory=dict, repr=False, compare=False)
+    """Place → what is told about it while it does not answer."""
 
     def stop(self) -> None:
         """End all waiting soon, with a StorageError. May be called from any thread."""
         self.stopping.set()
+
+    def outage(self, place: str) -> Outage:
+        """What is told about one place (a bucket, a host) by all stores that share this object."""
+        return self.outages.setdefault(place, Outage())
 
     def __reduce__(self) -> tuple[type[Access], tuple[dict[str, Any], float]]:
         """Pickle without the count and the event, which belong to this process."""

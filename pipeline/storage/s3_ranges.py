@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import Any
 
 import fsspec.asyn
@@ -12,7 +13,10 @@ import obstore
 from obstore.exceptions import BaseError as ObstoreError
 from obstore.store import S3Store
 
-RANGES_GIVEN_UP = 3  # after so many reads in a row that only s3fs could do, obstore is not used any more
+from reelmae.pipeline.storage.causes import CausedError, obstore_cause
+from reelmae.pipeline.storage.retry import DEADLINE_S
+
+RANGES_GIVEN_UP = 3  # after so many reads in a row that only s3fs' client could do, obstore is not used any more
 CREDENTIALS_LAST = timedelta(minutes=10)  # botocore renews its credentials before they have less time left
 
 
@@ -21,43 +25,60 @@ class S3Ranges:
     event loop that all threads wait for."""
 
     def __init__(self, fs: Any, root: str) -> None:
-        self._fs = fs
+        self._fs, self._root = fs, root
         self._given_up = 0
-        bucket, _, _ = fs.split_path(root)
-        client = fs.s3.meta
+
+    @cached_property
+    def _store(self) -> S3Store:
+        bucket, _, _ = self._fs.split_path(self._root)
+        fsspec.asyn.sync(self._fs.loop, self._fs.set_session)
+        client = self._fs.s3.meta
         region = client.region_name if client.region_name != "aws-global" else None
-        signed = {"skip_signature": True} if fs.anon else {"credential_provider": _credentials(fs)}
-        self._store = S3Store(
+        signed = {"skip_signature": True} if self._fs.anon else {"credential_provider": _credentials(self._fs)}
+        return S3Store(
             bucket,
             endpoint=client.endpoint_url,
             region=region or "us-east-1",
-            client_options={"allow_http": client.endpoint_url.startswith("http://")},
-            retry_config={"max_retries": 2, "retry_timeout": timedelta(seconds=30)},
+            client_options={
+                "allow_http": client.endpoint_url.startswith("http://"),
+                "connect_timeout": timedelta(seconds=DEADLINE_S),
+                "timeout": timedelta(seconds=DEADLINE_S),
+            },
+            retry_config={"max_retries": 0, "retry_timeout": timedelta(seconds=DEADLINE_S)},
             **signed,
         )
 
-    def read(self, full: str, offset: int, size: int) -> bytes:
-        """The bytes of a range, by obstore where it can, else by `fs.cat_file`."""
-        refused: Exception | None = None
-        if self._given_up < RANGES_GIVEN_UP:
-            try:
-                _, key, _ = self._fs.split_path(full)
-                data = bytes(obstore.get_range(self._store, key, start=offset, length=size))
-                self._given_up = 0
-                return data
-            except (ObstoreError, OSError, ValueError) as e:
-                refused = e
-        data = bytes(self._fs.cat_file(full, start=offset, end=offset + size))
-        if refused is not None:
-            self._given_up += 1
-            if self._given_up == RANGES_GIVEN_UP:
-                logging.getLogger(__name__).warning(
-                    "s3://%s: obstore cannot read it (%s), s3fs can; going on with s3fs alone, which is slower. "
-                    "Where the bucket is in another region, set AWS_DEFAULT_REGION to it",
-                    full,
-                    str(refused).partition("\n")[0],
-                )
+    def read(self, full: str, offset: int, size: int) -> bytes | None:
+        """The bytes of a range; None where another client must read it or tell why not.
+
+        CausedError where it failed for a cause that may pass.
+        """
+        if self._given_up >= RANGES_GIVEN_UP:
+            return None
+        _, key, _ = self._fs.split_path(full)
+        try:
+            data = bytes(obstore.get_range(self._store, key, start=offset, length=size))
+        except (ObstoreError, OSError, ValueError) as e:
+            cause = obstore_cause(e)
+            if cause is not None:
+                raise CausedError(cause) from e
+            self._refused = str(e).partition("\n")[0]
+            return None
+        self._given_up = 0
         return data
+
+    def note_other_way(self, full: str) -> None:
+        """The other client could read what obstore could not."""
+        if self._given_up >= RANGES_GIVEN_UP:
+            return
+        self._given_up += 1
+        if self._given_up == RANGES_GIVEN_UP:
+            logging.getLogger("reelmae.storage").warning(
+                "s3://%s: obstore cannot read it (%s), s3fs can; going on with s3fs alone, which is slower. "
+                "Where the bucket is in another region, set AWS_DEFAULT_REGION to it",
+                full,
+                self._refused,
+            )
 
 
 def _credentials(fs: Any) -> Callable[[], dict[str, Any]]:

@@ -1,74 +1,47 @@
-"""A folder of files anywhere fsspec reaches: list, read, ranged read, atomic publish, retry.
+"""A folder of files anywhere fsspec reaches: list, read, ranged read, whole download, atomic publish.
 
 Properties that hold:
-- `publish` leaves the whole file under its final name, or nothing: locally through `whole_file` (temporary name,
-  fsync, rename); on object stores through one `put`, which is atomic there. The file is always complete on local
-  disk first, because an exception inside `fs.open(..., "wb")` of s3fs would commit the part that was written.
-- A missing file raises InputError or FileNotFoundError at once. Any other failure is tried again (`RETRIES` times,
-  with doubling pauses), then it raises StorageError with the URL.
-- Ranges of S3 objects are read by obstore, at the endpoint and with the credentials that s3fs found. Everything
-  else, and every range that obstore refuses, is read by fsspec; errors are always those of fsspec.
+- `publish` leaves the whole file under its final name, or nothing, and has held what is there against what was sent;
+- `download` and `read_bytes` are held against the size that the store tells, and against its checksum or MD5 where it
+  has one. Ranges of a file have no checksum: who reads them must know what they should be;
+- whatever may pass is tried again until the patience ends (retry.py), each retry is counted in `access.retries`, and a
+  request never takes longer than its deadline;
+- a missing file raises FileNotFoundError at once, a missing bucket InputError, wrong keys, missing rights and the end of
+  patience StorageError, each with the URL and its own words (causes.py).
+
+What differs between local disks, S3 and the file systems of fsspec is in local.py, s3.py and remote.py, behind
+files.Files.
 """
 
 from __future__ import annotations
 
-import errno
-import os
 import re
-import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
 
-from reelmae.pipeline.errors import InputError, ShortFileError, StorageError, StorageFullError
+from reelmae.pipeline.errors import InputError, ShortFileError, StorageError
 from reelmae.pipeline.storage.access import Access
-from reelmae.pipeline.storage.s3_ranges import S3Ranges
+from reelmae.pipeline.storage.causes import WrongBytesError, find_cause
+from reelmae.pipeline.storage.checks import Content, ContentCheck
+from reelmae.pipeline.storage.files import Entry, Files
+from reelmae.pipeline.storage.local import LocalFiles, whole_file
+from reelmae.pipeline.storage.remote import FsspecFiles
+from reelmae.pipeline.storage.retry import Outage, retry
+from reelmae.pipeline.storage.s3 import CONFIG, S3Files
 
-RETRIES = 3
-FIRST_PAUSE_S = 0.5
-S3_PAGE = 1000  # keys in one answer, the most that a server gives
+__all__ = ["Entry", "Store", "require_folder", "whole_file"]
+
+PIECE = 16 << 20  # bytes of one ranged read
+STREAMS = 8  # ranged reads of one call at a time
+MAX_GAP = 256 << 10  # bytes that are read for nothing to save a request
 _PROTOCOL = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*)://")
-_FINAL = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 T = TypeVar("T")
-
-
-@contextmanager
-def whole_file(final: Path, *, writer: str = "") -> Iterator[Path]:
-    """A temporary path beside `final` to write to, so that a file under its final name is always complete.
-
-    When the block ends, the file takes the final name; when the block raises, it is removed. A missing folder is
-    made. The next writer overwrites what a killed writer left. Where several may write the same file at once, each
-    needs its own `writer` name.
-    """
-    final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = final.with_name(f".{final.name}{writer}.part")
-    try:
-        yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(final)
-    except OSError as e:
-        e.filename = e.filename or str(final)  # the error of a failing write has no file name
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One listed file. `path` is relative to the store's root, with forward slashes."""
-
-    path: str
-    url: str
-    size: int
-    etag: str
 
 
 class Store:
@@ -78,26 +51,23 @@ class Store:
         self.access = access or Access()
         match = _PROTOCOL.match(url)
         self.is_local = match is None or match.group(1) == "file"
-        if self.is_local:
+        if match is None or self.is_local:
             path = Path(url.removeprefix("file://"))
             # sources are named by their path, so a place must have one path; `..` must follow links as the system does
             self.root = str(path.resolve() if ".." in path.parts else path.absolute())
             self.prefix = ""
-            self.fs = fsspec.filesystem("file")
-        else:
-            assert match is not None
-            self.prefix = match.group(0)
-            try:
-                self.fs = fsspec.filesystem(match.group(1), **self.access.options)
-            except (ImportError, ValueError) as e:
-                raise InputError(
-                    f"{url}: no filesystem for '{match.group(1)}://' ({e}); install its fsspec package"
-                ) from e
-            self.root = self.fs._strip_protocol(url).rstrip("/")
-            if _PROTOCOL.match(self.root):  # http keeps its protocol in paths
-                self.prefix = ""
-            if not self.root:
-                raise InputError(f"{url}: names no bucket; write {match.group(0)}BUCKET/PREFIX")
+            self._files: Files = LocalFiles()
+            self._outage = Outage()
+            return
+        self.prefix, protocol = match.group(0), match.group(1)
+        fs = _file_system(url, protocol, self.access)
+        self.root = fs._strip_protocol(url).rstrip("/")
+        if _PROTOCOL.match(self.root):  # http keeps its protocol in paths
+            self.prefix = ""
+        if not self.root:
+            raise InputError(f"{url}: names no bucket; write {match.group(0)}BUCKET/PREFIX")
+        self._files = S3Files(fs, self.root) if hasattr(fs, "get_s3") else FsspecFiles(fs)
+        self._outage = self.access.outage(f"{protocol}://{self.root.split('/')[0]}")
 
     def __reduce__(self) -> tuple[type[Store], tuple[str, Access]]:
         """Pickle by what it was made from."""
@@ -108,175 +78,165 @@ class Store:
 
     def url(self, path: str = "") -> str:
         """Full URL of a file here; a plain absolute path where the store is local."""
-        return f"{self.prefix}{self._full_path(path)}"
+        return f"{self.prefix}{self.full_path(path)}"
 
     def local_path(self, path: str = "") -> Path:
         """The file's own path; only for local stores."""
         assert self.is_local, f"{self.url()} is not local"
         return Path(self.root, path)
 
-    def _full_path(self, path: str) -> str:
+    def full_path(self, path: str = "") -> str:
+        """The path of a file as its file system knows it."""
         return f"{self.root}/{path}" if path else self.root
 
     def list(self, path: str = "") -> Iterator[Entry]:
         """Every file below `path`, one by one, so that memory stays flat; nothing where there is no such folder.
 
-        Sorted within each folder; on S3 sorted by the whole key, as the server does it. An empty S3 object whose key
-        ends in "/" marks a folder and is not a file.
+        Sorted within each folder; on S3 sorted by the whole key, as the server does it.
         """
-        if self.is_local:
-            return self._list_local(path)
-        return self._list_s3(path) if hasattr(self.fs, "call_s3") else self._list_folders(path)
-
-    def _list_s3(self, path: str) -> Iterator[Entry]:
-        """Page by page; s3fs' own `find` would hold a dict of all keys."""
-        bucket, prefix, _ = self.fs.split_path(self._full_path(path))
-        prefix = f"{prefix}/" if prefix else ""  # the slash keeps `raw2` out of a listing of `raw`
-        wanted = {"Bucket": bucket, "Prefix": prefix, "MaxKeys": S3_PAGE}
-        skip = len(self.root) - len(bucket)
-        while True:
-            page = self._s3_page(wanted, path)
-            for found in page.get("Contents", ()):
-                key, size = found["Key"], int(found.get("Size") or 0)
-                if key.endswith("/") and not size:
-                    continue
-                relative = key[skip:]
-                etag = found.get("ETag") or found.get("LastModified") or ""
-                yield Entry(relative, self.url(relative), size, str(etag).strip('"'))
-            if not page.get("IsTruncated"):
-                return
-            wanted["ContinuationToken"] = page["NextContinuationToken"]
-
-    def _s3_page(self, wanted: dict[str, Any], path: str) -> dict[str, Any]:
-        try:
-            return self._retry(lambda: self.fs.call_s3("list_objects_v2", **wanted), path)
-        except FileNotFoundError:
-            if "ContinuationToken" in wanted:  # it vanished during the listing: not the same as an empty folder
-                raise
-            return {}
-
-    def _list_folders(self, path: str) -> Iterator[Entry]:
-        """Folder by folder. A listed name that is not below its folder is left out."""
-        waiting = [self._full_path(path)]
-        while waiting:
-            folder = waiting.pop()
-            try:
-                found = self._retry(partial(self.fs.ls, folder, detail=True, refresh=True), path)
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-            self.fs.invalidate_cache()  # else a filesystem that caches listings keeps them all
-            below = sorted(
-                ((info["name"].rstrip("/"), info) for info in found if info["name"].startswith(f"{folder}/")),
-                key=lambda named: named[0],
-            )
-            folders = [full for full, info in below if info.get("type") == "directory" and full != folder]
-            waiting += reversed(folders)
-            for full, info in below:
-                if info.get("type") == "directory":
-                    continue
-                relative = full[len(self.root) + 1 :]
-                etag = info.get("ETag") or info.get("etag") or info.get("LastModified") or info.get("mtime") or ""
-                yield Entry(relative, self.url(relative), int(info.get("size") or 0), str(etag).strip('"'))
-
-    def _list_local(self, path: str) -> Iterator[Entry]:
-        def raise_unreadable(error: OSError) -> None:
-            raise StorageError(f"{error.filename}: {error.strerror}; check the rights") from error
-
         skip = len(self.root.rstrip("/")) + 1
-        for folder, folders, names in os.walk(
-            self._full_path(path), onerror=raise_unreadable if Path(self._full_path(path)).exists() else None
-        ):
-            folders.sort()
-            # links to folders are listed but not followed, so that they end among the rejects
-            for name in sorted([*names, *(f for f in folders if Path(folder, f).is_symlink())]):
-                full = f"{folder.rstrip('/')}/{name}"
-                try:
-                    stat = os.stat(full)  # noqa: PTH116 - a Path for each of a million files takes most of the time
-                except OSError:  # a dangling or circular link: listed, so that it ends among the rejects
-                    yield Entry(full[skip:], full, 0, "")
-                    continue
-                yield Entry(full[skip:], full, stat.st_size, str(stat.st_mtime_ns))
+        for found in self._files.list(self.full_path(path), partial(self._attempt, path)):
+            relative = found.full[skip:]
+            yield Entry(relative, self.url(relative), found.size, found.etag)
 
     def exists(self, path: str = "") -> bool:
         """Whether there is such a file or folder; never from a cached listing."""
-        if self.is_local:
-            return Path(self._full_path(path)).exists()
-        self.fs.invalidate_cache()
-        return bool(self._retry(lambda: self.fs.exists(self._full_path(path)), path))
+        return self._retry(path, lambda n: self._files.exists(self.full_path(path), n))
 
     def size(self, path: str) -> int:
         """Bytes of one file, never from a cached listing; FileNotFoundError where there is none."""
-        if self.is_local:
-            return self._retry(lambda: Path(self._full_path(path)).stat().st_size, path)
-        self.fs.invalidate_cache()
-        found = self._retry(lambda: self.fs.size(self._full_path(path)), path)
-        if found is None:
+        size = self.look(path).size
+        if size < 0:
             raise StorageError(f"{self.url(path)}: its server does not report its size; read it without a cache")
-        return int(found)
+        return size
+
+    def look(self, path: str) -> Content:
+        """What the store says of a file now: size, ETag, checksum. FileNotFoundError where there is none."""
+        return self._retry(path, lambda n: self._files.look(self.full_path(path), n))
 
     def read_bytes(self, path: str) -> bytes:
-        """The whole file."""
+        """The whole file, held against what the store says of it."""
         if self.is_local:
-            return self._retry(lambda: Path(self._full_path(path)).read_bytes(), path)
-        return self._retry(lambda: self.fs.cat_file(self._full_path(path)), path)
+            return self._retry(path, lambda n: Path(self.full_path(path)).read_bytes())
+
+        def read(number: int) -> bytes:
+            if not self._files.reads_ranges:
+                return self._read_by_copy(path, number)
+            start, content = self._files.read_start(self.full_path(path), PIECE, number)
+            if content.size < 0:
+                return self._read_by_copy(path, number)
+            data = b"".join([start, *self._pieces_of(path, content, len(start))])
+            check = ContentCheck(content)
+            check.update(data)
+            _refuse(check.fault())
+            return data
+
+        return self._retry(path, read)
+
+    def _pieces_of(self, path: str, content: Content, begin: int = 0) -> Iterator[bytes]:
+        """The bytes of a file from `begin` on."""
+        pieces = [(at, min(PIECE, content.size - at)) for at in range(begin, content.size, PIECE)]
+        try:
+            yield from self._read_pieces(path, pieces)
+        except ShortFileError as e:  # it has become shorter, or the answer was cut
+            raise WrongBytesError(str(e)) from e
+
+    def _read_by_copy(self, path: str, number: int) -> bytes:
+        with tempfile.TemporaryDirectory(prefix="reelmae-") as folder:
+            local = Path(folder, "data")
+            self._files.copy_out(self.full_path(path), local, number)
+            return local.read_bytes()
 
     def read_range(self, path: str, offset: int, size: int) -> bytes:
         """`size` bytes from `offset`; ShortFileError where the file is shorter."""
-
-        def read() -> bytes:
-            if self.is_local:
-                with Path(self._full_path(path)).open("rb") as f:
-                    return os.pread(f.fileno(), size, offset)
-            try:
-                if self._s3_ranges is not None:
-                    return self._s3_ranges.read(self._full_path(path), offset, size)
-                return bytes(self.fs.cat_file(self._full_path(path), start=offset, end=offset + size))
-            except FileNotFoundError:
-                raise
-            except OSError:  # object stores refuse a range that begins at or beyond the end
-                self.fs.invalidate_cache()
-                there = self.fs.size(self._full_path(path))
-                if there is None or there > offset:
-                    raise
-                return b""
-
-        data = self._retry(read, path)
+        data = self._retry(path, lambda n: self._files.read(self.full_path(path), offset, size, n))
         if len(data) != size:
             raise ShortFileError(
                 f"{self.url(path)}: wanted {size} bytes at {offset}, got {len(data)}; the file is damaged"
             )
         return data
 
-    @cached_property
-    def _s3_ranges(self) -> S3Ranges | None:
-        return S3Ranges(self.fs, self.root) if hasattr(self.fs, "call_s3") else None
+    def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+        """The bytes of each (offset, size) of one file, as `read_range`.
 
-    def download(self, path: str, to: Path) -> None:
-        """Copy the file to a local path."""
-        self._retry(lambda: self.fs.get_file(self._full_path(path), str(to)), path)
+        Near ones are read by one request, long ones by several, STREAMS at a time.
+        """
+        order = sorted(range(len(ranges)), key=lambda i: ranges[i])
+        merged: list[list[int]] = []  # begin, end
+        for i in order:
+            begin, end = ranges[i][0], sum(ranges[i])
+            if merged and begin <= merged[-1][1] + MAX_GAP and max(end, merged[-1][1]) - merged[-1][0] <= PIECE:
+                merged[-1][1] = max(end, merged[-1][1])
+            else:
+                merged.append([begin, end])
+        pieces = [
+            (at, min(PIECE, end - at)) for begin, end in merged for at in range(begin, max(end, begin + 1), PIECE)
+        ]
+        data = dict(zip(pieces, self._read_pieces(path, pieces), strict=True))
+        return [_cut(data, offset, size) for offset, size in ranges]
+
+    def _read_pieces(self, path: str, pieces: Sequence[tuple[int, int]]) -> Iterator[bytes]:
+        """The bytes of each piece, in order, read by several threads, not much further than the consumer is."""
+        if self.is_local or len(pieces) < 2:
+            yield from (self.read_range(path, offset, size) for offset, size in pieces)
+            return
+        with ThreadPoolExecutor(min(STREAMS, len(pieces)), thread_name_prefix="reelmae-read") as pool:
+            waiting = [pool.submit(self.read_range, path, *piece) for piece in pieces[:STREAMS]]
+            try:
+                for piece in [*pieces[STREAMS:], *[None] * len(waiting)]:
+                    data = waiting.pop(0).result()
+                    if piece is not None:
+                        waiting.append(pool.submit(self.read_range, path, *piece))
+                    yield data
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+    def download(self, path: str, to: Path) -> Content:
+        """Copy the file to a local path, held against what the store says of it, which is returned."""
+
+        def fetch(number: int) -> Content:
+            full = self.full_path(path)
+            if self.is_local:
+                self._files.copy_out(full, to, number)
+                return Content(to.stat().st_size)
+            content = self._files.look(full, number)
+            check = ContentCheck(content)
+            with to.open("wb") as file:
+                if content.size >= 0 and self._files.reads_ranges:
+                    for data in self._pieces_of(path, content):
+                        file.write(data)
+                        check.update(data)
+                    _refuse(check.fault())
+                    return content
+            self._files.copy_out(full, to, number)
+            size = to.stat().st_size
+            _refuse(f"{size} bytes came, {content.size} are there" if content.size not in (-1, size) else "")
+            return Content(size, content.etag)
+
+        return self._retry(path, fetch)
 
     @cached_property
     def creates_exclusively(self) -> bool:
-        """Whether `create` refuses a name that is taken, found out once by trying; else it only looks before."""
-        return self.is_local
+        """Whether `create` surely refuses a name that is taken, found out once by trying; else it looks before."""
+        return self._files.creates_exclusively(self.full_path(), partial(self._attempt, ""))
 
     def create(self, data: bytes, path: str) -> bool:
         """Write these bytes to a file that is not there yet; False, and nothing written, where there is one."""
-        if self.exists(path):
-            return False
-        self.publish_bytes(data, path)
-        return True
+        with tempfile.TemporaryDirectory(prefix="reelmae-") as folder:
+            local = Path(folder, "data")
+            local.write_bytes(data)
+            return self.publish(local, path, create=True)
 
-    def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        """The bytes of each (offset, size) of one file; near ones are read by one request, several at a time."""
-        return [self.read_range(path, offset, size) for offset, size in ranges]
+    def publish(self, local: Path, path: str, *, create: bool = False) -> bool:
+        """Copy a complete local file to its final name, atomically.
 
-    def publish(self, local: Path, path: str) -> None:
-        """Copy a complete local file to its final name, atomically."""
-        if not self.is_local:
-            self._retry(lambda: self.fs.put_file(str(local), self._full_path(path)), path)
-            return
-        self._retry(lambda: _copy(local, Path(self._full_path(path))), path)
+        With `create`, False and nothing written where there is such a file already.
+        """
+        full = self.full_path(path)
+        if create and not self.is_local and self.exists(path):
+            return False  # servers that ignore the condition
+        return self._files.write(local, full, partial(self._attempt, path), create=create)
 
     def publish_bytes(self, data: bytes, path: str) -> None:
         """Write these bytes to a file, atomically."""
@@ -287,50 +247,69 @@ class Store:
 
     def remove(self, path: str) -> None:
         """Remove one file; FileNotFoundError where there is none."""
-        if self.is_local:
-            self._retry(lambda: Path(self._full_path(path)).unlink(), path)
-            return
         if not self.exists(path):  # object stores raise nothing for a missing file
             raise FileNotFoundError(self.url(path))
-        self._retry(lambda: self.fs.rm_file(self._full_path(path)), path)
+        self._retry(path, lambda n: self._files.remove(self.full_path(path), n))
 
-    def sweep(self, *folders: str) -> None:
-        """Remove the temporary files of killed writers from these folders of a local store; others have none."""
-        if self.is_local:
-            for folder in folders:
-                for left in Path(self._full_path(folder)).glob(".*.part"):
-                    left.unlink(missing_ok=True)
+    def sweep(self, *folders: str) -> int:
+        """Remove what killed writers left in these folders: temporary files, uploads in parts; how many there were."""
+        return sum(self._files.sweep(self.full_path(folder), partial(self._attempt, folder)) for folder in folders)
 
-    def _retry(self, call: Callable[[], T], path: str) -> T:
-        for attempt in range(RETRIES):
-            try:
-                return call()
-            except _FINAL as e:
-                if isinstance(e, PermissionError):
-                    raise StorageError(
-                        f"{self.url(path)}: permission denied; check the rights or the credentials"
-                    ) from e
+    def describe(self) -> dict[str, Any]:
+        """Facts for people about where this is: kind, and for S3 endpoint and region. Never a secret."""
+        return self._files.describe()
+
+    def _retry(self, path: str, call: Callable[[int], T]) -> T:
+        """Of a call that reads one file: where that is missing, it is looked for a second time."""
+        gone = None if self.is_local else partial(self._is_gone, path)
+        return retry(call, url=self.url(path), access=self.access, outage=self._outage, is_gone=gone)
+
+    def _attempt(self, path: str, call: Callable[[int], T]) -> T:
+        return retry(call, url=self.url(path), access=self.access, outage=self._outage)
+
+    def _is_gone(self, path: str) -> bool:
+        try:
+            self._files.look(self.full_path(path), 0)
+        except FileNotFoundError:
+            return True
+        except Exception as e:
+            if find_cause(e) is None:
                 raise
-            except OSError as e:
-                if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                    remedy = "free some, or choose another place, and run again (it resumes)"
-                    raise StorageFullError(f"{self.url(path)}: no space left; {remedy}") from e
-                if attempt == RETRIES - 1:
-                    raise StorageError(f"{self.url(path)}: {e} (tried {RETRIES} times)") from e
-                time.sleep(FIRST_PAUSE_S * 2**attempt)
-            except Exception as e:
-                # botocore and others raise their own kinds when credentials or endpoints are wrong
-                if type(e).__module__.startswith(("botocore", "aiobotocore", "aiohttp", "urllib3", "gcsfs", "google")):
-                    raise StorageError(
-                        f"{self.url(path)}: {e}; check the URL, the credentials and AWS_ENDPOINT_URL"
-                    ) from e
-                raise
-        raise AssertionError("unreachable")
+        return False
 
 
-def _copy(local: Path, final: Path) -> None:
-    with whole_file(final, writer=f".{os.getpid()}.{time.monotonic_ns()}") as temporary:
-        shutil.copyfile(local, temporary)
+def _file_system(url: str, protocol: str, access: Access) -> Any:
+    """The fsspec file system. For S3, its client tries once and gives up in time: retries are ours."""
+    options = dict(access.options)
+    try:
+        if protocol in ("s3", "s3a"):
+            options["config_kwargs"] = CONFIG | dict(options.get("config_kwargs") or {})
+        return fsspec.filesystem(protocol, **options)
+    except (ImportError, ValueError) as e:
+        if access.options:  # the text may hold them
+            raise InputError(
+                f"{url}: no filesystem for '{protocol}://' with these options ({type(e).__name__})"
+            ) from None
+        raise InputError(f"{url}: no filesystem for '{protocol}://' ({e}); install its fsspec package") from e
+    except TypeError as e:
+        raise InputError(f"{url}: its storage options {sorted(access.options)} do not fit '{protocol}://'") from e
+
+
+def _refuse(fault: str) -> None:
+    if fault:
+        raise WrongBytesError(fault)
+
+
+def _cut(data: dict[tuple[int, int], bytes], offset: int, size: int) -> bytes:
+    """The bytes of a range out of the pieces that cover it."""
+    if (offset, size) in data:
+        return data[offset, size]
+    found = b""
+    for (begin, length), piece in data.items():
+        first, last = max(offset, begin), min(offset + size, begin + length)
+        if first < last:
+            found += piece[first - begin : last - begin]
+    return found
 
 
 def require_folder(url: str, access: Access | None = None) -> Store:

@@ -265,3 +265,65 @@ def test_progress_is_told_in_lines_where_there_is_no_terminal(tiny_run: Path, tm
     lines = [json.loads(line) for line in told.getvalue().splitlines()]
     total = len(whole_index(tiny_run))
     assert lines[-1] == {"event": "done", "clips": total, "of": total}
+
+
+# --- killed and run again
+
+
+class CrashError(RuntimeError):
+    """Stands for whatever ends a run."""
+
+
+def crash_at(clips: int) -> Any:
+    """A callback that ends the run once so many clips are done."""
+
+    def on_progress(done: int, of: int) -> None:
+        if done >= clips:
+            raise CrashError(done)
+
+    return on_progress
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part for each batch, and row groups that end within parts."""
+    monkeypatch.setattr("reelmae.train.features.PART_SECONDS", 0.0)
+    monkeypatch.setattr("reelmae.train.features.ROWS_TO_WRITE", 5)
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_a_run_that_was_killed_goes_on_and_gives_the_same_bytes(run_copy: Path, tmp_path: Path) -> None:
+    key, last = damage(run_copy, 3), damage(run_copy, len(whole_index(run_copy)) - 1)
+    how: dict[str, Any] = {"views": 2, "batch": 4, "workers": 0}
+    run, data = run_copy / "train", str(run_copy / "shards")
+    whole = features(run, data, tmp_path / "whole.parquet", **how)
+    out = tmp_path / "f.parquet"
+    for stop in (2, 6):
+        with pytest.raises(CrashError):
+            features(run, data, out, on_progress=crash_at(stop), **how)
+        assert not out.exists()
+    told: list[int] = []
+    summary = features(run, data, out, on_progress=lambda done, of: told.append(done), **how)
+    assert out.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+    assert told[0] == 6 and told[-1] == len(whole_index(run_copy)), "it went on at the last part"
+    assert summary["clips_before"] == 5 and whole["clips_before"] == 0  # one of the six is bad
+    assert list(summary["bad"]) == list(whole["bad"]) == [key, last]
+    assert summary["clips"] == whole["clips"] == len(whole_index(run_copy)) - 2
+    assert sorted(p.name for p in tmp_path.glob("*f.*")) == ["f.json", "f.parquet"], "the parts are gone"
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_parts_of_other_settings_or_damaged_ones_are_made_again(run_copy: Path, tmp_path: Path) -> None:
+    run, data, out = run_copy / "train", str(run_copy / "shards"), tmp_path / "f.parquet"
+    how: dict[str, Any] = {"batch": 2, "workers": 0}
+    features(run, data, tmp_path / "whole.parquet", fps=20.0, **how)
+    with pytest.raises(CrashError):
+        features(run, data, out, on_progress=crash_at(4), **how)
+    with pytest.raises(CrashError):  # another rate: other features
+        features(run, data, out, fps=20.0, on_progress=crash_at(4), **how)
+    first, second = sorted((tmp_path / ".f.parquet.parts").iterdir())
+    second.write_bytes(second.read_bytes()[:-9])
+    told: list[int] = []
+    summary = features(run, data, out, fps=20.0, on_progress=lambda done, of: told.append(done), **how)
+    assert told[0] == summary["clips_before"] == 2
+    assert out.read_bytes() == (tmp_path / "whole.parquet").read_bytes()

@@ -96,6 +96,39 @@ class BenchLoadConfig(LoadOptions):
     """Batches to measure."""
     warmup: int = pydantic.Field(default=3, ge=1)
     """Batches before the clock starts."""
+    whole_clips: bool = False
+    """Play the same batches a second time with clips read whole, where else only the blocks that decoding needs are read."""
+
+
+class BenchStorageConfig(_Config):
+    """Where storage is measured, with how much, and how far away."""
+
+    url: Annotated[Positional[str | None], arg(metavar="[URL]")] = None
+    """An s3:// bucket or prefix to write below; what is written is removed. None: a server is started here."""
+    files: int = pydantic.Field(default=4, ge=1)
+    """Number of files."""
+    file_mib: float = pydantic.Field(default=256.0, ge=1)
+    """Size of each file in MiB."""
+    clip_kib: float = pydantic.Field(default=512.0, ge=1)
+    """Size in KiB of the clips as which the loader fetches the files' bytes."""
+    threads: int = pydantic.Field(default=8, ge=1)
+    """Ranged reads that run side by side, for each reader that can be told."""
+    fetch_threads: int | None = pydantic.Field(default=None, ge=1)
+    """Clips that the loader fetches side by side. None: as many as its workers on this machine do."""
+    rounds: int = pydantic.Field(default=3, ge=1)
+    """Number of rounds; in each round everything runs once, in another order."""
+    latency_ms: float = pydantic.Field(default=0.0, ge=0)
+    """Milliseconds by which a relay delays each answer of the server."""
+    connection_mb_s: float = pydantic.Field(default=0.0, ge=0)
+    """MB/s that the relay lets through on each connection, in each direction. 0: no limit."""
+    out: Path | None = None
+    """File to write the result to as JSON, too."""
+
+    @pydantic.model_validator(mode="after")
+    def _check_url(self) -> BenchStorageConfig:
+        if self.url is not None and not self.url.startswith("s3://"):
+            raise ConfigError(f"{self.url}: give an s3:// URL, since obstore and boto3 are compared on one S3 server")
+        return self
 
 
 class BenchLoadersConfig(_Config):

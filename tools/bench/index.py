@@ -76,7 +76,7 @@ def _rows(rng: np.random.Generator, clip: np.ndarray) -> pa.Table:
     ordinals = np.frombuffer(b"".join(b"_%04d" % i for i in range(_OF_SOURCE)), np.uint8).reshape(-1, 5)
     keys = _text(np.hstack([sources, ordinals[clip % _OF_SOURCE]]))
     label = rng.integers(0, _LABELS, n)
-    names = [shard_name(int(s), 0) for s in range(int(shard[0]), int(shard[-1]) + 1)]
+    names = [shard_name(int(s), 0, FORMAT) for s in range(int(shard[0]), int(shard[-1]) + 1)]
     own = {
         "key": keys,
         "shard": pa.array(names).take(pa.array(shard - shard[0])),
@@ -93,15 +93,15 @@ def _rows(rng: np.random.Generator, clip: np.ndarray) -> pa.Table:
         "motion": pa.array(rng.random(n) * 40, pa.float32()),
         "duplicate_of": pa.array(keys.to_numpy(zero_copy_only=False), mask=clip % _REPEATS != _REPEATS - 1),
     }
-    columns = [own[f.name] if f.name in own else _constant(f.type, n) for f in CLIPS]
+    columns = [own[f.name] if f.name in own else constant(f.type, n) for f in CLIPS]
     return pa.Table.from_arrays(columns, schema=CLIPS)
 
 
-def _constant(kind: pa.DataType, n: int) -> pa.Array:
+def constant(kind: pa.DataType, n: int) -> pa.Array:
     """A column of one value, for what opening does not look at."""
     if pa.types.is_string(kind):
         return pa.repeat(pa.scalar("h264"), n)
-    if pa.types.is_fixed_size_binary(kind):
+    if pa.types.is_fixed_size_binary(kind) or pa.types.is_binary(kind):
         return pa.nulls(n, kind)
     return pa.array(np.ones(n), kind)
 

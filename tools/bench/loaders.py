@@ -24,6 +24,7 @@ import torch
 from reelmae.pipeline.errors import InputError, ReelmaeError
 from reelmae.pipeline.loading.index.clips import ClipIndex
 from reelmae.pipeline.loading.loader import ClipLoader
+from reelmae.pipeline.storage.access import Access
 from reelmae.tools.bench import baselines
 from reelmae.tools.bench.baselines import Batch, Wanted
 from reelmae.tools.bench.config import BenchLoadersConfig
@@ -35,9 +36,9 @@ Pair = tuple[str, str]  # dataset, loader
 Round = dict[Pair, "_Count"]
 
 
-def bench_loaders(config: BenchLoadersConfig) -> dict[str, Any]:
+def bench_loaders(config: BenchLoadersConfig, access: Access | None = None) -> dict[str, Any]:
     """Measure; raises InputError if the datasets do not hold the same clips."""
-    indexes = {data: ClipIndex.open(data) for data in config.data}
+    indexes = {data: ClipIndex.open(data, access=access) for data in config.data}
     _check_same(indexes)
     torchcodec, reason = baselines.has_torchcodec()
     names = [OURS, *(n for n in baselines.LOADERS if torchcodec or n != "webdataset_torchcodec")]

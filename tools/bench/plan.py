@@ -31,7 +31,7 @@ from reelmae.pipeline.ingest.ffmpeg import find_ffmpeg
 from reelmae.pipeline.ingest.plan import parts
 from reelmae.pipeline.ingest.shards.commits import committed_tasks
 from reelmae.pipeline.ingest.shards.ledger import finish
-from reelmae.pipeline.schema import CLIP, CLIPS, COMMITS, clip_key, commit_name, shard_name
+from reelmae.pipeline.schema import CLIP, CLIPS, COMMITS, FORMAT, clip_key, commit_name, shard_name
 from reelmae.pipeline.storage.store import Store
 from reelmae.tools.bench.config import BenchPlanConfig
 from reelmae.tools.machine import machine, versions
@@ -140,15 +140,15 @@ def _write_commits(store: Store, file: pq.ParquetFile, tasks: Iterable[int]) -> 
         n = len(urls)
         own = {"source": urls, "key": pa.array([clip_key(u, 0) for u in urls.to_pylist()])}
         own["sha256"] = pa.array([hashlib.sha256(u.encode()).hexdigest() for u in urls.to_pylist()])
-        own["shard"], own["kind"] = pa.repeat(shard_name(task, 0), n), pa.repeat(CLIP, n)
-        numbers = [f for f in COMMITS if not pa.types.is_string(f.type) and not pa.types.is_fixed_size_binary(f.type)]
+        own["shard"], own["kind"] = pa.repeat(shard_name(task, 0, FORMAT), n), pa.repeat(CLIP, n)
+        numbers = [f for f in COMMITS if pa.types.is_integer(f.type) or pa.types.is_floating(f.type)]
         ones = {f.name: pa.array(np.ones(n), f.type) for f in numbers}
         text = {f.name: pa.repeat("h264", n) for f in CLIPS if pa.types.is_string(f.type) and not f.nullable}
         columns = {**ones, **text, **own}
         table = pa.table([columns.get(f.name, pa.nulls(n, f.type)) for f in COMMITS], schema=COMMITS)
-        local = store.local_path(commit_name(task))
-        local.parent.mkdir(exist_ok=True)
-        sizes = json.dumps({shard_name(task, 0): 1})
+        local = store.local_path(commit_name(task, FORMAT))
+        local.parent.mkdir(parents=True, exist_ok=True)
+        sizes = json.dumps({shard_name(task, 0, FORMAT): 1})
         pq.write_table(table.replace_schema_metadata({"shards": sizes}), local)
 
 

@@ -37,6 +37,7 @@ from reelmae.pipeline.loading.index.clips import ClipIndex
 from reelmae.pipeline.loading.loader import ClipLoader
 from reelmae.pipeline.loading.order.draws import SamplePolicy
 from reelmae.pipeline.loading.order.masks import DecoderMaskPolicy, MaskKind, MaskPolicy, ids_decode, ids_keep
+from reelmae.pipeline.storage.access import Access
 from reelmae.tools.bench.config import BenchStepConfig
 from reelmae.tools.machine import machine, versions
 from reelmae.train.optim import OptimConfig, adamw
@@ -58,7 +59,7 @@ class _Times:
     """Highest memory in a step, above what was held before it. None where the system does not say."""
 
 
-def bench_step(config: BenchStepConfig) -> dict[str, Any]:
+def bench_step(config: BenchStepConfig, access: Access | None = None) -> dict[str, Any]:
     """Times, FLOPs, memory and speedups, as JSON values. ConfigError names a setting that cannot be timed."""
     mae = _mae(config)
     device = resolve_device(config.device)
@@ -82,7 +83,7 @@ def bench_step(config: BenchStepConfig) -> dict[str, Any]:
                 "tokens": {"all": mae.n_tokens, "kept": len(keep), "predicted": len(decode)},
             }
         if config.data is not None:
-            loaded = _time_behind_loader(config, steppers, mae)
+            loaded = _time_behind_loader(config, steppers, mae, access)
             result["load_step_ms"] = {e: loaded[e][0] for e in ENCODERS}
             result["wait_share"] = {e: loaded[e][1] for e in ENCODERS}
             result["speedup"]["load_compute"] = loaded["dense"][0] / loaded["sparse"][0]
@@ -231,11 +232,11 @@ def _summary(timed: dict[Encoder, _Times], flops: dict[Encoder, int]) -> dict[st
 
 
 def _time_behind_loader(
-    config: BenchStepConfig, steppers: dict[Encoder, _Stepper], mae: MAEConfig
+    config: BenchStepConfig, steppers: dict[Encoder, _Stepper], mae: MAEConfig, access: Access | None
 ) -> dict[Encoder, tuple[float, float]]:
     """Milliseconds a step with the loader in the loop, and the share of them spent waiting for it."""
     assert config.data is not None
-    index = ClipIndex.open(config.data)
+    index = ClipIndex.open(config.data, access=access)
     loader_config = LoaderConfig(
         batch_videos=config.batch,
         sample=SamplePolicy(frames=mae.frames, size=mae.size),

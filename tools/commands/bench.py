@@ -15,8 +15,10 @@ from reelmae.tools.bench.config import (
     BenchPresetsConfig,
     BenchShardConfig,
     BenchStepConfig,
+    BenchStorageConfig,
     ChartConfig,
 )
+from reelmae.tools.commands.access import AccessFlags
 from reelmae.tools.commands.command import Command
 from reelmae.tools.show import Result
 
@@ -26,12 +28,13 @@ class BenchStep(Command):
     """Time a training step: dense encoder against sparse encoder. With --data also behind the real loader."""
 
     config: Annotated[BenchStepConfig, arg(name="")] = field(default_factory=BenchStepConfig)
+    access: Annotated[AccessFlags, arg(name="")] = field(default_factory=AccessFlags)
 
     def run(self) -> Result:
         """Measure."""
         from reelmae.tools.bench.step import bench_step
 
-        return bench_step(self.config)
+        return bench_step(self.config, self.access.access())
 
 
 @dataclass
@@ -39,12 +42,13 @@ class BenchLoad(Command):
     """Time the loader alone: clips per second and per processor second, seconds of each stage, memory."""
 
     config: Annotated[BenchLoadConfig, arg(name="")]
+    access: Annotated[AccessFlags, arg(name="")] = field(default_factory=AccessFlags)
 
     def run(self) -> Result:
         """Measure."""
         from reelmae.tools.bench.load import bench_load
 
-        return bench_load(self.config)
+        return bench_load(self.config, self.access.access())
 
 
 @dataclass
@@ -52,12 +56,13 @@ class BenchLoaders(Command):
     """Compare the loader with two that a user would write, on one core each: clips per processor second."""
 
     config: Annotated[BenchLoadersConfig, arg(name="")]
+    access: Annotated[AccessFlags, arg(name="")] = field(default_factory=AccessFlags)
 
     def run(self) -> Result:
         """Measure."""
         from reelmae.tools.bench.loaders import bench_loaders
 
-        return bench_loaders(self.config)
+        return bench_loaders(self.config, self.access.access())
 
 
 @dataclass
@@ -113,6 +118,21 @@ class BenchPresets(Command):
 
 
 @dataclass
+class BenchStorage(Command):
+    """Compare storage with obstore (reading) and boto3 (writing) on one S3 server: MB/s, processor time, memory."""
+
+    config: Annotated[BenchStorageConfig, arg(name="")] = field(default_factory=BenchStorageConfig)
+    access: Annotated[AccessFlags, arg(name="")] = field(default_factory=AccessFlags)
+
+    def run(self) -> Result:
+        """Measure."""
+        from reelmae.tools.bench.storage import bench_storage, text_of
+
+        result = bench_storage(self.config, self.access.access())
+        return result if self.json else text_of(result)
+
+
+@dataclass
 class BenchChart(Command):
     """Draw the measured figures of a folder of results as one picture."""
 
@@ -137,6 +157,7 @@ class Bench:
         | Annotated[BenchPlan, subcommand("plan")]
         | Annotated[BenchIndex, subcommand("index")]
         | Annotated[BenchPresets, subcommand("presets")]
+        | Annotated[BenchStorage, subcommand("storage")]
         | Annotated[BenchChart, subcommand("chart")]
     )
 

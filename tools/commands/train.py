@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from reelmae.tools.commands.access import AccessFlags
 from reelmae.tools.commands.command import Command
 from reelmae.tools.show import Result
 from reelmae.train.precision import Precision
@@ -20,7 +21,7 @@ class Pretrain(Command):
     recipe: Annotated[Positional[str], arg(metavar="RECIPE")]
     """Name of a recipe (demo, mae_st_vit_b, mae_st_vit_l, motion_mae_vit_b, videomae_vit_b), or a TOML file."""
     overrides: Annotated[Positional[tuple[str, ...]], arg(metavar="KEY=VALUE")] = ()
-    """Settings that replace the recipe's, such as data.url=shards run.out=runs/a optim.blr=1e-3."""
+    """Settings that replace the recipe's, such as data.url=s3://bucket/shards data.storage_options=@FILE run.out=runs/a."""
 
     def run(self) -> Result:
         """Pretrain to the recipe's last step."""
@@ -44,17 +45,19 @@ class Reconstruct(Command):
     """Number of clips to draw."""
     seed: int = 0
     """Another seed chooses other clips, windows and masks."""
+    access: Annotated[AccessFlags, arg(name="")] = field(default_factory=AccessFlags)
 
     def run(self) -> Result:
         """Draw the pictures."""
         from reelmae.tools.reconstruct import reconstruct
 
-        return reconstruct(self.checkpoint, self.data, self.out, clips=self.clips, seed=self.seed)
+        access = self.access.access()
+        return reconstruct(self.checkpoint, self.data, self.out, clips=self.clips, seed=self.seed, access=access)
 
 
 @dataclass
 class Features(Command):
-    """Write frozen features: one vector per view of every clip, in one parquet file with a summary beside it."""
+    """Write frozen features: one vector per view of every clip, in one parquet file with a summary beside it. Run it again to resume."""
 
     checkpoint: Annotated[Positional[str], arg(metavar="CHECKPOINT")]
     """A run's folder (its newest checkpoint is used), a checkpoint file, or exported weights (.safetensors)."""
@@ -78,12 +81,14 @@ class Features(Command):
     """auto: CUDA if there is a GPU, else the CPU."""
     precision: Precision = "auto"
     """auto: bf16 on CUDA, float32 on the CPU."""
+    access: Annotated[AccessFlags, arg(name="")] = field(default_factory=AccessFlags)
 
     def run(self) -> Result:
         """Encode every clip, with a progress bar on stderr."""
         from reelmae.tools.show import ClipProgress
         from reelmae.train.features import features
 
+        access = self.access.access()
         with ClipProgress() as progress:
             return features(
                 self.checkpoint,
@@ -97,5 +102,6 @@ class Features(Command):
                 workers=self.workers,
                 device=self.device,
                 precision=self.precision,
+                access=access,
                 on_progress=progress,
             )

@@ -1,19 +1,24 @@
 """The frozen plan of a job: its parts, each a list of sources dealt to tasks, and what may never change between runs.
 
-    plan/plan.json             config, encoder, columns of the manifest, and the parts
-    plan/sources.parquet       the sources of the first part, row group i = its task i
-    plan/sources-0001.parquet  the same of the second part: sources that are new (append) or tried again (retry)
+    plan/plan.json            config, encoder, columns of the manifest, and the parts
+    plan/sources-HEX.parquet  the sources of a part, row group i = its task i; HEX: the first 16 hex of its sha256
 
-Task numbers run through all parts. plan.json is written last, so a plan is whole or not there. Where a source is in
-several parts, its outcome in the last of them counts.
+Task numbers run through all parts. A later part holds sources that are new (append) or tried again (retry). Where a
+source is in several parts, its outcome in the last of them counts.
+
+plan.json is written last, so a plan is whole or not there. It names the files of its sources by what they hold, so it
+never goes with those of another plan. A file that it does not name is of a job that was killed before it wrote its
+plan: it counts nowhere, and is removed when a job ends. Format 1 numbers the files: `sources.parquet`,
+`sources-0001.parquet`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,7 +34,11 @@ from reelmae.pipeline.ingest.config import ShardConfig
 from reelmae.pipeline.ingest.ffmpeg import Tool
 from reelmae.pipeline.ingest.plan.deal import deal_sources, label_ids, sources_per_task, write_plan
 from reelmae.pipeline.ingest.plan.sources import list_sources
+from reelmae.pipeline.storage.access import Access
+from reelmae.pipeline.storage.checked import download_agreed, read_agreed, read_checked
 from reelmae.pipeline.storage.store import Store
+
+_BY_DIGEST = re.compile(r"plan/sources-([0-9a-f]{16})\.parquet")
 
 
 class PlanPart(BaseModel):
@@ -98,17 +107,25 @@ def as_json(value: object) -> bytes:
 
 
 def read_plan(store: Store) -> Plan | None:
-    """The plan at a DST; None where there is none. DatasetError where it cannot be read."""
+    """The plan at a DST; None where there is none.
+
+    DatasetError where it cannot be read, InputError where it is of a format that this version does not know.
+    """
     if not store.exists(schema.PLAN_JSON):
         return None
+    data = read_agreed(store, schema.PLAN_JSON)
     try:
-        return Plan.model_validate_json(store.read_bytes(schema.PLAN_JSON))
+        plan = json.loads(data)
+        words = schema.format_fault(plan.get("format")) if isinstance(plan, dict) else ""
+        if not words:
+            return Plan.model_validate_json(data)
     except ValueError as e:
         first = str(e).splitlines()
         raise DatasetError(
             f"{store.url(schema.PLAN_JSON)}: is damaged, or of another version of reelmae ({' '.join(first[:3])}); "
             "shard the bucket anew to another DST"
         ) from e
+    raise InputError(f"{store.url(schema.PLAN_JSON)}: {words}")
 
 
 def is_finished(store: Store, plan: Plan) -> bool:
@@ -116,18 +133,30 @@ def is_finished(store: Store, plan: Plan) -> bool:
     if not store.exists(schema.DATASET_JSON):
         return False
     try:
-        facts = json.loads(store.read_bytes(schema.DATASET_JSON))
+        facts = json.loads(read_agreed(store, schema.DATASET_JSON))
     except ValueError:  # damaged: the join writes it again
         return False
     return isinstance(facts, dict) and facts.get("plan") == plan.digest()
 
 
-def new_plan(src: str, store: Store, config: ShardConfig, tool: Tool, limit: int | None) -> Plan:
-    """List `src` and freeze it as the first part of a new job."""
+def new_plan(
+    src: str,
+    store: Store,
+    config: ShardConfig,
+    tool: Tool,
+    limit: int | None,
+    access: Access | None = None,
+    confirm: Callable[[], None] | None = None,
+) -> Plan:
+    """List `src` and freeze it as the first part of a new job.
+
+    access: how `src` is reached.
+    confirm: raises where the job must not write the plan any more; called before each file of it is written.
+    """
     for name in (schema.DATASET_JSON, schema.INDEX, "commits", "shards"):
         if store.exists(name):
             raise JobMismatchError(f"{store.url(name)}: exists, but no {schema.PLAN_JSON}; give an empty DST")
-    listing = list_sources(src, config)
+    listing = list_sources(src, config, access)
     empty = Plan(
         format=schema.FORMAT,
         config=config,
@@ -136,15 +165,24 @@ def new_plan(src: str, store: Store, config: ShardConfig, tool: Tool, limit: int
         columns=dict(sorted(listing.columns.items())),  # as plan.json gives them back
         parts=(),
     )
-    return _add_part(store, empty, src, listing.table, tool, limit=limit, retry=None)
+    return _add_part(store, empty, src, listing.table, tool, limit=limit, retry=None, confirm=confirm)
 
 
-def append_sources(src: str, store: Store, old: Plan, tool: Tool, limit: int | None) -> tuple[Plan, int]:
+def append_sources(
+    src: str,
+    store: Store,
+    old: Plan,
+    tool: Tool,
+    limit: int | None,
+    access: Access | None = None,
+    confirm: Callable[[], None] | None = None,
+) -> tuple[Plan, int]:
     """The plan with one part more: the sources of `src` that no part holds. Where there is none, the old plan.
 
     And the number of sources that a part holds, but that have another size or etag now; these are not taken again.
+    `access` and `confirm` as in `new_plan`.
     """
-    listing = list_sources(src, old.config)
+    listing = list_sources(src, old.config, access)
     new_columns = {k: v for k, v in listing.columns.items() if old.columns.get(k) != v}
     if new_columns:
         raise JobMismatchError(
@@ -163,15 +201,18 @@ def append_sources(src: str, store: Store, old: Plan, tool: Tool, limit: int | N
     changed = int(pc.sum(moved).as_py() or 0)
     if not fresh.num_rows:
         return old, changed
-    return _add_part(store, old, src, fresh, tool, limit=limit, retry=None), changed
+    return _add_part(store, old, src, fresh, tool, limit=limit, retry=None, confirm=confirm), changed
 
 
-def retry_rejects(store: Store, old: Plan, tool: Tool, reason: str) -> Plan:
-    """The plan with a part more for each src: the sources that were rejected as a whole for `reason` ("all": any)."""
+def retry_rejects(store: Store, old: Plan, tool: Tool, reason: str, confirm: Callable[[], None] | None = None) -> Plan:
+    """The plan with a part more for each src: the sources that were rejected as a whole for `reason` ("all": any).
+
+    `confirm` as in `new_plan`.
+    """
     allowed = ["all", *(r.value for r in schema.Reason)]
     if reason not in allowed:
         raise InputError(f"--retry-rejected {reason}: is not a reason; take one of {', '.join(allowed)}")
-    rejects = pq.read_table(pa.BufferReader(store.read_bytes(schema.REJECTS_FILE)))
+    rejects = pq.read_table(pa.BufferReader(read_agreed(store, schema.REJECTS_FILE)))
     wanted = pc.is_null(rejects.column("span_start_s"))
     if reason != "all":
         wanted = pc.and_(wanted, pc.equal(rejects.column("reason"), reason))
@@ -190,7 +231,7 @@ def retry_rejects(store: Store, old: Plan, tool: Tool, reason: str) -> Plan:
         again = pa.concat_tables(found).drop_columns(["task"]).sort_by("url")
         again = again.set_column(1, "size", pa.array([-1] * len(again), pa.int64()))  # it may have changed
         if len(again):
-            plan = _add_part(store, plan, src, again, tool, limit=None, retry=reason)
+            plan = _add_part(store, plan, src, again, tool, limit=None, retry=reason, confirm=confirm)
     return plan
 
 
@@ -231,13 +272,62 @@ def part_file(store: Store, part: PlanPart) -> Iterator[pq.ParquetFile]:
     """The file of a part's sources; row group i holds its task i."""
     with tempfile.TemporaryDirectory(prefix="reelmae-") as folder:
         path = Path(folder, "sources.parquet")
-        store.download(part.file, path)
+        download_part(store, part, path)
         with pq.ParquetFile(path) as file:
             yield file
 
 
+def download_part(store: Store, part: PlanPart, to: Path) -> None:
+    """Copy the file of a part's sources; DatasetError where it is not the one that its name says."""
+    named = _BY_DIGEST.fullmatch(part.file)
+    if named is None:  # format 1
+        download_agreed(store, part.file, to)
+        return
+    wanted = named.group(1)
+
+    def download() -> Path:
+        store.download(part.file, to)
+        return to
+
+    def check(path: Path) -> None:
+        if _file_digest(path) != wanted:
+            raise DatasetError(
+                f"{store.url(part.file)}: its bytes are not those of its name (sha256); put it back from a copy, "
+                "or shard the bucket anew to another DST"
+            )
+
+    read_checked(store, download, check, (DatasetError,))
+
+
+def stray_sources(store: Store, plan: Plan) -> list[str]:
+    """Files of sources that the plan does not name. Format 1 has none: there, the next part takes the file's name."""
+    named = {part.file for part in plan.parts}
+    there = [entry.path for entry in store.list("plan")] if plan.format > 1 else []
+    return [path for path in there if _BY_DIGEST.fullmatch(path) and path not in named]
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _file_name(path: Path, number: int, format: int) -> str:
+    """What the file of sources of the plan's part `number` is called."""
+    if format > 1:
+        return f"plan/sources-{_file_digest(path)}.parquet"
+    return schema.PLAN_SOURCES if not number else schema.PLAN_SOURCES.replace(".", f"-{number:04d}.")
+
+
 def _add_part(
-    store: Store, old: Plan, src: str, sources: pa.Table, tool: Tool, *, limit: int | None, retry: str | None
+    store: Store,
+    old: Plan,
+    src: str,
+    sources: pa.Table,
+    tool: Tool,
+    *,
+    limit: int | None,
+    retry: str | None,
+    confirm: Callable[[], None] | None,
 ) -> Plan:
     """Publish the sources, the labels, then plan.json."""
     number = len(old.parts)
@@ -247,12 +337,14 @@ def _add_part(
         planned = planned.slice(0, limit)
     numbers = pc.add(planned.column("task"), pa.scalar(old.tasks, pa.int32()))
     planned = planned.set_column(planned.schema.get_field_index("task"), schema.SOURCES.field("task"), numbers)
-    known = json.loads(store.read_bytes(schema.LABELS)) if store.exists(schema.LABELS) else {}
+    known = json.loads(read_agreed(store, schema.LABELS)) if store.exists(schema.LABELS) else {}
     labels = label_ids(_label_names(planned), known)
-    file = schema.PLAN_SOURCES if not number else schema.PLAN_SOURCES.replace(".", f"-{number:04d}.")
     with tempfile.TemporaryDirectory(prefix="reelmae-") as folder:
         path = Path(folder, "sources.parquet")
         write_plan(planned, path, per_task)
+        file = _file_name(path, number, old.format)
+        if confirm is not None:
+            confirm()
         store.publish(path, file)
     if labels != known:
         store.publish_bytes(as_json(labels), schema.LABELS)
@@ -268,6 +360,8 @@ def _add_part(
         ffmpeg=tool.version,
     )
     new = old.model_copy(update={"parts": (*old.parts, part)})
+    if confirm is not None:
+        confirm()
     store.publish_bytes(new.data(), schema.PLAN_JSON)
     return new
 

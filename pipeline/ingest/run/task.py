@@ -40,7 +40,7 @@ from reelmae.pipeline.ingest.run.scratch import Scratch
 from reelmae.pipeline.ingest.sandbox import Sandbox
 from reelmae.pipeline.ingest.shards.commits import read_rejects
 from reelmae.pipeline.ingest.shards.pack import ClipRow, PackedShard, Packer
-from reelmae.pipeline.schema import CLIP, COMMITS, LABELS, REJECT, Reason, commit_name, with_columns
+from reelmae.pipeline.schema import CLIP, LABELS, REJECT, Reason, commit_columns, commit_name
 from reelmae.pipeline.storage.store import Store
 
 FAILURES = 5  # fetches failing in a row are the storage's fault, not the sources'
@@ -174,8 +174,8 @@ class TaskWorker:
         try:
             part = self._spec.plan.part_of(task)
             sources = self._read_sources(task, part)
-            kept = read_rejects(self._store, task) if self._spec.repairs else {}
-            with Packer(folder, task, self._spec.config.shard_bytes) as packer:
+            kept = read_rejects(self._store, task, self._spec.plan.format) if self._spec.repairs else {}
+            with Packer(folder, task, self._spec.config.shard_bytes, self._spec.plan.format) as packer:
                 work = _Work(_bucket_root(part.src), folder, packer, TaskReport(task))
                 for source in sources:
                     if source["url"] in kept:
@@ -207,7 +207,7 @@ class TaskWorker:
     def _read_sources(self, task: int, part: parts.PlanPart) -> list[dict[str, Any]]:
         path = self._folder / Path(part.file).name
         if not path.exists():
-            self._store.download(part.file, path)
+            parts.download_part(self._store, part, path)
         with pq.ParquetFile(path) as file:
             return file.read_row_group(task - part.first_task).to_pylist()
 
@@ -276,13 +276,13 @@ class TaskWorker:
             self._store.publish(shard.idx, shard.name.removesuffix(".tar") + ".idx")
         sizes = json.dumps({s.name: s.tar.stat().st_size for s in shards}, sort_keys=True)
         records = [{"kind": CLIP, **row.record()} for row in rows] + [{"kind": REJECT, **row} for row in rejects]
-        columns = with_columns(COMMITS, self._spec.plan.columns)
+        columns = commit_columns(self._spec.plan.format, self._spec.plan.columns)
         table = pa.Table.from_pylist(records, columns).replace_schema_metadata({"shards": sizes})
         commit = self._folder / "commit.parquet"
         pq.write_table(table, commit)
         if self._stopping.is_set():
             raise StoppedError("stopped")
-        self._store.publish(commit, commit_name(task))
+        self._store.publish(commit, commit_name(task, self._spec.plan.format))
 
 
 def _bucket_root(src: str) -> Path | None:

@@ -1,4 +1,4 @@
-"""Commit records as they lie at a DST: one parquet a task, its clip rows and reject rows (schema.COMMITS)."""
+"""Commit records as they lie at a DST: one parquet a task, its clip rows and reject rows (schema.commit_columns)."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ import pyarrow.parquet as pq
 
 from reelmae.pipeline.errors import DatasetError
 from reelmae.pipeline.schema import REJECT, REJECTS, commit_name
+from reelmae.pipeline.storage.checked import read_agreed
 from reelmae.pipeline.storage.store import Store
 
 FOREIGN = "is not a commit record of a task; remove it, or give it its name back"
 
 
-def committed_tasks(store: Store, on_foreign: Callable[[str], None] | None = None) -> set[int]:
-    """The tasks that are done: those whose commit record is there under its exact name (schema.commit_name).
+def committed_tasks(store: Store, format: int, on_foreign: Callable[[str], None] | None = None) -> set[int]:
+    """The tasks that are done: those whose commit record is there under its exact name in this format of dataset.
 
-    Any other .parquet file among the commits is foreign: it may be a commit that was renamed. Its path is given to
-    `on_foreign`; without that it raises DatasetError.
+    Any other .parquet file among the commits is foreign: it may be a commit that was renamed, or moved to where
+    another format has it. Its path is given to `on_foreign`; without that it raises DatasetError.
     """
     tasks: set[int] = set()
     for entry in store.list("commits"):
         if not entry.path.endswith(".parquet"):
             continue
         number = PurePosixPath(entry.path).stem
-        if number.isdecimal() and entry.path == commit_name(int(number)):
+        if number.isdecimal() and entry.path == commit_name(int(number), format):
             tasks.add(int(number))
         elif on_foreign is not None:
             on_foreign(entry.path)
@@ -36,16 +37,16 @@ def committed_tasks(store: Store, on_foreign: Callable[[str], None] | None = Non
     return tasks
 
 
-def read_commit(store: Store, task: int) -> pa.Table:
-    """One task's commit record."""
-    return pq.read_table(pa.BufferReader(store.read_bytes(commit_name(task))))
+def read_commit(store: Store, task: int, format: int) -> pa.Table:
+    """One task's commit record. A damaged one raises what pyarrow raises (ArrowException, OSError)."""
+    return pq.read_table(pa.BufferReader(read_agreed(store, commit_name(task, format))))
 
 
-def read_rejects(store: Store, task: int) -> dict[str, dict[str, Any]]:
+def read_rejects(store: Store, task: int, format: int) -> dict[str, dict[str, Any]]:
     """url → reject row of the sources that a task's commit rejects as a whole; none where it cannot be read."""
     try:
-        rows = read_commit(store, task).select([*REJECTS.names, "kind"]).to_pylist()
-    except (FileNotFoundError, pa.ArrowException, KeyError):
+        rows = read_commit(store, task, format).select([*REJECTS.names, "kind"]).to_pylist()
+    except (OSError, pa.ArrowException, KeyError):
         return {}
     return {
         row["source"]: {name: row[name] for name in ("source", "reason", "detail")}

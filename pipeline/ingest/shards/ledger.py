@@ -24,12 +24,13 @@ import pyarrow.parquet as pq
 
 import reelmae.pipeline.schema as schema
 from reelmae.pipeline.errors import DatasetError
-from reelmae.pipeline.ingest.plan.parts import Plan, as_json, part_file
+from reelmae.pipeline.ingest.plan.parts import Plan, as_json, part_file, stray_sources
 from reelmae.pipeline.ingest.shards.commits import read_commit
 from reelmae.pipeline.ingest.shards.duplicates import find_repeats
 from reelmae.pipeline.storage.store import Store
 
 _ROWS = 50_000  # of index.parquet written at once
+_BLOCKS_BYTES = 64 << 20  # fewer rows, where their `blocks` have more bytes
 HASH_BYTES = 32
 KEY_BYTES = 21
 
@@ -65,7 +66,7 @@ def finish(store: Store, plan: Plan) -> None:
     sums = Sums()
     with tempfile.TemporaryDirectory(prefix="reelmae-") as folder:
         index, rejects = Path(folder, "index.parquet"), Path(folder, "rejects.parquet")
-        columns = schema.with_columns(schema.CLIPS, plan.columns)
+        columns = schema.clip_columns(plan.format, plan.columns)
         with (
             _Rows(index, columns) as index_rows,
             _Rows(rejects, schema.REJECTS) as reject_rows,
@@ -84,8 +85,18 @@ def finish(store: Store, plan: Plan) -> None:
             )
         store.publish(index, schema.INDEX)
         store.publish(rejects, schema.REJECTS_FILE)
-    store.sweep("", "shards", "commits", "plan")
+    _sweep(store, plan)
     store.publish_bytes(as_json(dataset_facts(plan, sums)), schema.DATASET_JSON)
+
+
+def _sweep(store: Store, plan: Plan) -> None:
+    """Remove what killed jobs left: temporary files or dangling uploads, and sources that no plan names."""
+    if store.is_local:
+        store.sweep("", *schema.task_folders(plan.tasks, plan.format), "plan")
+    else:  # whatever lies below, so not "": another dataset may be made there
+        store.sweep("shards", "commits", "plan", schema.INDEX, schema.REJECTS_FILE, schema.LABELS, schema.DATASET_JSON)
+    for path in stray_sources(store, plan):
+        store.remove(path)
 
 
 def commits(store: Store, plan: Plan) -> Iterator[tuple[pa.Table, pa.Table]]:
@@ -96,7 +107,7 @@ def commits(store: Store, plan: Plan) -> Iterator[tuple[pa.Table, pa.Table]]:
         with part_file(store, part) as file:
             for task in range(part.tasks):
                 sources = file.read_row_group(task)
-                commit = read_commit(store, part.first_task + task)
+                commit = read_commit(store, part.first_task + task, plan.format)
                 check_commit(sources, commit)
                 if later is not None:
                     sources = sources.filter(pc.invert(pc.is_in(sources.column("url"), value_set=later)))
@@ -211,7 +222,7 @@ def dataset_facts(plan: Plan, sums: Sums) -> dict[str, Any]:
     """dataset.json."""
     last = plan.parts[-1]
     return {
-        "format": schema.FORMAT,
+        "format": plan.format,
         "reelmae": version("reelmae"),
         "src": plan.parts[0].src,
         "sources": plan.sources,
@@ -243,7 +254,8 @@ class _Rows:
     def add(self, table: pa.Table) -> None:
         """Append the rows' columns of this file's schema."""
         self._tables.append(table.select(self._columns.names).replace_schema_metadata(None).cast(self._columns))
-        if sum(t.num_rows for t in self._tables) >= _ROWS:
+        blocks = sum(t.column("blocks").nbytes for t in self._tables) if self._has_blocks else 0
+        if sum(t.num_rows for t in self._tables) >= _ROWS or blocks >= _BLOCKS_BYTES:
             self._flush()
 
     def _flush(self) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from reelmae.pipeline.schema import IDX_VERSION, shard_name
+from reelmae.pipeline.schema import IDX_VERSION, clip_blocks, shard_name
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,8 @@ class ClipRow:
     encoder: str
     colour: str
     extra: dict[str, Any]
+    blocks: bytes | None = None
+    """Not in format 1."""
 
     def record(self) -> dict[str, Any]:
         """The row as in the index: the manifest's own columns beside ours."""
@@ -76,21 +78,24 @@ class PackedShard:
 class Packer:
     """Writes the shards of one task into a folder. Use as a context; `shards` and `rows` are complete after it."""
 
-    def __init__(self, folder: Path, task: int, shard_bytes: int) -> None:
+    def __init__(self, folder: Path, task: int, shard_bytes: int, format: int) -> None:
         self._folder = folder
         self._task = task
         self._shard_bytes = shard_bytes
+        self._format = format
         self._tar_file: tarfile.TarFile | None = None
         self._open_rows: list[ClipRow] = []
         self.shards: list[PackedShard] = []
         self.rows: list[ClipRow] = []
 
     def add(self, clip: Path, row: ClipRow) -> None:
-        """Append one clip. The packer fills in shard, offset, size and sha256 of its row."""
+        """Append one clip. The packer fills in shard, offset, size, sha256 and blocks of its row."""
         data = clip.read_bytes()
         if self._tar_file is None:
             self._tar_file = tarfile.open(self._tar(), "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
-        row = replace(row, shard=self._name(), size=len(data), sha256=hashlib.sha256(data).hexdigest())
+        blocks = clip_blocks(data) if self._format > 1 else None
+        sha256 = hashlib.sha256(data).hexdigest()
+        row = replace(row, shard=self._name(), size=len(data), sha256=sha256, blocks=blocks)
         names = ("codec", "fps", "frames", "height", "label", "label_id", "source", "width")
         facts = {name: getattr(row, name) for name in names}
         facts |= {"span_s": [row.span_start_s, row.span_end_s]}
@@ -106,7 +111,7 @@ class Packer:
             self._close()
 
     def _name(self) -> str:
-        return shard_name(self._task, len(self.shards))
+        return shard_name(self._task, len(self.shards), self._format)
 
     def _tar(self) -> Path:
         return self._folder / Path(self._name()).name

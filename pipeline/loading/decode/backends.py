@@ -77,7 +77,7 @@ def make_decoder(
     `workers` None is one for each core; 0 decodes in the caller's thread (av). At most `slots` batches may be between
     submit and release. `timeout_s` and `policy` are for av, `device` (of dali-gpu) and `pipelines` for DALI.
     """
-    source = SourceSettings(tuple(store.url() for store in stores), cache)
+    source = SourceSettings(tuple(stores), cache)
     workers = usable_cores() if workers is None else workers
     if backend != "av":
         from reelmae.pipeline.loading.decode.dali import DaliDecoder  # takes a second, so only where it is used

@@ -47,17 +47,37 @@ class Track:
     def __len__(self) -> int:
         return len(self.sizes)
 
+    def stop_after(self, number: int) -> int:
+        """Place in decoding order behind the last picture that is shown no later than this one."""
+        return int(np.flatnonzero(self.numbers <= number)[-1]) + 1
 
-def read_track(data: bytes) -> Track:
-    """The first video track. ValueError where there is none, or its tables do not fit the bytes."""
+
+def read_track(data: bytes, size: int | None = None) -> Track:
+    """The first video track. ValueError where there is none, or its tables do not fit the bytes.
+
+    `data` may be the bytes in front of an mp4 of `size` bytes, as far as its tables end (tables_end).
+    """
     try:
-        return _read_track(data)
+        return _read_track(data, len(data) if size is None else size)
     except (struct.error, IndexError, KeyError) as e:
         raise ValueError(f"its mp4 tables are damaged ({type(e).__name__}: {e})") from e
 
 
-def _read_track(data: bytes) -> Track:
-    moov = dict(_boxes(data)).get(b"moov")
+def tables_end(head: bytes) -> int | None:
+    """Where the tables of an mp4 end, in bytes; None where these first bytes do not say it (the pictures come first)."""
+    at = 0
+    while at + 8 <= len(head):
+        size, kind = struct.unpack_from(">I4s", head, at)
+        if size < 8 or kind == b"mdat":
+            return None
+        at += size
+        if kind == b"moov":
+            return at
+    return None
+
+
+def _read_track(data: bytes, whole: int) -> Track:
+    moov = next((content for kind, content in _boxes(data) if kind == b"moov"), None)
     if moov is None:
         raise ValueError("is not an mp4 (it has no moov box)")
     for kind, trak in _boxes(moov):
@@ -71,8 +91,8 @@ def _read_track(data: bytes) -> Track:
     codec, extradata = _codec(stbl[b"stsd"])
     sizes = _sizes(stbl[b"stsz"])
     offsets = _offsets(stbl, sizes)
-    if len(sizes) and (offsets + sizes).max() > len(data):
-        raise ValueError(f"ends before its last picture ({len(data)} of {(offsets + sizes).max()} bytes)")
+    if len(sizes) and (offsets + sizes).max() > whole:
+        raise ValueError(f"ends before its last picture ({whole} of {(offsets + sizes).max()} bytes)")
     keyframes = _table(stbl[b"stss"], 1)[:, 0] - 1 if b"stss" in stbl else np.arange(len(sizes))
     return Track(codec, extradata, offsets, sizes, _numbers(stbl, len(sizes)), keyframes)
 

@@ -5,29 +5,16 @@ Properties that hold:
   come is an error; its neighbour never stands in for it;
 - only wanted frames are converted, and only the drawn box of each: one step of swscale crops, resizes and converts
   from YUV 4:2:0 to planar RGB, the layout of the batch;
-- resizing uses the triangle filter, widened where it shrinks (antialiased), as in the DALI backends.
-
-Which frames are decoded: a pass jumps to a keyframe and decodes frame after frame up to the last one it wants. The
-passes of a clip's R samples follow from where its keyframes lie and from the decode policy:
-- `windows`  each sample decodes its own window, as a loader that seeks for each sample does;
-- `span`     all samples share one window, from the first wanted frame to the last;
-- `auto`     the cheaper of both, stretch by stretch: samples share frames where their windows overlap, and the frames
-             between windows are jumped over where a keyframe allows it.
-
-Each wanted frame is in exactly one pass (`windows`: once for each sample that wants it). `auto` decodes at most as many
-frames as either of the others. In short clips, or at a low frame rate, it equals `span`; in long ones, `windows`.
-
-Example, keyframes at 0, 16, 32, …, two samples that want 20 24 28 and 70 74 78:
-    windows and auto  (16: 20 24 28) (64: 70 74 78)  28 frames        span  (16: 20 24 28 70 74 78)  63 frames
+- resizing uses the triangle filter, widened where it shrinks (antialiased), as in the DALI backends;
+- a picture is decoded from its bytes and those that it needs alone (parts.py): a clip of which only these were read gives
+  the same frames as the whole one.
 """
 
 from __future__ import annotations
 
 import time
-from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import av
@@ -36,60 +23,15 @@ from av.video.reformatter import Interpolation, VideoReformatter
 
 from reelmae.pipeline.errors import BadClipError
 from reelmae.pipeline.loading.decode.mp4 import Track, read_track
+from reelmae.pipeline.loading.decode.parts import needed_of
+from reelmae.pipeline.loading.decode.passes import decode_passes
+from reelmae.pipeline.loading.fetch.blocks import ClipParts, Need
 from reelmae.pipeline.loading.fetch.clip import ClipSource, SourceSettings
 from reelmae.pipeline.loading.order.draws import Draw, frame_indices
 from reelmae.pipeline.loading.tasks import ClipTask, Cost, Decoded, DecodePolicy, OnBad
 
 _SCALING = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 _RGB_PLANES = (2, 0, 1)  # of FFmpeg's gbrp
-
-
-@dataclass(frozen=True)
-class DecodePass:
-    """Frames to decode one after the other: from the keyframe `start` to the last of `wanted` (ascending)."""
-
-    start: int
-    """The keyframe at which decoding begins."""
-    wanted: tuple[int, ...]
-    """Frame numbers, ascending."""
-    samples: tuple[int, ...]
-    """The samples (repeats) that take their frames from this pass."""
-
-    @property
-    def cost(self) -> int:
-        """Frames that are decoded."""
-        return self.wanted[-1] + 1 - self.start
-
-
-def decode_passes(wanted_RT: np.ndarray, keyframes: Sequence[int], policy: DecodePolicy = "auto") -> list[DecodePass]:
-    """The passes for R samples of T frame numbers each. `keyframes` are ascending frame numbers; 0 counts as one."""
-    everyone = tuple(range(len(wanted_RT)))
-    if policy == "windows":
-        return [p for r in everyone for p in _jump(wanted_RT[r], keyframes, (r,))]
-    if policy == "span":
-        wanted = np.unique(wanted_RT).tolist()
-        return [DecodePass(_keyframe(wanted[0], keyframes), tuple(wanted), everyone)]
-    return _jump(wanted_RT, keyframes, everyone)
-
-
-def _keyframe(frame: int, keyframes: Sequence[int]) -> int:
-    """The last keyframe that is not after `frame`."""
-    at = bisect_right(keyframes, frame)
-    return keyframes[at - 1] if at else 0
-
-
-def _jump(wanted_N: np.ndarray, keyframes: Sequence[int], samples: tuple[int, ...]) -> list[DecodePass]:
-    """The passes that jump wherever a keyframe lies between the last decoded frame and the next wanted one."""
-    wanted = np.unique(wanted_N).tolist()
-    passes: list[DecodePass] = []
-    start, run = _keyframe(wanted[0], keyframes), wanted[:1]
-    for frame in wanted[1:]:
-        key = _keyframe(frame, keyframes)
-        if key > run[-1] + 1:
-            passes.append(DecodePass(start, tuple(run), samples))
-            start, run = key, []
-        run.append(frame)
-    return [*passes, DecodePass(start, tuple(run), samples)]
 
 
 class AvDecoder:
@@ -100,10 +42,14 @@ class AvDecoder:
         self.size = size
         self.policy: DecodePolicy = policy
 
-    def decode(self, task: ClipTask, data: bytes, out_RCTHW: np.ndarray) -> Cost:
+    def needed(self, task: ClipTask, head: bytes) -> Need | None:
+        """What of the clip's bytes `decode` needs, by those in front (see fetch/blocks.py); None: all."""
+        return needed_of(task, head, self.frames, self.policy)
+
+    def decode(self, task: ClipTask, data: bytes | ClipParts, out_RCTHW: np.ndarray) -> Cost:
         """Write the task's R samples into `out_RCTHW`, uint8; BadClipError where the clip cannot be decoded."""
         started = time.perf_counter()
-        cost = Cost(bytes_read=len(data))
+        cost = Cost(bytes_read=data.n_read if isinstance(data, ClipParts) else len(data))
         wanted_RT = np.stack([frame_indices(draw, self.frames, task.frames) for draw in task.draws])
         boxes = [_Box(draw, self.size) for draw in task.draws]
         places = [_places(wanted_T.tolist()) for wanted_T in wanted_RT]
@@ -123,20 +69,23 @@ class AvDecoder:
         return cost
 
     def _frames(
-        self, data: bytes, wanted_RT: np.ndarray, cost: Cost
+        self, data: bytes | ClipParts, wanted_RT: np.ndarray, cost: Cost
     ) -> Iterator[tuple[tuple[int, ...], int, av.VideoFrame]]:
         """(samples, number, frame) of every wanted frame of an mp4 held in memory; counts what it decodes.
 
         Raises ValueError or av.FFmpegError where one of them is missing or damaged.
         """
-        track = read_track(data)
+        if isinstance(data, ClipParts):
+            track, take = read_track(data.runs[0], data.size), data.take
+        else:
+            track, take = read_track(data), _taker(data)
         context = av.CodecContext.create(track.codec, "r")
         context.extradata = track.extradata or None
         context.thread_count = 1
         context.options = {"err_detect": "explode"}
         # At keyframes, decoding order equals display order, since groups of pictures are closed
         for p in decode_passes(wanted_RT, track.keyframes.tolist(), self.policy):
-            frames = _decode(context, track, data, p.start)
+            frames = _decode(context, track, take, p.start, track.stop_after(p.wanted[-1]))
             for n in p.wanted:
                 yield p.samples, n, _next(frames, n, cost)
             context.flush_buffers()
@@ -150,12 +99,18 @@ def _places(wanted: list[int]) -> dict[int, list[int]]:
     return places
 
 
-def _decode(context: Any, track: Track, data: bytes, start: int) -> Iterator[av.VideoFrame]:
-    """The frames from a keyframe on; `pts` is the frame's number."""
+def _taker(data: bytes) -> Callable[[int, int], memoryview]:
+    """As ClipParts.take, of a whole clip."""
     whole = memoryview(data)
-    for i in range(start, len(track)):
-        offset, size = int(track.offsets[i]), int(track.sizes[i])
-        packet = av.Packet(whole[offset : offset + size])
+    return lambda offset, size: whole[offset : offset + size]
+
+
+def _decode(
+    context: Any, track: Track, take: Callable[[int, int], memoryview], start: int, stop: int
+) -> Iterator[av.VideoFrame]:
+    """The frames of these pictures (places in decoding order), the first a keyframe; `pts` is the frame's number."""
+    for i in range(start, stop):
+        packet = av.Packet(take(int(track.offsets[i]), int(track.sizes[i])))
         packet.pts = int(track.numbers[i])
         yield from context.decode(packet)
     yield from context.decode(None)
@@ -244,12 +199,13 @@ class InlineDecoder:
 
     def _decode(self, task: ClipTask, at: int) -> Cost:
         began = time.perf_counter()
-        data = self._source.fetch(task)
+        data = self._source.fetch(task, self._decoder.needed)
         fetched = time.perf_counter()
         cost = self._decoder.decode(task, data, self._clips[at])
         cost.fetch_s = fetched - began
         return cost
 
     def close(self) -> None:
-        """Forget the batches."""
+        """Forget the batches, and end waiting for a store."""
+        self._source.stop()
         self._batches.clear()

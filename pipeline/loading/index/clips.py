@@ -5,7 +5,7 @@ Properties that hold:
 - `digest` names the content and the order of the clips that are played (keys and hashes of their bytes), whatever the
   parquet's own layout; a resumed run compares it;
 - a shard's clips are consecutive rows, so that orders are made of shards: `shard_start`;
-- memory is 59 bytes a clip.
+- memory is 59 bytes a clip; large clips of a remote store take 8 bytes more for each block of 64 KiB (1/8192 of them).
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ import numpy as np
 
 from reelmae.pipeline import schema
 from reelmae.pipeline.errors import DatasetError, InputError
+from reelmae.pipeline.loading.index.blocks import NO_CHECKS, BlockChecks
 from reelmae.pipeline.loading.index.columns import ClipColumns, read_columns
 from reelmae.pipeline.loading.index.keys import key_text
 from reelmae.pipeline.loading.index.selection import Selection
 from reelmae.pipeline.loading.order.epochs import ShardRange
+from reelmae.pipeline.storage.access import Access
 from reelmae.pipeline.storage.store import Store
 
 _EVERYTHING = Selection()
@@ -87,18 +89,23 @@ class ClipIndex:
     """Clips that are not played because the selection does not match them."""
     labels: dict[str, int]
     """Number of each label."""
+    blocks: BlockChecks = NO_CHECKS
+    """The checks of the blocks of large clips on remote stores."""
 
     @classmethod
-    def open(cls, url: str, selection: Selection = _EVERYTHING) -> ClipIndex:
-        """Read the selected rows of the index of the dataset at `url` (a folder or any fsspec URL).
+    def open(cls, url: str, selection: Selection = _EVERYTHING, *, access: Access | None = None) -> ClipIndex:
+        """Read the selected rows of the index of the dataset at `url` (a folder or any fsspec URL), reached by `access`.
 
         Raises InputError where there is no finished dataset of this format or no clip is selected, ConfigError where
         the selection is not valid, DatasetError where the index does not agree with dataset.json.
         """
-        store = Store(url)
+        store = Store(url, access)
         about = _read_about(store, url)
         with tempfile.TemporaryDirectory(prefix="reelmae-index-") as folder:
-            columns = read_columns(_local_copy(store, schema.INDEX, Path(folder), url), url, selection)
+            path = _local_copy(store, schema.INDEX, Path(folder), url)
+            # parts of clips are only read from remote stores
+            blocks = not store.is_local and about["format"] > 1
+            columns = read_columns(path, url, selection, access=access, blocks=blocks)
         if columns.clips != about["clips"]:
             raise DatasetError(
                 f"{url}: {schema.INDEX} has {columns.clips} clips, {schema.DATASET_JSON} says {about['clips']}; "
@@ -127,6 +134,7 @@ class ClipIndex:
             left_out=columns.repeats,
             unselected=columns.clips - columns.repeats - len(rows["offset"]),
             labels=labels,
+            blocks=columns.blocks,
             **{name: freeze(column) for name, column in rows.items()},
         )
 
@@ -207,8 +215,8 @@ def _read_about(store: Store, url: str) -> dict[str, Any]:
     except ValueError as e:
         raise InputError(f"{url}: its {schema.DATASET_JSON} is not JSON ({e}); run reelmae shard again") from e
     found = about.get("format") if isinstance(about, dict) else None
-    if found != schema.FORMAT:
-        raise InputError(f"{url}: dataset format {found!r}, this version reads {schema.FORMAT}; shard the bucket anew")
+    if found not in schema.FORMATS:
+        raise InputError(f"{url}: dataset format {found!r}, this version reads {schema.FORMATS}; shard the bucket anew")
     return about
 
 

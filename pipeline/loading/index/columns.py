@@ -3,12 +3,14 @@
 Properties that hold:
 - the columns are in the order of the file, whatever thread read which part;
 - besides the columns, each thread holds `_ROWS` rows in memory at most: texts become numbers piece by piece;
-- a clip takes 59 bytes: ten for its key, eight for its hash, none for its shard (shards are runs of rows).
+- a clip takes 59 bytes: ten for its key, eight for its hash, none for its shard (shards are runs of rows). A large
+  clip, where checks of blocks are read, takes 8 bytes more for each block, and 16 for the clip.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,8 +24,10 @@ import pyarrow.parquet as pq
 from reelmae.pipeline import schema
 from reelmae.pipeline.cores import usable_cores
 from reelmae.pipeline.errors import DatasetError, InputError
+from reelmae.pipeline.loading.index.blocks import BlockChecks, take_checks
 from reelmae.pipeline.loading.index.keys import parse_hashes, parse_keys
-from reelmae.pipeline.loading.index.selection import Chooser, Selection
+from reelmae.pipeline.loading.index.selection import Chooser, Selection, keys_access
+from reelmae.pipeline.storage.access import Access
 
 NUMBERS: dict[str, type[np.generic]] = {
     "offset": np.int64,
@@ -64,6 +68,8 @@ class ClipColumns:
     """Number of clips that are not chosen because they repeat others."""
     clips: int
     """Number of all clips in the file."""
+    blocks: BlockChecks
+    """The checks of the blocks of large clips, where they were asked for."""
 
 
 @dataclass
@@ -75,16 +81,23 @@ class _Piece:
     count: int = 0
     repeats: int = 0
     shards: list[tuple[str, int, int]] = field(default_factory=list)  # runs: name, clips, end of the last in bytes
+    blocks: list[BlockChecks] = field(default_factory=list)  # rows count from the piece's first chosen one
 
 
-def read_columns(path: Path, url: str, selection: Selection) -> ClipColumns:
-    """The selected clips. InputError where the file is not an index or lacks a listed key; DatasetError if damaged."""
+def read_columns(
+    path: Path, url: str, selection: Selection, *, access: Access | None = None, blocks: bool = False
+) -> ClipColumns:
+    """The selected clips of the dataset at `url`, which `access` reaches; with the checks of their `blocks`, if wished.
+
+    InputError where the file is not an index or lacks a listed key; DatasetError where it is damaged.
+    """
     try:
         with pq.ParquetFile(path) as file:
             facts, names = file.metadata, file.schema_arrow
         if missing := {*_NEEDED, "duplicate_of"} - set(names.names):
             raise InputError(f"{url}: {schema.INDEX} lacks the columns {sorted(missing)}; shard the bucket anew")
-        reader = _Reader(path, url, facts, Chooser(selection, names), selection.duplicates)
+        chooser = Chooser(selection, names, keys_access(selection.keys, url, access))
+        reader = _Reader(path, url, facts, chooser, selection.duplicates, blocks)
         threads = min(usable_cores(), _MAX_THREADS)
         pieces = _pieces(facts, threads * _PIECES)
         with ThreadPoolExecutor(threads, "reelmae-index") as pool:
@@ -115,8 +128,9 @@ def _pieces(facts: Any, wanted: int) -> list[_Piece]:
 class _Reader:
     """Reads pieces of one file into shared arrays; the rows of a piece go to where they are in the file."""
 
-    def __init__(self, path: Path, url: str, facts: Any, chooser: Chooser, duplicates: bool) -> None:
+    def __init__(self, path: Path, url: str, facts: Any, chooser: Chooser, duplicates: bool, blocks: bool) -> None:
         self.path, self.url, self.facts, self.chooser, self.duplicates = path, url, facts, chooser, duplicates
+        self.blocks = blocks
         # memory that is never written to costs nothing: the system gives pages when they are touched
         self.rows = {name: np.empty(facts.num_rows, kind) for name, kind in (NUMBERS | _PARSED).items()}
         self.codecs: dict[str, int] = {}
@@ -127,6 +141,8 @@ class _Reader:
         columns = [*_NEEDED, *self.chooser.columns - {*_NEEDED}]
         if not self.duplicates and "duplicate_of" not in columns:
             columns.append("duplicate_of")
+        if self.blocks and "blocks" not in columns:
+            columns.append("blocks")
         # Each thread opens the file itself. Reads are buffered: otherwise whole row groups are held in memory
         with pq.ParquetFile(
             self.path,
@@ -147,10 +163,16 @@ class _Reader:
             chosen = first if chosen is None else chosen & first
         shard = rows["shard"] if pa.types.is_dictionary(rows["shard"].type) else rows["shard"].dictionary_encode()
         shard_codes = shard.indices.to_numpy()
+        kept: np.ndarray | None = None
         if chosen is not None:
             kept = np.flatnonzero(chosen)  # numpy takes by index twice as fast as by a mask
             parsed = {name: column.take(kept) for name, column in parsed.items()}
             shard_codes = shard_codes.take(kept)
+        if self.blocks and rows["blocks"].null_count < len(rows):
+            try:
+                piece.blocks.append(take_checks(rows["blocks"], kept, parsed["size"], piece.count))
+            except ValueError as e:
+                raise DatasetError(f"{self.url}: {schema.INDEX}: {e}; run reelmae verify on it") from e
         at = slice(piece.start + piece.count, piece.start + piece.count + len(shard_codes))
         piece.count += len(shard_codes)
         for name, column in parsed.items():
@@ -211,7 +233,16 @@ def _join(reader: _Reader, pieces: list[_Piece], url: str) -> ClipColumns:
         codec_names=_sort_codecs(reader),
         repeats=sum(piece.repeats for piece in pieces),
         clips=all_rows,
+        blocks=BlockChecks.join([checks.shifted(at) for at, piece in _firsts(pieces) for checks in piece.blocks]),
     )
+
+
+def _firsts(pieces: list[_Piece]) -> Iterator[tuple[int, _Piece]]:
+    """Each piece with the number of chosen rows before it."""
+    at = 0
+    for piece in pieces:
+        yield at, piece
+        at += piece.count
 
 
 def _sort_codecs(reader: _Reader) -> list[str]:

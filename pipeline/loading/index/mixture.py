@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from reelmae.pipeline.errors import ConfigError, InputError
+from reelmae.pipeline.loading.index.blocks import BlockChecks
 from reelmae.pipeline.loading.index.clips import ClipIndex, freeze
 from reelmae.pipeline.loading.index.columns import NUMBERS
 from reelmae.pipeline.loading.order.epochs import ShardRange
@@ -63,6 +64,7 @@ def mix(datasets: Sequence[tuple[ClipIndex, float | None]]) -> ClipIndex:
         left_out=sum(index.left_out for index in indices),
         unselected=sum(index.unselected for index in indices),
         labels=labels,
+        blocks=BlockChecks.join([i.blocks.shifted(int(n)) for i, n in zip(indices, clips[:-1], strict=True)]),
         **{name: _concatenate([getattr(index, name) for index in indices]) for name in _SAME},
     )
 

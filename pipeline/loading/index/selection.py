@@ -11,7 +11,7 @@ Properties that hold:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,6 +20,7 @@ import pyarrow as pa
 from reelmae.pipeline.errors import ConfigError, InputError
 from reelmae.pipeline.loading.index.keys import ORDINALS, parse_key
 from reelmae.pipeline.loading.index.where import Where
+from reelmae.pipeline.storage.access import Access
 from reelmae.pipeline.storage.store import Store
 
 
@@ -53,13 +54,16 @@ class Selection:
 
 
 class Chooser:
-    """A selection, prepared for an index of this schema. Several threads may ask for masks at once."""
+    """A selection, prepared for an index of this schema. Several threads may ask for masks at once.
 
-    def __init__(self, selection: Selection, schema: pa.Schema) -> None:
+    `keys_access` reaches the list of keys, if there is one.
+    """
+
+    def __init__(self, selection: Selection, schema: pa.Schema, keys_access: Access | None = None) -> None:
         self._where = Where(selection.where, schema) if selection.where else None
         self.columns = self._where.columns if self._where else set()
         self._fraction = selection.fraction
-        self._listed = _KeyList(selection.keys) if selection.keys else None
+        self._listed = _KeyList(selection.keys, keys_access) if selection.keys else None
 
     def mask(self, rows: pa.RecordBatch, source_id: np.ndarray, ordinal: np.ndarray) -> np.ndarray | None:
         """bool [N]: which rows are chosen; None = all. `source_id` uint64 and `ordinal` uint16 are their keys."""
@@ -88,9 +92,9 @@ def in_fraction(source_id: np.ndarray, fraction: tuple[float, float]) -> np.ndar
 class _KeyList:
     """The keys of a list, and which of them have been seen."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, access: Access | None) -> None:
         self._url = url
-        self._lines = [line for text in _read(url).splitlines() if (line := text.strip())]
+        self._lines = [line for text in _read(url, access).splitlines() if (line := text.strip())]
         if not self._lines:
             raise InputError(f"{url}: holds no key; write one a line")
         parsed = np.empty((len(self._lines), 2), np.uint64)
@@ -124,10 +128,21 @@ class _KeyList:
             )
 
 
-def _read(url: str) -> str:
+def keys_access(keys: str | None, url: str, access: Access | None) -> Access | None:
+    """How a list of keys is reached, by what reaches the dataset at `url`: as the dataset, where the protocol is the same.
+
+    The options of another protocol mean something else, or nothing; patience and count of retries are the same.
+    """
+    if access is None or keys is None:
+        return access
+    (kind, of_keys, _), (protocol, _, _) = keys.partition("://"), url.partition("://")
+    return access if of_keys and kind == protocol else replace(access, options={})
+
+
+def _read(url: str, access: Access | None) -> str:
     folder, slash, name = url.rpartition("/")
     try:
-        return Store(folder or slash or ".").read_bytes(name).decode("ascii")
+        return Store(folder or slash or ".", access).read_bytes(name).decode("ascii")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as e:
         raise InputError(f"{url}: no such file; keys is a file or URL with one key a line") from e
     except UnicodeDecodeError as e:

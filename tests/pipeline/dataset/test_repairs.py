@@ -401,11 +401,13 @@ def test_all_at_once(dataset: Path, copy: Path) -> None:
     assert _files(copy) == _files(dataset)
 
 
-@pytest.mark.parametrize("name", [schema.PLAN_JSON, schema.PLAN_SOURCES])
+@pytest.mark.parametrize("name", [schema.PLAN_JSON, "sources"])
 @pytest.mark.parametrize("how", [_gone, _noise])
 def test_without_its_plan_nothing_is_touched(
     copy: Path, name: str, how: Callable[[str], Callable[[Path], str]]
 ) -> None:
+    if name == "sources":
+        name = next(copy.glob("plan/sources-*")).relative_to(copy).as_posix()
     how(name)(copy)
     tar = _cut_tar(copy)
     before = _files(copy)

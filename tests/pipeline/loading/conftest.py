@@ -234,7 +234,7 @@ def index_of_rows(tmp_path: Path) -> Callable[..., str]:
 def _index_row(i: int, row: dict[str, Any]) -> dict[str, Any]:
     made_up = {f.name: "" if pa.types.is_string(f.type) else 0 for f in schema.CLIPS if not f.nullable}
     made_up |= {
-        "shard": schema.shard_name(i // 4, 0),
+        "shard": schema.shard_name(i // 4, 0, schema.FORMAT),
         "source": f"source{i}",
         "codec": "h264",
         "label_id": -1,

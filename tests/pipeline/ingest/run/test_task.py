@@ -84,7 +84,7 @@ def test_a_report_counts_what_its_commit_holds(tiny_bucket: Path, tmp_path: Path
         reports = [worker.run(task, seen.append) for task in range(spec.plan.tasks)]
     store = Store(spec.dst)
     for report in reports:
-        rows = read_commit(store, report.task).to_pylist()
+        rows = read_commit(store, report.task, spec.plan.format).to_pylist()
         clips = [row for row in rows if row["kind"] == CLIP]
         rejects = Counter(row["reason"] for row in rows if row["kind"] != CLIP)
         sources = {row["source"] for row in rows}
@@ -110,7 +110,7 @@ def test_the_local_runner_reports_sources_of_running_tasks_in_the_callers_thread
     assert threads == {threading.get_ident()}
     assert {r.task: r.sources for r in reports} == seen
     assert seen.total() == 6 + 4
-    assert committed_tasks(Store(spec.dst)) == {0, 2}
+    assert committed_tasks(Store(spec.dst), spec.plan.format) == {0, 2}
 
 
 def test_another_ffmpeg_than_the_plans_is_refused_before_any_work(tiny_bucket: Path, tmp_path: Path) -> None:
@@ -168,6 +168,6 @@ def test_a_worker_stopped_from_another_thread_kills_its_children_and_leaves_no_c
             time.sleep(0.001)
         worker.stop()
         assert not future.result().exists()
-    assert committed_tasks(Store(spec.dst)) == set()
+    assert committed_tasks(Store(spec.dst), spec.plan.format) == set()
     shard(str(tmp_path / "src"), spec.dst, SMALL)
     assert pq.read_table(tmp_path / "dst" / "rejects.parquet").num_rows == 0

@@ -22,12 +22,14 @@ from reelmae.pipeline.storage.store import Store
 def test_only_the_exact_names_of_commit_records_count(tmp_path: Path) -> None:
     (tmp_path / "commits").mkdir()
     store = Store(str(tmp_path))
-    assert committed_tasks(store) == set()
+    assert committed_tasks(store, 2) == set()
     for task in (0, 17, 1_234_567):
-        (tmp_path / schema.commit_name(task)).write_bytes(b"")
+        path = tmp_path / schema.commit_name(task, 2)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"")
     (tmp_path / "commits/.000003.parquet.123.456.part").write_bytes(b"half")  # of a writer that was killed
     (tmp_path / "commits/notes.txt").write_text("mine")
-    assert committed_tasks(store) == {0, 17, 1_234_567}
+    assert committed_tasks(store, 2) == {0, 17, 1_234_567}
 
 
 FOREIGN = (
@@ -43,14 +45,14 @@ FOREIGN = (
 
 @pytest.mark.parametrize("name", FOREIGN)
 def test_a_foreign_file_among_the_commits_is_refused_by_name(name: str, tmp_path: Path) -> None:
-    for path in (tmp_path / "commits" / name, tmp_path / schema.commit_name(2)):
+    for path in (tmp_path / "commits" / name, tmp_path / schema.commit_name(2, 2)):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"")
     with pytest.raises(DatasetError, match="is not a commit record of a task; remove it") as refused:
-        committed_tasks(Store(str(tmp_path)))
+        committed_tasks(Store(str(tmp_path)), 2)
     assert name in str(refused.value)
     foreign: list[str] = []
-    assert committed_tasks(Store(str(tmp_path)), foreign.append) == {2}
+    assert committed_tasks(Store(str(tmp_path)), 2, foreign.append) == {2}
     assert foreign == [f"commits/{name}"]
 
 

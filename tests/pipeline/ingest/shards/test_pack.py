@@ -50,9 +50,9 @@ def _row(url: str, ordinal: int) -> ClipRow:
     )
 
 
-def _pack(folder: Path, clips: list[bytes], shard_bytes: int = 1 << 30) -> Packer:
+def _pack(folder: Path, clips: list[bytes], shard_bytes: int = 1 << 30, task: int = 7, format: int = 2) -> Packer:
     folder.mkdir()
-    with Packer(folder, 7, shard_bytes) as packer:
+    with Packer(folder, task, shard_bytes, format) as packer:
         for i, data in enumerate(clips):
             path = folder / "clip.mp4"
             path.write_bytes(data)

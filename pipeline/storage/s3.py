@@ -1,0 +1,336 @@
+"""Files of S3 and what speaks it: by the client that s3fs sets up, with checksums on every transfer.
+
+- One request at a time, each with a deadline; botocore's own retries are off, so that each retry is counted and told.
+- What is written carries a CRC-64/NVME, as a checksum that the server checks and keeps (where it does), and among the
+  object's own metadata. After the write the server's size and checksum (or MD5) are held against the file.
+- Files above PART_BYTES are uploaded in parts, several at a time; an upload that fails is aborted, and `sweep` aborts
+  those of killed writers.
+- `create` is `If-None-Match: *`. Some servers ignore it: `creates_exclusively` finds out by trying.
+- Listing goes page by page, and where there are folders, several of them at a time.
+- Ranges are read by obstore (s3_ranges.py), which is faster. What it cannot read is tried again by botocore's client,
+  and errors are that one's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import uuid
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from reelmae.pipeline.storage.causes import WrongBytesError, find_cause
+from reelmae.pipeline.storage.checks import (
+    METADATA,
+    Content,
+    as_base64,
+    content_of,
+    crc64_of_file,
+    crc64nvme,
+    md5_of_parts,
+)
+from reelmae.pipeline.storage.files import Attempt, Found
+from reelmae.pipeline.storage.retry import deadline
+from reelmae.pipeline.storage.s3_list import list_keys
+from reelmae.pipeline.storage.s3_ranges import S3Ranges
+
+PART_BYTES = 16 << 20
+PARTS = 4  # of one file that are uploaded at a time
+MAX_PARTS = 10_000
+T = TypeVar("T")
+
+# of a client that tries once and does not wait for ever; the user's own come on top
+CONFIG = {
+    "retries": {"max_attempts": 0},
+    "connect_timeout": 10,
+    "read_timeout": 120,
+    "max_pool_connections": 64,
+}
+
+
+class S3Files:
+    """Files (see files.Files) of one bucket, by an s3fs file system."""
+
+    reads_ranges = True
+
+    def __init__(self, fs: Any, root: str) -> None:
+        self._fs = fs
+        self._ranges = S3Ranges(fs, root)
+
+    def _split(self, full: str) -> tuple[str, str]:
+        bucket, key, _ = self._fs.split_path(full)
+        return bucket, key
+
+    def _call(self, method: str, number: int, **wanted: Any) -> dict[str, Any]:
+        """One request by botocore's client. A `Body` that comes is read within the same deadline."""
+
+        async def call() -> dict[str, Any]:
+            await self._fs.set_session()
+            client = await self._fs.get_s3(wanted["Bucket"])
+            extra = self._fs._get_s3_method_kwargs(getattr(client, method), **wanted)
+            answer: dict[str, Any] = await getattr(client, method)(**extra)
+            if "Body" in answer:
+                async with answer["Body"] as body:
+                    answer["Body"] = await body.read()
+            return answer
+
+        return self._run(call(), deadline(number))
+
+    def _run(self, work: Coroutine[Any, Any, T], seconds: float) -> T:
+        return asyncio.run_coroutine_threadsafe(asyncio.wait_for(work, seconds), self._fs.loop).result()
+
+    def list(self, full: str, attempt: Attempt[Any]) -> Iterator[Found]:
+        """Every object below a prefix, sorted by the whole key.
+
+        An empty object whose key ends in "/" marks a folder and is not a file.
+        """
+        bucket, key = self._split(full)
+
+        def page(wanted: dict[str, Any]) -> dict[str, Any]:
+            answer: dict[str, Any] = attempt(lambda n: self._call("list_objects_v2", n, Bucket=bucket, **wanted))
+            return answer
+
+        # the slash keeps `raw2` out of a listing of `raw`
+        for found in list_keys(page, f"{key}/" if key else ""):
+            name, size = found["Key"], int(found.get("Size") or 0)
+            if not name.endswith("/") or size:
+                etag = found.get("ETag") or found.get("LastModified") or ""
+                yield Found(f"{bucket}/{name}", size, str(etag).strip('"'))
+
+    def exists(self, full: str, number: int) -> bool:
+        """Whether there is such an object, or one below it."""
+        bucket, key = self._split(full)
+        if key:
+            try:
+                self.look(full, number)
+                return True
+            except FileNotFoundError:
+                pass
+        prefix = f"{key.rstrip('/')}/" if key else ""
+        found = self._call("list_objects_v2", number, Bucket=bucket, Prefix=prefix, MaxKeys=1)
+        return not key or bool(found.get("Contents"))
+
+    def look(self, full: str, number: int) -> Content:
+        """Size, ETag and checksum."""
+        bucket, key = self._split(full)
+        try:
+            head = self._call("head_object", number, Bucket=bucket, Key=key, ChecksumMode="ENABLED")
+        except Exception as e:
+            cause = find_cause(e)
+            if cause is None or cause.kind == "passing":
+                raise
+            # the answer to HEAD has no body that would tell the cause
+            found = self._call("list_objects_v2", number, Bucket=bucket, Prefix=key, MaxKeys=1)
+            if cause.kind != "gone":
+                raise
+            if any(entry["Key"] == key for entry in found.get("Contents", ())):
+                raise WrongBytesError("the server lists it and does not give it") from e
+            raise FileNotFoundError(full) from e
+        content = content_of(head)
+        return content if not content.parts else self._with_part_size(bucket, key, content, number)
+
+    def _with_part_size(self, bucket: str, key: str, content: Content, number: int) -> Content:
+        """The content with the size of its first part, where the server tells it."""
+        try:
+            first = self._call("head_object", number, Bucket=bucket, Key=key, PartNumber=1)
+        except Exception as e:
+            cause = find_cause(e)
+            if cause is None or cause.kind == "passing":
+                raise
+            return content  # it has no such thing as parts when it is read
+        size = int(first.get("ContentLength") or 0)
+        if content.etag != str(first.get("ETag", "")).strip('"') or not 0 < size <= content.size:
+            return content
+        if -(-content.size // size) != content.parts:
+            return content
+        return Content(content.size, content.etag, content.algorithm, content.checksum, content.parts, size)
+
+    def read(self, full: str, offset: int, size: int, number: int) -> bytes:
+        """A range, by obstore at first."""
+        if not size:
+            return b""
+        if number == 0:
+            data = self._ranges.read(full, offset, size)
+            if data is not None:
+                return data
+        try:
+            return self._read_by_client(full, offset, size, number)
+        except Exception as e:
+            if _is_beyond(e):
+                return b""
+            raise
+
+    def _read_by_client(self, full: str, offset: int, size: int, number: int) -> bytes:
+        bucket, key = self._split(full)
+        span = f"bytes={offset}-{offset + size - 1}"
+        answer = self._call("get_object", number, Bucket=bucket, Key=key, Range=span)
+        if number == 0:
+            self._ranges.note_other_way(full)
+        return bytes(answer["Body"])
+
+    def read_start(self, full: str, size: int, number: int) -> tuple[bytes, Content]:
+        """The first bytes and what is said of the object, by one request where that says enough."""
+        bucket, key = self._split(full)
+        try:
+            answer = self._call("get_object", number, Bucket=bucket, Key=key, Range=f"bytes=0-{size - 1}")
+        except Exception as e:
+            if _is_beyond(e):  # it is empty
+                return b"", self.look(full, number)
+            raise
+        data, total = bytes(answer["Body"]), str(answer.get("ContentRange") or "").rpartition("/")[2]
+        answer["ContentLength"] = int(total) if total.isdecimal() else len(data)
+        content = content_of(answer)
+        return data, content if content.can_check else self.look(full, number)
+
+    def copy_out(self, full: str, to: Path, number: int) -> None:
+        """Never needed: ranges are read."""
+        raise NotImplementedError("S3 is read by ranges")
+
+    def write(self, local: Path, full: str, attempt: Attempt[Any], *, create: bool) -> bool:
+        """Put a file, or upload it in parts; with `create`, False where the name is taken."""
+        checksum, size = crc64_of_file(local), local.stat().st_size
+        if size <= PART_BYTES:
+            return bool(attempt(lambda n: self._put(local.read_bytes(), full, n, checksum, create=create)))
+        return bool(attempt(lambda n: self._upload(local, full, n, attempt, checksum, create=create)))
+
+    def _put(self, data: bytes, full: str, number: int, checksum: int, *, create: bool) -> bool:
+        bucket, key = self._split(full)
+        wanted: dict[str, Any] = {"Bucket": bucket, "Key": key, "Body": data, "ChecksumCRC64NVME": as_base64(checksum)}
+        wanted["Metadata"] = {METADATA: as_base64(checksum)}
+        if create:
+            wanted["IfNoneMatch"] = "*"
+        try:
+            answer = self._call("put_object", number, **wanted)
+        except Exception as e:
+            if create and _is_conflict(e):
+                return self._is_ours(full, number, checksum)
+            raise
+        self._hold_against(
+            answer, checksum, lambda: hashlib.md5(data, usedforsecurity=False).hexdigest(), full, len(data), number
+        )
+        return True
+
+    def _hold_against(
+        self, answer: dict[str, Any], checksum: int, md5: Callable[[], str], full: str, size: int, number: int
+    ) -> None:
+        """WrongBytesError where the server has other bytes than those that were sent."""
+        told = answer.get("ChecksumCRC64NVME")
+        if told is None or "ContentLength" not in answer:
+            bucket, key = self._split(full)
+            answer = self._call("head_object", number, Bucket=bucket, Key=key, ChecksumMode="ENABLED")
+            told = answer.get("ChecksumCRC64NVME") or told
+            if answer["ContentLength"] != size:
+                raise WrongBytesError(f"{size} bytes were sent, {answer['ContentLength']} are there")
+        etag = str(answer.get("ETag") or "").strip('"')
+        if told is not None:
+            right = told == as_base64(checksum)
+        else:  # no checksums at this server: its ETag is the MD5, or says nothing
+            right = len(etag.partition("-")[0]) != 32 or "ServerSideEncryption" in answer or etag == md5()
+        if not right:
+            raise WrongBytesError("the server has other bytes than those that were sent")
+
+    def _upload(
+        self, local: Path, full: str, number: int, attempt: Attempt[Any], checksum: int, *, create: bool
+    ) -> bool:
+        """Upload in parts. Each part is tried again by itself."""
+        bucket, key = self._split(full)
+        where = {"Bucket": bucket, "Key": key}
+        size = local.stat().st_size
+        part = max(PART_BYTES, -(-size // MAX_PARTS))
+        begun = self._call(
+            "create_multipart_upload",
+            number,
+            **where,
+            ChecksumAlgorithm="CRC64NVME",
+            ChecksumType="FULL_OBJECT",
+            Metadata={METADATA: as_base64(checksum)},
+        )
+        where["UploadId"] = begun["UploadId"]
+
+        def send(index: int) -> dict[str, Any]:
+            with local.open("rb") as file:
+                data = os.pread(file.fileno(), part, index * part)
+            crc = as_base64(crc64nvme(data))
+            wanted = {**where, "PartNumber": index + 1, "Body": data, "ChecksumCRC64NVME": crc}
+            answer = attempt(lambda n: self._call("upload_part", n, **wanted))
+            sent = {"PartNumber": index + 1, "ETag": answer["ETag"]}
+            return sent | ({"ChecksumCRC64NVME": crc} if answer.get("ChecksumCRC64NVME") else {})
+
+        try:
+            with ThreadPoolExecutor(PARTS, thread_name_prefix="reelmae-upload") as pool:
+                sent = list(pool.map(send, range(-(-size // part))))
+            wanted: dict[str, Any] = {**where, "MultipartUpload": {"Parts": sent}}
+            if create:
+                wanted["IfNoneMatch"] = "*"
+            answer = self._call("complete_multipart_upload", number, **wanted)
+            self._hold_against(answer, checksum, lambda: md5_of_parts(local, part), full, size, number)
+        except Exception as e:
+            self._abort(where, number)
+            if create and _is_conflict(e):
+                return self._is_ours(full, number, checksum)
+            raise
+        return True
+
+    def _is_ours(self, full: str, number: int, checksum: int) -> bool:
+        """Whether a name that is taken was taken by an earlier try of ours, of which the answer was lost."""
+        return number > 0 and self.look(full, number).checksum == checksum.to_bytes(8, "big")
+
+    def _abort(self, where: dict[str, str], number: int) -> None:
+        """Drop an upload; what cannot be dropped now is swept by the next job."""
+        try:
+            self._call("abort_multipart_upload", number, **where)
+        except Exception as e:
+            if find_cause(e) is None:
+                raise
+
+    def creates_exclusively(self, full: str, attempt: Attempt[Any]) -> bool:
+        """Try with a file of its own name: the second creation must be refused."""
+        probe = f"{full}/.reelmae-probe-{uuid.uuid4().hex}"
+        attempt(lambda n: self._put(b"probe", probe, n, crc64nvme(b"probe"), create=False))
+        try:
+            return not attempt(lambda n: self._put(b"probe", probe, n, crc64nvme(b"probe"), create=True))
+        finally:
+            attempt(lambda n: self.remove(probe, n))
+
+    def remove(self, full: str, number: int) -> None:
+        """Remove one object."""
+        bucket, key = self._split(full)
+        self._call("delete_object", number, Bucket=bucket, Key=key)
+
+    def sweep(self, full: str, attempt: Attempt[Any]) -> int:
+        """Abort the uploads in parts of killed writers below a folder."""
+        bucket, key = self._split(full)
+        prefix = f"{key}/" if key else ""
+        wanted: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix}
+        swept = 0
+        while True:
+            page = attempt(lambda n: self._call("list_multipart_uploads", n, **wanted))
+            for upload in page.get("Uploads", ()):
+                if upload["Key"].startswith(prefix):
+                    where = {"Bucket": bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
+                    self._abort(where, 0)
+                    swept += 1
+            if not page.get("IsTruncated"):
+                return swept
+            wanted["KeyMarker"], wanted["UploadIdMarker"] = page["NextKeyMarker"], page["NextUploadIdMarker"]
+
+    def describe(self) -> dict[str, Any]:
+        """Facts for people."""
+        self._run(self._fs.set_session(), deadline(0))
+        meta = self._fs.s3.meta
+        return {"kind": "s3", "endpoint": meta.endpoint_url, "region": meta.region_name}
+
+
+def _is_beyond(error: Exception) -> bool:
+    """Whether a range was refused because it begins at the end of the object, or beyond."""
+    answer: Any = getattr(error, "response", None)
+    return isinstance(answer, dict) and answer.get("ResponseMetadata", {}).get("HTTPStatusCode") == 416
+
+
+def _is_conflict(error: Exception) -> bool:
+    """Whether a conditional write was refused because the name is taken."""
+    answer: Any = getattr(error, "response", None)
+    return isinstance(answer, dict) and answer.get("ResponseMetadata", {}).get("HTTPStatusCode") == 412

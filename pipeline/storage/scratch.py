@@ -1,0 +1,59 @@
+"""Folders for temporary files. What a killed process left is removed by the next job.
+
+A process holds a lock on a file in each of its folders. The system drops the lock with the process, so a folder whose
+lock can be taken is in use by no one. A folder without such a file is not one of these, and is left alone.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PREFIX = "reelmae-"
+LOCK = ".reelmae-lock"
+
+
+class Scratch:
+    """One folder, at `path`; removed by `close`."""
+
+    def __init__(self, kind: str = "") -> None:
+        self.path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{kind}")).resolve()
+        made = self.path / f"{LOCK}.new"
+        self._lock = made.open("wb")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        made.rename(self.path / LOCK)  # under its name it is locked from the first moment on
+
+    def close(self) -> None:
+        """Remove the folder with its files."""
+        try:
+            shutil.rmtree(self.path)
+        finally:
+            self._lock.close()
+
+
+@contextmanager
+def scratch_folder(kind: str = "") -> Iterator[Path]:
+    """A folder for the time of the block."""
+    scratch = Scratch(kind)
+    try:
+        yield scratch.path
+    finally:
+        scratch.close()
+
+
+def sweep() -> int:
+    """Remove the folders of this user's killed processes; the number of removed folders."""
+    removed = 0
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        try:
+            with (folder / LOCK).open("r+b") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
+                removed += 1
+        except OSError:  # none of these, in use, of another user, or removed by another job just now
+            continue
+    return removed
