@@ -13,6 +13,7 @@ ReelmaeError                        exit status 1: failed while running
 ├── ChildError                      a sandboxed child failed (carries returncode and the last lines of stderr)
 │   ├── ChildTimeoutError           it ran past its wall-clock limit and was killed
 │   └── ChildCrashedError           it died of a signal or a resource limit
+│       └── ChildKilledError        somebody else killed it: it may work when it is run again
 ├── NothingKeptError                a sharding run in which every source was rejected
 ├── DivergedError                   training whose loss is not finite
 └── DatasetError                    a dataset is not what its index says
@@ -85,6 +86,10 @@ class ChildTimeoutError(ChildError):
 
 class ChildCrashedError(ChildError):
     """The child died of a signal or of a resource limit."""
+
+
+class ChildKilledError(ChildCrashedError):
+    """The child was killed by SIGKILL or SIGTERM that neither we nor a limit of ours sent."""
 
 
 class NothingKeptError(ReelmaeError):

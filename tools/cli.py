@@ -1,7 +1,7 @@
 """`reelmae COMMAND …`: the only place that reads argv, prints results and turns errors into exit statuses.
 
-Exit status: 0 done; 1 failed while running; 2 wrong usage, configuration or input; 130 interrupted: run the same
-command again to resume. A user's mistake is one line that names the value and the remedy, never a traceback.
+Exit status: 0 done; 1 failed while running; 2 wrong usage, configuration or input; 130 interrupted (where it says so, the
+same command resumes). A user's mistake is one line that names the value and the remedy, never a traceback.
 With `--json` stdout is one JSON object and everything else goes to stderr.
 
 The commands are in `commands/`. They import torch and DALI only when they run, so `--help` and `shard` start at once.
@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import pydantic
@@ -54,6 +57,8 @@ AnyCommand = (
     | Annotated[Doctor, subcommand("doctor")]
 )
 
+RESUMABLE = (Demo, Shard, Pretrain, Features)  # what they have done stays, and the same command goes on
+
 
 def parse(argv: list[str]) -> AnyCommand:
     """argv → one command. Exits with 2 at an unknown flag; raises ConfigError at a value out of range."""
@@ -81,15 +86,19 @@ def main(argv: list[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     as_json = "--json" in args
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a preempted job ends as after Ctrl-C: resumable
+    command: AnyCommand | None = None
     try:
         try:
             command = parse(args)
         except BrokenPipeError:  # from --help
             _discard_stdout()
             return 0
-        result = command.run()
+        with log_to_stderr():
+            result = command.run()
     except KeyboardInterrupt:
-        return _fail("interrupted; run the same command again to resume", 130, as_json)
+        resumes = isinstance(command, RESUMABLE) or (isinstance(command, Verify) and command.repair)
+        again = "run the same command again to resume" if resumes else "nothing of it is kept"
+        return _fail(f"interrupted; {again}", 130, as_json)
     except ReelmaeError as e:
         return _fail(str(e), e.exit_status, as_json)
     except OSError as e:
@@ -106,6 +115,31 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         _discard_stdout()
     return int(result.get("exit_status", 0))
+
+
+class _LineHandler(logging.Handler):
+    """Writes records as lines of ours to stderr as it is at that moment: a progress bar replaces it and prints above itself."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        try:
+            sys.stderr.write(f"reelmae: {show.printable(record.getMessage())}\n")
+            sys.stderr.flush()
+        except (OSError, ValueError):  # stderr is gone
+            self.handleError(record)
+
+
+@contextmanager
+def log_to_stderr() -> Iterator[None]:
+    """Show what our code logs, such as what it waits for, as plain lines on stderr; once, whoever else logs."""
+    log, handler = logging.getLogger("reelmae"), _LineHandler(logging.WARNING)
+    before, log.propagate = log.propagate, False
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.propagate = before
 
 
 def _discard_stdout() -> None:

@@ -1,16 +1,25 @@
-"""`reelmae doctor`: what this machine can do, and a warning for each thing that it cannot."""
+"""`reelmae doctor [URL]`: what this machine and the store at a URL can do, and a warning for each thing that they cannot.
+
+Properties that hold: no option of the store is shown; what was written to the store to try it is removed.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+import os
+import secrets
 import subprocess
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from reelmae.pipeline.errors import ChildError
+from reelmae.pipeline.errors import ChildError, InputError, StorageError
 from reelmae.pipeline.ingest import encoders, sandbox
 from reelmae.pipeline.ingest.ffmpeg import find_ffmpeg
+from reelmae.pipeline.storage.access import Access
+from reelmae.pipeline.storage.store import Store
 from reelmae.tools.machine import machine, versions
+from reelmae.tools.summary import claim_text
 
 LIBRARIES = {"x264": "libx264", "x265": "libx265", "vp9": "libvpx-vp9"}
 MEANING = {
@@ -28,24 +37,90 @@ MEANING = {
 }
 
 
-def doctor() -> dict[str, Any]:
+STORE_MEANING = {
+    "writable": "cannot be written with these credentials: it can be a source, and no destination",
+    "exclusive_create": "cannot create a file only where there is none (it ignores If-None-Match): start one job at a time on a destination there",
+    "checksum": "keeps no checksum of its files: a byte that is damaged on the way from it is seen only in clips, by the hashes of the index",
+}
+
+
+def doctor(url: str | None = None, access: Access | None = None) -> dict[str, Any]:
     """ffmpeg and its encoders, scene detection, the sandbox's limits, machine and versions, and a warning for each thing
-    that is missing."""
+    that is missing. With `url` also `store`, what `check_store` finds; `exit_status` is 1 where it cannot be reached."""
     import torch
+
+    store = {} if url is None else check_store(url, access)
 
     tool, can = find_ffmpeg(), sandbox.capabilities().as_dict()
     encoding = _encoders(tool.path)
     scenes = importlib.util.find_spec("scenedetect") is not None
     has = can | encoding | {"tonemaps": tool.tonemaps, "scenes": scenes, "gpu": torch.cuda.is_available()}
     return {
+        **({"store": store, "exit_status": 0 if store["reachable"] else 1} if store else {}),
         "ffmpeg": asdict(tool),
         "encoders": encoding,
         "scenes": scenes,
         "sandbox": can,
         "machine": machine(),
         "versions": versions(),
-        "warnings": [MEANING[name] for name, there in has.items() if not there],
+        "warnings": [*_store_warnings(store), *(MEANING[name] for name, there in has.items() if not there)],
     }
+
+
+def check_store(url: str, access: Access | None = None) -> dict[str, Any]:
+    """What the store at `url` can do. To find out, a small file is written there and removed.
+
+    Keys: `url`, `reachable`, then `problem` where it is not; else what `Store.describe` says, `there` (whether any file
+    is), `writable` (`problem` says why not), `exclusive_create` (whether of two who create a file only one can), `checksum`
+    (the kind that the store keeps, or none), `claim` where a job claims it, `retries`. InputError where it is no URL.
+    """
+    store = Store(url, access)
+    facts: dict[str, Any] = {"url": store.url(), "reachable": False}
+    try:
+        facts |= store.describe()
+        facts |= {"there": store.exists(), "reachable": True}
+        claim = claim_text(store)
+    except (StorageError, InputError) as e:
+        return facts | {"problem": str(e), "retries": store.access.retries.counts()}
+    facts |= {"claim": claim} if claim else {}
+    facts |= _check_local(store) if store.is_local else _check_writing(store)
+    return facts | {"retries": store.access.retries.counts()}
+
+
+def _check_local(store: Store) -> dict[str, Any]:
+    folder = next(p for p in (Path(store.root), *Path(store.root).parents) if p.exists())
+    return {"writable": folder.is_dir() and os.access(folder, os.W_OK | os.X_OK), "exclusive_create": True}
+
+
+def _check_writing(store: Store) -> dict[str, Any]:
+    """Whether it can be written to, and what it does with what is written."""
+    if store.url().startswith(("http://", "https://")):  # to post something to a web server is no question
+        return {"writable": False, "problem": "a web server is read only"}
+    probe = f".reelmae-probe-{secrets.token_hex(16)}"
+    try:
+        store.publish_bytes(b"probe", probe)
+    except (StorageError, InputError, NotImplementedError, OSError) as e:
+        return {"writable": False, "problem": str(e)}
+    try:
+        checksum = store.look(probe).algorithm
+        exclusive = store.creates_exclusively
+    finally:
+        store.remove(probe)
+    return {"writable": True, "exclusive_create": exclusive, "checksum": checksum or "none"}
+
+
+def _store_warnings(store: dict[str, Any]) -> list[str]:
+    if not store:
+        return []
+    url = store["url"]
+    if not store["reachable"]:
+        return [f"cannot be reached: {store['problem']}"]
+    lacks = [name for name in STORE_MEANING if store.get(name) in (False, "none")]
+    found = [f"{url} {STORE_MEANING[name]}" for name in lacks]
+    if store["retries"]:
+        causes = ", ".join(f"{cause} {n}×" for cause, n in store["retries"].items())
+        found.append(f"{url} answered only when asked again ({causes}): jobs there get slower, and wait while it fails")
+    return found
 
 
 def _encoders(ffmpeg: str) -> dict[str, bool]:

@@ -26,6 +26,8 @@ from reelmae.pipeline.dataset.contents import facts as dataset_facts
 from reelmae.pipeline.dataset.sums import Count, RejectGroup, batches
 from reelmae.pipeline.errors import InputError
 from reelmae.pipeline.schema import reason_meaning
+from reelmae.pipeline.storage.access import Access
+from reelmae.pipeline.storage.claim import CLAIM, read_holder
 from reelmae.pipeline.storage.store import Store
 from reelmae.tools.show import bytes_text, length_text, printable, seconds_text, short_name
 
@@ -39,15 +41,20 @@ _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
 def inspect(
-    dst: str, *, rejects: Sequence[str] | None = None, source: str | None = None, as_json: bool = False
+    dst: str,
+    *,
+    rejects: Sequence[str] | None = None,
+    source: str | None = None,
+    as_json: bool = False,
+    access: Access | None = None,
 ) -> dict[str, Any]:
     """Print what the dataset at `dst` holds; with `as_json` print nothing and return it.
 
     `rejects`: list the rejects for these reasons instead (no reason: all rejects). `source`: list the clips and rejects
-    of the sources whose url contains this text. Raises InputError where there is no dataset, or where a list is asked
-    for and the dataset is not finished.
+    of the sources whose url contains this text. `access`: how `dst` is reached. Raises InputError where there is no
+    dataset, or where a list is asked for and the dataset is not finished.
     """
-    store = Store(dst)
+    store = Store(dst, access)
     ready = store.exists(schema.DATASET_JSON)
     if ready and (rejects is not None or source is not None):
         return _lists(store, rejects, source, as_json)
@@ -58,19 +65,38 @@ def inspect(
     if facts is None and (rejects is not None or source is not None):
         raise InputError(f"{dst}: {_progress(job)}; there are no lists before the job has ended")
     finished = facts is not None and (job is None or job.finished)
+    claim = claim_text(store)
     if as_json:
         values = {"url": store.url(), "job": asdict(job) if job else None} if facts is None else as_dict(facts)
-        return {"finished": finished} | values
+        return {"finished": finished, "claim": claim} | values
     console = Console(highlight=False, markup=False)
     console.width = min(WIDTH, console.width) if console.is_terminal else WIDTH
     if not finished:
         before = "" if facts is None else "; the tables show the dataset as it was before"
         console.print(Text(f"{printable(store.url())}: {_progress(job)}{before}\n", style="yellow"))
+    if claim:
+        console.print(Text(f"{claim}\n", style="yellow"))
     for title, table in tables(facts) if facts is not None else ():
         console.print(Text(printable(title), style="bold"))
         console.print(table)
         console.print()
     return {}
+
+
+def claim_text(store: Store) -> str | None:
+    """Who writes to this store, in one line; None where nobody claims it."""
+    try:
+        data = store.read_bytes(CLAIM)
+    except FileNotFoundError:
+        return None
+    holder = read_holder(data)
+    if holder is None:
+        return f"claimed by a job that cannot be told; {CLAIM} is not readable"
+    who = printable(holder.words())
+    lives = None if holder.process is None else holder.process.lives()
+    if lives is None:
+        return f"claimed by a job: {who}"
+    return f"a job is at work: {who}" if lives else f"a job died here: {who}; the next one takes its place"
 
 
 def as_dict(facts: DatasetFacts) -> dict[str, Any]:

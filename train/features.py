@@ -30,7 +30,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -141,6 +140,7 @@ def features(
         "seconds": seconds,
         "clips_per_s": (parts.clips - before) / seconds,
         "device": str(on),
+        "retries": index.store.access.retries.counts(),
         "bad": parts.bad,
     }
     with whole_file(out.with_suffix(".json")) as part:

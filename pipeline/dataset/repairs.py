@@ -6,13 +6,15 @@
 - a shard that no commit names is removed.
 
 Some damage cannot be mended: a damaged plan, missing sources, another ffmpeg. Then an error says so before anything
-is touched.
+is touched. From the first look to the last the dataset is claimed: no job writes to it meanwhile.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import tempfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +22,16 @@ from urllib.parse import unquote_to_bytes
 
 from reelmae.pipeline import schema
 from reelmae.pipeline.dataset.faults import Fault, Mend
-from reelmae.pipeline.dataset.verification import VerifyReport, verify
+from reelmae.pipeline.dataset.verification import VerifyReport, require_dataset, verify
 from reelmae.pipeline.errors import DatasetError, JobMismatchError, StorageError
 from reelmae.pipeline.ingest import job
 from reelmae.pipeline.ingest.ffmpeg import find_ffmpeg
 from reelmae.pipeline.ingest.plan import parts
 from reelmae.pipeline.ingest.shards.commits import committed_tasks, read_rejects
 from reelmae.pipeline.ingest.shards.pack import dali_index
+from reelmae.pipeline.storage.access import Access
+from reelmae.pipeline.storage.checked import download_agreed
+from reelmae.pipeline.storage.claim import Claim
 from reelmae.pipeline.storage.store import Store
 
 SHOWN = 3  # missing sources that a message names
@@ -42,6 +47,8 @@ class RepairReport:
     """Faults that are gone."""
     tasks_run: tuple[int, ...]
     """Tasks that were run again."""
+    retries: dict[str, int]
+    """Cause → how often a store was asked again for it, from the first look to the last."""
 
     @property
     def ok(self) -> bool:
@@ -50,31 +57,61 @@ class RepairReport:
 
     def as_dict(self) -> dict[str, Any]:
         """The report after the repair and what was mended, as JSON takes it."""
-        return self.after.as_dict() | {"mended": list(self.mended), "tasks_run": list(self.tasks_run)}
+        done = {"mended": list(self.mended), "tasks_run": list(self.tasks_run), "retries": self.retries}
+        return self.after.as_dict() | done
 
 
-def repair(dst: str, deep: bool = False, *, workers: int | None = None) -> RepairReport:
+def repair(
+    dst: str,
+    deep: bool = False,
+    *,
+    workers: int | None = None,
+    access: Access | None = None,
+    src_access: Access | None = None,
+) -> RepairReport:
     """Verify the dataset at `dst`, mend what can be mended, and verify it again.
 
+    access, src_access: how the dataset and its sources are reached.
+
     Raises before anything is touched: DatasetError (the plan is damaged), StorageError (sources are gone),
-    JobMismatchError (another ffmpeg), InputError (no finished dataset).
+    JobMismatchError (another ffmpeg), InputError (no finished dataset), ClaimedError (a job is at work there).
     """
-    before = verify(dst, deep)
+    store, src_access = Store(dst, access), src_access or Access()
+    counts = Counter(store.access.retries.counts()) + Counter(src_access.retries.counts())
+    require_dataset(store)
+    with Claim(store) as claim:
+        before, after, tasks = _repair(store, deep, workers, src_access, claim)
+    left = set(after.faults)
+    mended = tuple(t for t in before.faults if t not in left)
+    retries = Counter(store.access.retries.counts()) + Counter(src_access.retries.counts()) - counts
+    return RepairReport(before, after, mended, tasks, dict(retries))
+
+
+def _repair(
+    store: Store, deep: bool, workers: int | None, src_access: Access, claim: Claim
+) -> tuple[VerifyReport, VerifyReport, tuple[int, ...]]:
+    """The reports before and after the repair, and the tasks that were run again."""
+
+    def look() -> VerifyReport:
+        return verify(store.url(), deep, access=store.access)
+
+    before = look()
     if before.ok:
-        return RepairReport(before, before, (), ())
-    store = Store(dst)
+        return before, before, ()
     _refuse_damaged_plan(store, before.found)
     tasks = before.damaged_tasks
+    plan = parts.read_plan(store)
+    assert plan is not None
     if tasks or any(f.mend == Mend.JOIN for f in before.found):
-        committed_tasks(store)  # DatasetError at a file that is not a commit: the join would stop there
-    _refuse_other_sources(store, set(tasks))
-    _mend(store, before.found, tasks, workers)
-    after = verify(dst, deep)
+        committed_tasks(store, plan.format)  # DatasetError at a file that is not a commit: the join would stop there
+    _refuse_other_sources(store, plan, set(tasks), src_access)
+    job_mends = functools.partial(_mend, store, plan, workers=workers, src_access=src_access, claim=claim)
+    job_mends(before.found, tasks)
+    after = look()
     if any(f.mend == Mend.EXTRA for f in after.found):  # shards of a task whose commit was missing before
-        _mend(store, [f for f in after.found if f.mend == Mend.EXTRA], (), workers)
-        after = verify(dst, deep)
-    left = set(after.faults)
-    return RepairReport(before, after, tuple(t for t in before.faults if t not in left), tasks)
+        job_mends(tuple(f for f in after.found if f.mend == Mend.EXTRA), ())
+        after = look()
+    return before, after, tasks
 
 
 def _refuse_damaged_plan(store: Store, found: tuple[Fault, ...]) -> None:
@@ -86,16 +123,14 @@ def _refuse_damaged_plan(store: Store, found: tuple[Fault, ...]) -> None:
         )
 
 
-def _refuse_other_sources(store: Store, tasks: set[int]) -> None:
+def _refuse_other_sources(store: Store, plan: parts.Plan, tasks: set[int], access: Access) -> None:
     """Raise where the tasks cannot be run again: the ffmpeg is another, or sources are gone."""
-    plan = parts.read_plan(store)
-    assert plan is not None
     different = parts.tool_differences(plan, find_ffmpeg(), tasks) if tasks else []
     if different:
         raise JobMismatchError(
             f"{store.url()}: {'; '.join(different)}; the clips would not be the same. Nothing was touched"
         )
-    gone = [url for url in _source_urls(store, plan, tasks) if not _exists(url)]
+    gone = [url for url in _source_urls(store, plan, tasks) if not _exists(url, access)]
     if gone:
         more = f" and {len(gone) - SHOWN} more" if len(gone) > SHOWN else ""
         raise StorageError(
@@ -112,27 +147,38 @@ def _source_urls(store: Store, plan: parts.Plan, tasks: set[int]) -> list[str]:
         if here:
             with parts.part_file(store, part) as file:
                 urls += file.read_row_groups(here, ["url"]).column("url").to_pylist()
-    rejected = {url for task in tasks for url in read_rejects(store, task)}
+    rejected = {url for task in tasks for url in read_rejects(store, task, plan.format)}
     return [url for url in urls if url not in rejected]
 
 
-def _exists(url: str) -> bool:
+def _exists(url: str, access: Access) -> bool:
     if url.startswith("file://"):
         return Path(os.fsdecode(unquote_to_bytes(url.removeprefix("file://")))).exists()
-    return Path(url).exists() if url.startswith("/") else Store(url).exists()
+    return Path(url).exists() if url.startswith("/") else Store(url, access).exists()
 
 
-def _mend(store: Store, found: tuple[Fault, ...] | list[Fault], tasks: tuple[int, ...], workers: int | None) -> None:
+def _mend(
+    store: Store,
+    plan: parts.Plan,
+    found: tuple[Fault, ...],
+    tasks: tuple[int, ...],
+    *,
+    workers: int | None,
+    src_access: Access,
+    claim: Claim,
+) -> None:
     """Mend all faults. Labels come first: the tasks take their numbers from them. Extra files are removed last."""
-    plan = parts.read_plan(store)
-    assert plan is not None
+    claim.confirm()
     if any(f.mend == Mend.LABELS for f in found):
         store.publish_bytes(parts.as_json(parts.labels_of(store, plan)), schema.LABELS)
     for fault in found:
         if fault.mend == Mend.IDX:
             _mend_idx(store, fault.file)
     if tasks or any(f.mend == Mend.JOIN for f in found):
-        job.rerun_tasks(store.url(), tasks, workers=workers)
+        job.rerun_tasks(
+            store.url(), tasks, workers=workers, dst_access=store.access, src_access=src_access, claim=claim
+        )
+    claim.confirm()
     for fault in found:
         if fault.mend == Mend.EXTRA:
             store.remove(fault.file)
@@ -141,5 +187,5 @@ def _mend(store: Store, found: tuple[Fault, ...] | list[Fault], tasks: tuple[int
 def _mend_idx(store: Store, idx: str) -> None:
     with tempfile.TemporaryDirectory(prefix="reelmae-") as folder:
         tar = Path(folder, "shard.tar")
-        store.download(idx.removesuffix(".idx") + ".tar", tar)
+        download_agreed(store, idx.removesuffix(".idx") + ".tar", tar)
         store.publish_bytes(dali_index(tar).encode("ascii"), idx)

@@ -81,10 +81,7 @@ def verify(dst: str, deep: bool = False, *, access: Access | None = None) -> Ver
     begin = time.monotonic()
     store = Store(dst, access)
     before = Counter(store.access.retries.counts())
-    if not store.exists(schema.DATASET_JSON):
-        unfinished = store.exists(schema.PLAN_JSON)
-        state = "an unfinished job; run `reelmae shard` again to finish it" if unfinished else "no dataset"
-        raise InputError(f"{dst}: no {schema.DATASET_JSON} there: {state}")
+    require_dataset(store)
     with tempfile.TemporaryDirectory(prefix="reelmae-") as name, ExitStack() as stack:
         folder = Path(name).resolve()
         decoders = stack.enter_context(Decoders(folder)) if deep else None
@@ -105,6 +102,14 @@ def verify(dst: str, deep: bool = False, *, access: Access | None = None) -> Ver
         ms_per_clip=1000 * seconds / max(1, check.shards.clips),
         retries=dict(Counter(store.access.retries.counts()) - before),
     )
+
+
+def require_dataset(store: Store) -> None:
+    """InputError where there is no finished dataset."""
+    if not store.exists(schema.DATASET_JSON):
+        unfinished = store.exists(schema.PLAN_JSON)
+        state = "an unfinished job; run `reelmae shard` again to finish it" if unfinished else "no dataset"
+        raise InputError(f"{store.url()}: no {schema.DATASET_JSON} there: {state}")
 
 
 @dataclass(frozen=True)

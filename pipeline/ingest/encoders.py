@@ -8,20 +8,22 @@ machine has NVENC is found out by encoding a few frames in the sandbox. A job ke
 from __future__ import annotations
 
 import functools
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from reelmae.pipeline.errors import ConfigError
+from reelmae.pipeline.errors import ChildError, ConfigError
 from reelmae.pipeline.ingest.config import ENCODERS, ShardConfig
-from reelmae.pipeline.ingest.sandbox import Limits, Sandbox
+from reelmae.pipeline.ingest.sandbox import Limits, Sandbox, try_again
 
 NVENC_BYTES = 1 << 42  # address space of a child with NVENC: CUDA reserves far more than it uses
 _NVENC = {"h264": "h264_nvenc", "hevc": "hevc_nvenc"}
 
 
 def choose(config: ShardConfig, ffmpeg: str) -> str:
-    """The encoder of a new job: x264, x265, vpx or nvenc. ConfigError if the configured one does not run here."""
+    """The encoder of a new job: x264, x265, vpx or nvenc.
+
+    ConfigError if the configured one does not run here, ChildError if its trial was killed.
+    """
     able = ENCODERS[config.codec]
     if config.encoder == "auto":
         return "nvenc" if "nvenc" in able and has_nvenc(ffmpeg, config.codec) else able[0]
@@ -35,12 +37,22 @@ def choose(config: ShardConfig, ffmpeg: str) -> str:
 
 @functools.cache
 def has_nvenc(ffmpeg: str, codec: str) -> bool:
-    """Whether this ffmpeg can encode a few frames with NVENC on this machine; tried once per process."""
+    """Whether this ffmpeg can encode a few frames with NVENC on this machine; tried once per process.
+
+    ChildError where the trial was killed or hung: that says nothing about the encoder, and a job must not begin with
+    another one for it.
+    """
     source = ["-f", "lavfi", "-i", "color=s=256x256:d=0.2:r=10"]
     argv = [ffmpeg, "-nostdin", "-v", "error", *source, "-c:v", _NVENC[codec], "-f", "null", "-"]
-    with tempfile.TemporaryDirectory(prefix="reelmae-") as folder:
-        done = Sandbox().run(argv, limits=Limits(wall_s=60, cpu_s=60, memory_bytes=NVENC_BYTES), cwd=Path(folder))
-    return done.returncode == 0
+    limits = Limits(wall_s=60, cpu_s=60, memory_bytes=NVENC_BYTES)
+    try:
+        return try_again(lambda: Sandbox().run(argv, limits=limits, cwd=Path("/"))).returncode == 0
+    except ChildError as e:
+        raise ChildError(
+            f"the trial of NVENC: {ffmpeg} {e}; run again, or choose another encoder with --encoder",
+            returncode=e.returncode,
+            stderr=e.stderr,
+        ) from e
 
 
 def options(config: ShardConfig, encoder: str, *, scenes: bool) -> dict[str, Any]:

@@ -7,7 +7,6 @@ than the estimate. Where few long videos are among many short ones, the estimate
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from pathlib import PurePosixPath
 from typing import Any
@@ -21,6 +20,8 @@ from reelmae.pipeline.ingest.job import shard
 from reelmae.pipeline.ingest.plan import parts
 from reelmae.pipeline.ingest.plan.deal import sources_per_task
 from reelmae.pipeline.ingest.plan.sources import list_sources
+from reelmae.pipeline.storage.access import Access
+from reelmae.pipeline.storage.scratch import scratch_folder
 from reelmae.pipeline.storage.store import Store
 
 SAMPLE = 16
@@ -35,19 +36,22 @@ def estimate(
     workers: int | None = None,
     append: bool = False,
     limit: int | None = None,
+    src_access: Access | None = None,
+    dst_access: Access | None = None,
 ) -> dict[str, Any]:
     """Counts of the listing and the plan; under "estimate", seconds, clips, bytes and rejects scaled from the sample.
 
-    Raises the errors of `shard`, for the same reasons.
+    DST is read and not claimed. src_access, dst_access: how `src` and `dst` are reached. Raises the errors of `shard`, for the same reasons.
     """
     config = (config or ShardConfig()).resolve()
-    listing = list_sources(src, config)
-    table, known = listing.table, 0
-    there = parts.read_plan(Store(dst))
+    source, store = Store(src, src_access), Store(dst, dst_access)
+    there = parts.read_plan(store)
     if there is not None:
-        parts.refuse_mismatch(Store(dst), there, there.parts[0].src if append else src, config, find_ffmpeg())
-        known = there.sources
-        for urls in parts.sources_of(Store(dst), there, ["url"]):
+        parts.refuse_mismatch(store, there, there.parts[0].src if append else src, config, find_ffmpeg())
+    listing = list_sources(src, config, src_access)
+    table, known = listing.table, 0 if there is None else there.sources
+    if there is not None:
+        for urls in parts.sources_of(store, there, ["url"]):
             seen = pc.is_in(table.column("url"), value_set=urls.column("url"))
             table = table.filter(pc.invert(seen))
     new = min(limit or table.num_rows, table.num_rows)
@@ -55,8 +59,8 @@ def estimate(
     sizes = table.filter(pc.greater_equal(table.column("size"), 0)).column("size")
     rows = pc.sum(pc.list_value_length(table.column("rows"))).as_py()
     return {
-        "src": Store(src).url(),
-        "dst": Store(dst).url(),
+        "src": source.url(),
+        "dst": store.url(),
         "listed_sources": listing.table.num_rows,
         "sources_in_dst": known,
         "new_sources": new,
@@ -65,16 +69,18 @@ def estimate(
         "source_bytes": int(pc.sum(sizes).as_py() or 0) if len(sizes) == table.num_rows else None,
         "kinds": dict(kinds.most_common(KINDS)),
         "tasks": -(-new // sources_per_task(new, config.sources_per_task)) if new else 0,
-        "estimate": _estimate_from_sample(src, config, new, workers) if new else {},
+        "estimate": _estimate_from_sample(src, src_access, config, new, workers) if new else {},
     }
 
 
-def _estimate_from_sample(src: str, config: ShardConfig, sources: int, workers: int | None) -> dict[str, Any]:
+def _estimate_from_sample(
+    src: str, access: Access | None, config: ShardConfig, sources: int, workers: int | None
+) -> dict[str, Any]:
     n = min(SAMPLE, sources)
     small = config.model_copy(update={"sources_per_task": 1})
-    with tempfile.TemporaryDirectory(prefix="reelmae-") as folder:
+    with scratch_folder() as folder:
         try:
-            found = shard(src, f"{folder}/dst", small, workers=workers, limit=n)
+            found = shard(src, f"{folder}/dst", small, workers=workers, limit=n, src_access=access)
         except NothingKeptError as e:
             return {"of_sources": n, "note": f"every source of the sample was rejected: {e}"}
     scale = sources / n

@@ -6,15 +6,15 @@ import functools
 import os
 import re
 import shutil
-import tempfile
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import imageio_ffmpeg
 
-from reelmae.pipeline.errors import ConfigError
-from reelmae.pipeline.ingest.sandbox import Limits, Sandbox
+from reelmae.pipeline.errors import ChildError, ConfigError
+from reelmae.pipeline.ingest.sandbox import Limits, Sandbox, try_again
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,16 @@ class Tool:
 
 @functools.cache
 def find_ffmpeg() -> Tool:
-    """REELMAE_FFMPEG, else imageio-ffmpeg's binary; looked for once per process. ConfigError if it does not run."""
-    path = os.environ.get("REELMAE_FFMPEG") or imageio_ffmpeg.get_ffmpeg_exe()
-    found = shutil.which(path)
+    """REELMAE_FFMPEG, else imageio-ffmpeg's binary; looked for once per process.
+
+    ConfigError if there is none or it does not run, ChildError if it was killed while it was tried.
+    """
+    given = os.environ.get("REELMAE_FFMPEG")
+    found = shutil.which(given) if given else _find_bundled()
+    if found is None and given:
+        raise ConfigError(f"REELMAE_FFMPEG={given}: no such program; unset it to use the one that came with reelmae")
     if found is None:
-        raise ConfigError(f"REELMAE_FFMPEG={path}: no such program; unset it to use the one that came with reelmae")
+        raise ConfigError("no ffmpeg found; install imageio-ffmpeg, or set REELMAE_FFMPEG to one")
     filters = _output([found, "-hide_banner", "-filters"])
     version = _output([found, "-version"]).splitlines()
     if not version or "bwdif" not in filters:
@@ -49,6 +54,20 @@ def find_ffmpeg() -> Tool:
     return Tool(found, version[0].strip(), tonemaps)
 
 
+def _find_bundled() -> str | None:
+    """The ffmpeg that imageio-ffmpeg would take, or None.
+
+    Its own search is not used: it runs each candidate with our whole environment, and there may be keys in that.
+    """
+    if given := os.environ.get("IMAGEIO_FFMPEG_EXE"):
+        return shutil.which(given)
+    bundled = sorted((Path(imageio_ffmpeg.__file__).parent / "binaries").glob("ffmpeg*"))
+    candidates = [*map(str, bundled), str(Path(sys.prefix, "bin", "ffmpeg")), "ffmpeg"]
+    return next(filter(None, map(shutil.which, candidates)), None)
+
+
 def _output(argv: Sequence[str]) -> str:
-    with tempfile.TemporaryDirectory(prefix="reelmae-") as folder:
-        return Sandbox().output(argv, limits=Limits(wall_s=60), cwd=Path(folder))
+    try:
+        return try_again(lambda: Sandbox().output(argv, limits=Limits(wall_s=60), cwd=Path("/")))
+    except ChildError as e:
+        raise ChildError(f"{argv[0]}: was killed while it was tried ({e}); run again") from e

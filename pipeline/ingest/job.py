@@ -5,6 +5,9 @@ committed tasks are not touched, and the result is byte for byte that of an undi
 or ffmpeg is refused with the difference. `append` plans the sources that are new, `retry_rejected` those that were
 rejected for a reason, each as a part of its own; until such a part is done, the old dataset stays readable. Stopped
 by Ctrl-C or an error, the job kills its children and leaves a DST that resumes. dataset.json is written last.
+
+Before anything of DST is read the job takes its claim (storage/claim.py), so that no two jobs work at one DST. A store
+that fails is waited for, as long as its Access has patience.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import functools
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,11 +29,13 @@ from reelmae.pipeline.ingest.config import ShardConfig
 from reelmae.pipeline.ingest.ffmpeg import Tool, find_ffmpeg
 from reelmae.pipeline.ingest.plan import parts
 from reelmae.pipeline.ingest.plan.sources import is_manifest
-from reelmae.pipeline.ingest.run import scratch
 from reelmae.pipeline.ingest.run.local import LocalRunner
 from reelmae.pipeline.ingest.run.task import JobSpec, TaskReport, TaskWorker
 from reelmae.pipeline.ingest.shards.commits import committed_tasks
 from reelmae.pipeline.ingest.shards.ledger import finish
+from reelmae.pipeline.storage import scratch
+from reelmae.pipeline.storage.access import Access
+from reelmae.pipeline.storage.claim import Claim
 from reelmae.pipeline.storage.store import Store
 
 
@@ -54,6 +59,8 @@ class Progress:
     """Sources that this run has rejected."""
     seconds: float
     """Seconds since this run began."""
+    retries: int = 0
+    """Requests to the stores that this run tried again."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,8 @@ class ShardSummary:
     """Sources that this run planned."""
     changed_sources: int
     """With `append`: planned sources that have changed since. They are not taken again."""
+    retries: dict[str, int] = field(default_factory=dict)
+    """cause → requests to both stores that this run tried again, the most frequent cause first."""
 
 
 @dataclass
@@ -106,6 +115,22 @@ class _Counts:
         return sum(self.running.values(), self.ended)
 
 
+class _Retries:
+    """What this run tried again: in this thread by both accesses, and in the workers."""
+
+    def __init__(self, *accesses: Access) -> None:
+        self._accesses = list({id(access): access for access in accesses}.values())
+        self._before = self._here()
+        self.of_workers: Mapping[str, int] = {}
+
+    def _here(self) -> Counter[str]:
+        return sum((Counter(access.retries.counts()) for access in self._accesses), Counter())
+
+    def counts(self) -> dict[str, int]:
+        """cause → number, the largest first."""
+        return dict((self._here() - self._before + Counter(self.of_workers)).most_common())
+
+
 def shard(
     src: str,
     dst: str,
@@ -115,6 +140,9 @@ def shard(
     append: bool = False,
     retry_rejected: str | None = None,
     limit: int | None = None,
+    src_access: Access | None = None,
+    dst_access: Access | None = None,
+    takeover: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> ShardSummary:
     """Make a shard dataset at `dst` from the videos at `src` (folder, fsspec URL or manifest), or go on making it.
@@ -123,23 +151,31 @@ def shard(
     append: plan the sources of `src` that DST does not know.
     retry_rejected: plan the sources again that were rejected for this reason ("all": any).
     limit: plan at most so many sources, a fair draw of all; `append` takes the others later.
+    src_access, dst_access: how `src` and `dst` are reached: options of their file systems, patience.
+    takeover: take DST over from a job that works there, instead of ClaimedError.
     on_progress: called in this thread a few times a second.
 
-    Raises InputError, JobMismatchError, ConfigError, StorageError, StorageFullError, DatasetError, NothingKeptError.
+    Raises InputError, JobMismatchError, ConfigError, ClaimedError, StorageError, StorageFullError, DatasetError,
+    NothingKeptError.
     """
     begin = time.monotonic()
     config = (config or ShardConfig()).resolve()
     if config.cut == "scenes":
         scenes.require()
-    _refuse_overlap(Store(src), Store(dst), is_manifest(src))
-    store, tool = Store(dst), find_ffmpeg()
-    before = parts.read_plan(store)
-    plan, changed = _freeze_plan(src, store, config, tool, before, append, retry_rejected, limit)
-    done = committed_tasks(store, plan.format)
-    if not parts.is_finished(store, plan):
-        run_tasks(store, plan, set(range(plan.tasks)) - done, workers, on_progress, begin=begin)
-        finish(store, plan)
-    facts = json.loads(store.read_bytes(schema.DATASET_JSON))
+    src_access, dst_access = src_access or Access(), dst_access or Access()
+    store, tool, retries = Store(dst, dst_access), find_ffmpeg(), _Retries(src_access, dst_access)
+    _refuse_overlap(Store(src, src_access), store, is_manifest(src))
+    with Claim(store, takeover=takeover) as claim:
+        before = parts.read_plan(store)
+        wanted = _Wanted(src, config, tool, append, retry_rejected, limit)
+        plan, changed = _freeze_plan(wanted, store, before, src_access, claim)
+        done = committed_tasks(store, plan.format)
+        if not parts.is_finished(store, plan):
+            run = _Run(store, plan, claim, src_access, retries, begin)
+            run.run_tasks(set(range(plan.tasks)) - done, workers, on_progress)
+            claim.confirm()
+            finish(store, plan)
+        facts = json.loads(store.read_bytes(schema.DATASET_JSON))
     if facts["sources_kept"] == 0:
         top = ", ".join(f"{n} x {reason}" for reason, n in Counter(facts["rejected"]).most_common(5))
         raise NothingKeptError(
@@ -153,16 +189,31 @@ def shard(
         already_done_tasks=len(done),
         new_sources=plan.sources - (0 if before is None else before.sources),
         changed_sources=changed,
+        retries=retries.counts(),
     )
 
 
-def rerun_tasks(dst: str, tasks: Iterable[int], *, workers: int | None = None) -> None:
+def rerun_tasks(
+    dst: str,
+    tasks: Iterable[int],
+    *,
+    workers: int | None = None,
+    src_access: Access | None = None,
+    dst_access: Access | None = None,
+    claim: Claim | None = None,
+) -> None:
     """Run these tasks of a job again, whatever files they have left, and join all commits where none is missing.
 
-    The same sources and tools give the same bytes. StorageError where a source is gone (nothing of its task is
-    touched then), JobMismatchError where this machine has another ffmpeg, InputError where there is no plan.
+    The same sources and tools give the same bytes. `claim`: the one that the caller holds on `dst`; else it is taken
+    here. StorageError where a source is gone (nothing of its task is touched then), JobMismatchError where this
+    machine has another ffmpeg, InputError where there is no plan, ClaimedError where a job works at `dst`.
     """
-    store = Store(dst)
+    src_access, dst_access = src_access or Access(), dst_access or Access()
+    store = Store(dst, dst_access)
+    if claim is None:
+        with Claim(store) as claim:
+            rerun_tasks(dst, tasks, workers=workers, src_access=src_access, dst_access=dst_access, claim=claim)
+        return
     plan = parts.read_plan(store)
     if plan is None:
         raise InputError(f"{dst}: has no {schema.PLAN_JSON}; without it nothing can be made again")
@@ -171,8 +222,10 @@ def rerun_tasks(dst: str, tasks: Iterable[int], *, workers: int | None = None) -
     if differences:
         raise JobMismatchError(f"{store.url()}: {'; '.join(differences)}; the clips would not be the same")
     done = committed_tasks(store, plan.format) | again
-    run_tasks(store, plan, again, workers, None, repairs=True)
+    run = _Run(store, plan, claim, src_access, _Retries(src_access, dst_access), time.monotonic())
+    run.run_tasks(again, workers, None, repairs=True)
     if set(range(plan.tasks)) <= done:  # else an append has not finished: `shard` joins when it has
+        claim.confirm()
         finish(store, plan)
 
 
@@ -186,17 +239,27 @@ def _refuse_overlap(source: Store, store: Store, manifest: bool) -> None:
         raise InputError(f"{store.url()}: lies within the source {source.url()}; give a DST outside of it")
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """What the user asks for."""
+
+    src: str
+    config: ShardConfig
+    tool: Tool
+    append: bool
+    retry: str | None
+    limit: int | None
+
+
 def _freeze_plan(
-    src: str,
-    store: Store,
-    config: ShardConfig,
-    tool: Tool,
-    there: parts.Plan | None,
-    append: bool,
-    retry: str | None,
-    limit: int | None,
+    wanted: _Wanted, store: Store, there: parts.Plan | None, access: Access, claim: Claim
 ) -> tuple[parts.Plan, int]:
-    """The frozen plan of this run, and the number of sources that have changed since they were planned."""
+    """The frozen plan of this run, and the number of sources that have changed since they were planned.
+
+    `access`: how the sources are reached. All that is wrong with DST is refused before the sources are listed.
+    """
+    src, config, tool = wanted.src, wanted.config, wanted.tool
+    append, retry, limit = wanted.append, wanted.retry, wanted.limit
     if append and retry:
         raise ConfigError("--append and --retry-rejected: one at a time")
     if limit is not None and limit < 1:
@@ -204,8 +267,8 @@ def _freeze_plan(
     if there is None:
         if retry:
             raise InputError(f"{store.url()}: --retry-rejected needs a job there; run it without first")
-        return parts.new_plan(src, store, config, tool, limit), 0
-    if append and not any(Store(src).url() == part.src for part in there.parts):
+        return parts.new_plan(src, store, config, tool, limit, access, claim.confirm), 0
+    if append and not any(Store(src, access).url() == part.src for part in there.parts):
         parts.refuse_mismatch(store, there, there.parts[0].src, config, tool)  # another bucket may be added
     else:
         parts.refuse_mismatch(store, there, src, config, tool)
@@ -225,44 +288,65 @@ def _freeze_plan(
             )
         return there, 0
     if retry:
-        return parts.retry_rejects(store, there, tool, retry), 0
-    return parts.append_sources(src, store, there, tool, limit)
+        return parts.retry_rejects(store, there, tool, retry, claim.confirm), 0
+    return parts.append_sources(src, store, there, tool, limit, access, claim.confirm)
 
 
-def run_tasks(
-    store: Store,
-    plan: parts.Plan,
-    tasks: set[int],
-    workers: int | None,
-    on_progress: Callable[[Progress], None] | None,
-    *,
-    begin: float | None = None,
-    repairs: bool = False,
-) -> None:
-    """Run these tasks to their commits."""
-    workers = usable_cores() if workers is None else workers
-    if workers < 1:
-        raise ConfigError(f"workers={workers}: must be at least 1")
-    since = time.monotonic() if begin is None else begin
-    spec = JobSpec.of(store, plan, repairs=repairs)
-    scratch.sweep()
-    waiting, counts = sorted(tasks), _Counts()
-    sources = sum(part.sources for part in plan.parts)
-    before = sources - parts.sources_in(store, plan, tasks)
+@dataclass
+class _Run:
+    """One run of a job, while it holds its claim."""
 
-    def tick() -> None:
-        if on_progress is None:
-            return
-        now = counts.total()
-        rejected = sum(now.rejected.values())
-        seconds = time.monotonic() - since
-        on_progress(
-            Progress(before + now.sources, before, sources, now.source_bytes, now.clips, now.bytes, rejected, seconds)
+    store: Store
+    plan: parts.Plan
+    claim: Claim
+    src_access: Access
+    retries: _Retries
+    begin: float
+    """By time.monotonic."""
+
+    def run_tasks(
+        self,
+        tasks: set[int],
+        workers: int | None,
+        on_progress: Callable[[Progress], None] | None,
+        *,
+        repairs: bool = False,
+    ) -> None:
+        """Run these tasks to their commits."""
+        workers = usable_cores() if workers is None else workers
+        if workers < 1:
+            raise ConfigError(f"workers={workers}: must be at least 1")
+        spec = JobSpec.of(
+            self.store, self.plan, repairs=repairs, src_access=self.src_access, holders=self.claim.holders
         )
+        scratch.sweep()
+        waiting, counts = sorted(tasks), _Counts()
+        sources = sum(part.sources for part in self.plan.parts)
+        before = sources - parts.sources_in(self.store, self.plan, tasks)
 
-    runner = LocalRunner(max(1, min(workers, len(waiting))))
-    make_worker = functools.partial(TaskWorker, spec)
-    with closing(runner.run(waiting, make_worker, on_source=counts.see, tick=tick)) as reports:
-        for report in reports:
-            counts.end(report)
-    tick()
+        def tick() -> None:
+            self.claim.check()
+            total = counts.total()
+            self.retries.of_workers = total.retries
+            if on_progress is not None:
+                on_progress(self._progress(total, before, sources))
+
+        runner = LocalRunner(max(1, min(workers, len(waiting))))
+        make_worker = functools.partial(TaskWorker, spec)
+        with closing(runner.run(waiting, make_worker, on_source=counts.see, tick=tick)) as reports:
+            for report in reports:
+                counts.end(report)
+        tick()
+
+    def _progress(self, total: TaskReport, before: int, sources: int) -> Progress:
+        return Progress(
+            sources_done=before + total.sources,
+            sources_before=before,
+            sources=sources,
+            source_bytes=total.source_bytes,
+            clips=total.clips,
+            bytes=total.bytes,
+            rejected=sum(total.rejected.values()),
+            seconds=time.monotonic() - self.begin,
+            retries=sum(self.retries.counts().values()),
+        )

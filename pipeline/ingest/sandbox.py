@@ -9,7 +9,8 @@ What holds for every child:
 - it dies when the thread that started it dies, even by SIGKILL (`setpriv --pdeathsig`).
 
 Limits that the machine does not allow are left out; `capabilities()` says which hold. A full disk is not the fault of
-the video: `is_full` recognises it in a child's stderr.
+the video: `is_full` recognises it in a child's stderr. Nor is a kill from outside (the system's, for want of memory, or
+anybody's): ChildKilledError is raised for SIGKILL and SIGTERM that neither we nor a limit sent.
 
 A Sandbox costs nothing to make: take one per worker, or share one between threads. What the machine allows is tried
 once per process, for all of them.
@@ -25,15 +26,21 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
-from reelmae.pipeline.errors import ChildCrashedError, ChildError, ChildTimeoutError
+from reelmae.pipeline.errors import ChildCrashedError, ChildError, ChildKilledError, ChildTimeoutError
 
 _HEAD_BYTES = 1 << 16  # of stderr that are kept; lines after them are only counted
+TRIES = 3  # of a short child of ours that is killed from outside
+_END_S = 2.0  # a child that has closed its output may take so long to end
 _FULL = ("No space left on device", "Disk quota exceeded", "Errno 28")
+
+
+T = TypeVar("T")
+_KILLS = (-signal.SIGKILL, -signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -80,8 +87,15 @@ def _can_run(argv: Sequence[str]) -> bool:
     true = shutil.which("true")
     if shutil.which(argv[0]) is None or true is None:
         return False
-    done = subprocess.run([*argv, true], env=_environment(), stdin=subprocess.DEVNULL, capture_output=True, timeout=30)
-    return done.returncode == 0
+
+    def run() -> bool:
+        command = [*argv, true]
+        done = subprocess.run(command, env=_environment(), stdin=subprocess.DEVNULL, capture_output=True, timeout=30)
+        if done.returncode in _KILLS:
+            raise ChildKilledError(f"{argv[0]}: a trial was killed: {_describe_end(done.returncode)}")
+        return done.returncode == 0
+
+    return try_again(run)
 
 
 @functools.cache
@@ -121,6 +135,16 @@ def wrap(argv: Sequence[str], limits: Limits) -> list[str]:
     return [*network, *death, *(bounds if prlimit else ()), *argv]
 
 
+def try_again(call: Callable[[], T]) -> T:
+    """What a call gives whose child may be killed from outside: it is called up to TRIES times."""
+    for _ in range(TRIES - 1):
+        try:
+            return call()
+        except ChildKilledError:
+            continue
+    return call()
+
+
 def is_full(stderr: str) -> bool:
     """Whether a child's stderr says that the disk is full."""
     return any(words in stderr for words in _FULL)
@@ -129,9 +153,10 @@ def is_full(stderr: str) -> bool:
 class Child:
     """A long-lived child that answers one line on stdout for each line on stdin."""
 
-    def __init__(self, sandbox: Sandbox, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, sandbox: Sandbox, process: subprocess.Popen[bytes], limits: Limits) -> None:
         self._sandbox = sandbox
         self._process = process
+        self._limits = limits
         self._buffer = b""
 
     @property
@@ -171,9 +196,12 @@ class Child:
 
     def _end_crashed(self) -> ChildCrashedError:
         """Clean up after a child that died; the error to raise."""
+        code, cpu_s = _wait_end(self._process, time.monotonic() + _END_S)
         self.close()
-        code = self._process.returncode
-        return ChildCrashedError(f"the child died: {_describe_end(code)}", returncode=code)
+        if code is None:
+            return ChildCrashedError("the child closed its output and went on; killed")
+        kind = self._sandbox._kind_of_crash(code, cpu_s, self._limits)
+        return kind(f"the child died: {_describe_end(code)}", returncode=code)
 
     def close(self) -> None:
         """Kill the child's group and reap the child; harmless if it is gone already."""
@@ -195,7 +223,11 @@ class Sandbox:
         self._closed = False
 
     def run(self, argv: Sequence[str], *, limits: Limits, cwd: Path) -> Finished:
-        """Run to the end. ChildTimeoutError past the wall clock, ChildCrashedError on death by a signal."""
+        """Run to the end.
+
+        ChildTimeoutError past the wall clock, ChildCrashedError on death by a signal, ChildKilledError (one of these)
+        where somebody else sent it.
+        """
         begin = time.monotonic()
         process = self._start(
             argv, limits, cwd, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
@@ -203,21 +235,25 @@ class Sandbox:
         try:
             assert process.stderr is not None
             head, lines = _drain(process.stderr, begin + limits.wall_s)
-            code = process.wait(timeout=max(0.1, begin + limits.wall_s - time.monotonic()))
-        except (TimeoutError, subprocess.TimeoutExpired) as e:
+            code, cpu_s = _wait_end(process, max(begin + limits.wall_s, time.monotonic() + 0.1))
+            if code is None:
+                raise TimeoutError
+        except TimeoutError as e:
             raise ChildTimeoutError(f"ran past {limits.wall_s:g} s; killed") from e
         finally:
             self._end(process)
             if process.stderr is not None:
                 process.stderr.close()
         if code < 0:
-            raise ChildCrashedError(
-                f"died of {_describe_end(code)}: {head[-300:].strip()}", returncode=code, stderr=head
-            )
+            kind = self._kind_of_crash(code, cpu_s, limits)
+            raise kind(f"died of {_describe_end(code)}: {head[-300:].strip()}", returncode=code, stderr=head)
         return Finished(code, head, lines, time.monotonic() - begin)
 
     def output(self, argv: Sequence[str], *, limits: Limits, cwd: Path) -> str:
-        """What a short program of ours prints to stdout; "" if it fails or cannot be started."""
+        """What a short program of ours prints to stdout; "" if it fails or cannot be started.
+
+        ChildKilledError where it was killed from outside.
+        """
         try:
             process = self._start(
                 argv, limits, cwd, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
@@ -232,6 +268,8 @@ class Sandbox:
             self._end(process)
             if process.stdout is not None:
                 process.stdout.close()
+        if self._kind_of_crash(process.returncode, 0.0, limits) is ChildKilledError:
+            raise ChildKilledError(f"{argv[0]}: {_describe_end(process.returncode)}", returncode=process.returncode)
         return out.decode("utf-8", "replace") if process.returncode == 0 else ""
 
     def start(self, argv: Sequence[str], *, limits: Limits, cwd: Path) -> Child:
@@ -239,7 +277,7 @@ class Sandbox:
         process = self._start(
             argv, limits, cwd, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
-        return Child(self, process)
+        return Child(self, process, limits)
 
     def _start(
         self, argv: Sequence[str], limits: Limits, cwd: Path, *, stdin: int, stdout: int, stderr: int
@@ -272,6 +310,13 @@ class Sandbox:
         _kill_group(process.pid)
         process.wait()
 
+    def _kind_of_crash(self, code: int, cpu_s: float, limits: Limits) -> type[ChildCrashedError]:
+        """Whether a child with this end was killed from outside: not by `kill_all`, not for its processor time."""
+        with self._lock:
+            ours = self._closed
+        by_limit = code == -signal.SIGKILL and cpu_s >= limits.cpu_s - 1
+        return ChildKilledError if code in _KILLS and not (ours or by_limit) else ChildCrashedError
+
     def kill_all(self) -> None:
         """Kill every child and refuse new ones: the job is being stopped. Any thread may call it, more than once."""
         with self._lock:
@@ -286,6 +331,24 @@ def _kill_group(group: int) -> None:
         os.killpg(group, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):  # all gone, or only zombies left
         return
+
+
+def _wait_end(process: subprocess.Popen[bytes], deadline: float) -> tuple[int | None, float]:
+    """A child's exit status, None where it has not ended by then, and the processor time that it used, in seconds."""
+    if process.returncode is not None:  # reaped before
+        return process.returncode, 0.0
+    pause = 0.0005
+    while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        if time.monotonic() >= deadline:
+            return None, 0.0
+        time.sleep(pause)
+        pause = min(2 * pause, 0.05)
+    try:
+        fields = Path(f"/proc/{process.pid}/stat").read_bytes().rpartition(b")")[2].split()
+        cpu_s = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):  # a system without /proc
+        cpu_s = 0.0
+    return process.wait(), cpu_s
 
 
 def _drain(pipe: IO[bytes], deadline: float) -> tuple[str, int]:

@@ -11,9 +11,9 @@ The bad-clip policy is in `quarantine`.
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
@@ -28,13 +28,17 @@ from reelmae.pipeline.loading.batch import ClipBatch, Floats, batch_ids_decode, 
 from reelmae.pipeline.loading.config import LoaderConfig
 from reelmae.pipeline.loading.decode.av_pool import AvPool
 from reelmae.pipeline.loading.decode.backends import make_decoder, resolve_backend
+from reelmae.pipeline.loading.fetch.clip import accesses_of, stores_to_stop
 from reelmae.pipeline.loading.fetch.read_ahead import ReadAhead, Stay, shard_stays
+from reelmae.pipeline.loading.fetch.readers import CLIPS_IN_FLIGHT
 from reelmae.pipeline.loading.fetch.shard_cache import CacheSettings, ShardCache
 from reelmae.pipeline.loading.index.clips import ClipIndex
 from reelmae.pipeline.loading.order import epochs
 from reelmae.pipeline.loading.order.draws import draw
 from reelmae.pipeline.loading.quarantine import Quarantine, replacement
 from reelmae.pipeline.loading.tasks import BatchDecoder, ClipTask, Decoded, clip_task
+
+AHEAD_BYTES = 256 << 20  # of pixels that are prepared ahead to hide the latency of a remote store
 
 
 @dataclass
@@ -68,10 +72,10 @@ class LoaderStats:
     """From the first next() to the end of the last one."""
     worker_restarts: int = 0
     """Workers that died or hung and were replaced."""
-    retries: dict[str, int] = field(default_factory=dict)
-    """Cause → requests to the store that were tried again."""
     bad: dict[str, str] = field(default_factory=dict)
     """Key of each bad clip → why it is bad."""
+    retries: dict[str, int] = field(default_factory=dict)
+    """Cause → how often reading from a store was tried again because of it, in all threads and workers."""
 
     @property
     def wait_share(self) -> float:
@@ -123,6 +127,9 @@ class ClipLoader:
             index=index.digest,
         )
         self.stats.bad = self._quarantine.reasons
+        self._ahead = batches_ahead(config, all(store.is_local for store in index.stores))
+        self._accesses = accesses_of(index.stores)
+        self._retries_before = self._count_retries()
         self._next = (0, 0)  # (epoch, step) of the batch that is yielded next
         self._planned = (0, 0)  # of the batch that is submitted next
         self._in_flight: deque[tuple[int, int]] = deque()
@@ -185,7 +192,7 @@ class ClipLoader:
         if self._decoder is None:
             self._read_ahead = self._make_read_ahead()  # first, since it may refuse the cache
             self._decoder = self._make_decoder()
-        while len(self._in_flight) < self.config.prefetch:
+        while len(self._in_flight) < self._ahead:
             self._submit()
         decoded = self._decoder.collect()
         place = self._in_flight.popleft()
@@ -193,7 +200,7 @@ class ClipLoader:
             batch = self._batch(decoded, *place)
         finally:
             decoded.release()
-        self._submit()  # its slot is free: the decoder stays `prefetch` batches ahead
+        self._submit()  # its slot is free: the decoder stays as many batches ahead
         self._next = self._in_flight[0]
         self._count(decoded)
         now = time.perf_counter()
@@ -286,11 +293,11 @@ class ClipLoader:
 
         return ReadAhead(
             ShardCache(cache),
-            self.index,
+            replace(self.index, stores=stores_to_stop(self.index.stores)),  # they are stopped when it is closed
             stays,
             steps=self.steps_per_epoch,
             budget_bytes=cache.max_bytes // self.ranks_on_node,
-            in_flight=self.config.prefetch + 1,
+            in_flight=self._ahead + 1,
         )
 
     def _make_decoder(self) -> BatchDecoder:
@@ -301,7 +308,7 @@ class ClipLoader:
             (config.batch_videos, config.repeats, 3, sample.frames, sample.size, sample.size),
             on_bad=self._on_bad,
             workers=config.workers,
-            slots=config.prefetch + 1,  # one more than are in flight: the next is submitted once the oldest is released
+            slots=self._ahead + 1,  # one more than are in flight: the next is submitted once the oldest is released
             timeout_s=config.clip_timeout_s,
             policy=config.decode,
             device=self.device,
@@ -320,5 +327,24 @@ class ClipLoader:
         stats.fetch_s += decoded.cost.fetch_s
         stats.decode_s += decoded.cost.decode_s
         stats.resize_s += decoded.cost.resize_s
+        stats.retries = dict(self._count_retries() - self._retries_before)
         if isinstance(self._decoder, AvPool):
             stats.worker_restarts = self._decoder.restarts
+
+    def _count_retries(self) -> Counter[str]:
+        """By cause, since the index was opened."""
+        return sum((Counter(access.retries.counts()) for access in self._accesses), Counter())
+
+
+def batches_ahead(config: LoaderConfig, is_local: bool) -> int:
+    """How many batches are prepared ahead of the one in use.
+
+    At least `prefetch`. Where a store is remote, as many as hide its latency (CLIPS_IN_FLIGHT clips), if their pixels
+    take no more than AHEAD_BYTES.
+    """
+    if is_local:
+        return config.prefetch
+    sample = config.sample
+    batch_bytes = config.batch_videos * config.repeats * 3 * sample.frames * sample.size**2
+    hiding = -(-CLIPS_IN_FLIGHT // config.batch_videos)
+    return max(config.prefetch, min(hiding, AHEAD_BYTES // batch_bytes))

@@ -6,7 +6,9 @@ Training uses an endless, shuffled stream of full batches, in which a bad clip i
 - each clip comes exactly once, in the order of the index; the last batch may be incomplete;
 - a clip that cannot be read or decoded is left out, and listed in `bad` with the reason. None replaces it;
 - views depend on the clip and the policy alone: they are the same in every run, for any number of workers;
-- clips are decoded by the training loader's own workers (PyAV): a clip that hangs or kills a worker costs itself only.
+- clips are decoded by the training loader's own workers (PyAV): a clip that hangs or kills a worker costs itself only;
+- from a remote store, clips that lie side by side in a shard are read by one request: they are sent to one worker
+  together, up to eight or 2 MB (av_pool.py).
 
 Legend: V clip (video), R view of it, C channel, T frame, H height, W width.
 """
@@ -23,11 +25,13 @@ from reelmae.pipeline.cores import usable_cores
 from reelmae.pipeline.errors import BadClipError, ConfigError, DatasetError
 from reelmae.pipeline.loading.config import CLIP_TIMEOUT_S
 from reelmae.pipeline.loading.decode.backends import make_decoder
+from reelmae.pipeline.loading.fetch.readers import CLIPS_IN_FLIGHT
 from reelmae.pipeline.loading.index.clips import ClipIndex
 from reelmae.pipeline.loading.order.draws import Draw, SamplePolicy
 from reelmae.pipeline.loading.tasks import BatchDecoder, ClipTask, Decoded, clip_task
 
 CLIPS_AHEAD = 2  # for each worker: the one in work, and one whose bytes are fetched meanwhile
+AHEAD_BYTES = 256 << 20  # of pixels: where a store is remote, more clips are in flight, to hide its latency
 
 
 def view_draws(
@@ -92,6 +96,9 @@ class ClipSweep:
         workers = min(usable_cores() if workers is None else workers, len(index))
         # batches in flight: enough to keep the workers busy, and the one that the caller uses
         self._ahead = 1 + max(1, -(-CLIPS_AHEAD * workers // batch_videos))
+        if not all(store.is_local for store in index.stores):
+            batch_bytes = batch_videos * views * 3 * sample.frames * sample.size**2
+            self._ahead = max(self._ahead, min(1 + -(-CLIPS_IN_FLIGHT // batch_videos), AHEAD_BYTES // batch_bytes))
         self._decoder: BatchDecoder = self._make_decoder(batch_videos, workers)
 
     def __enter__(self) -> ClipSweep:

@@ -19,14 +19,14 @@ READS = 5
 """Reads at most. One read in ten wrong is a very bad network: there, one file in 100,000 is wrong five times."""
 CAUSE = "checksum"
 
-Content = TypeVar("Content", bytes, Path)
+Read = TypeVar("Read", bytes, Path)
 Result = TypeVar("Result")
 
 
 def read_checked(
     store: Store,
-    read: Callable[[], Content],
-    check: Callable[[Content], Result],
+    read: Callable[[], Read],
+    check: Callable[[Read], Result],
     wrong: tuple[type[Exception], ...],
 ) -> Result:
     """What `check` makes of what `read` reads: bytes, or the path of a file.

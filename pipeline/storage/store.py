@@ -156,7 +156,7 @@ class Store:
             )
         return data
 
-    def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> Sequence[bytes]:
         """The bytes of each (offset, size) of one file, as `read_range`.
 
         Near ones are read by one request, long ones by several, STREAMS at a time.

@@ -58,8 +58,8 @@ class S3Server:
         regions = {"AWS_REGION": REGION, "AWS_DEFAULT_REGION": REGION}
         return {**keys, **regions, "AWS_ENDPOINT_URL": self.endpoint}
 
-    def client(self) -> Any:
-        """A botocore client of its own, for what only a test asks of a server."""
+    def client(self, **config: Any) -> Any:
+        """A botocore client of its own, for what only a test asks of a server. Close it."""
         import botocore.config
         import botocore.session
 
@@ -69,7 +69,7 @@ class S3Server:
             aws_access_key_id=self.key,
             aws_secret_access_key=self.secret,
             region_name=REGION,
-            config=botocore.config.Config(s3={"addressing_style": "path"}),
+            config=botocore.config.Config(s3={"addressing_style": "path"}, **config),
         )
 
     def make_bucket(self, *, seconds: float = 30.0) -> None:

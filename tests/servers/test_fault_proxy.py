@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import botocore.exceptions
@@ -17,25 +18,11 @@ DATA = bytes(range(256)) * 1000
 @pytest.fixture
 def open_client() -> Any:
     """open_client(server) → a botocore client that tries once and waits half a second."""
-    import botocore.config
-    import botocore.session
-
     opened = []
 
     def open_one(server: S3Server, secret: str | None = None) -> Any:
-        config = botocore.config.Config(
-            s3={"addressing_style": "path"}, retries={"total_max_attempts": 1}, read_timeout=0.5
-        )
-        opened.append(
-            botocore.session.Session().create_client(
-                "s3",
-                endpoint_url=server.endpoint,
-                aws_access_key_id=server.key,
-                aws_secret_access_key=secret or server.secret,
-                region_name="us-east-1",
-                config=config,
-            )
-        )
+        asked = replace(server, secret=secret or server.secret)
+        opened.append(asked.client(retries={"total_max_attempts": 1}, read_timeout=0.5))
         return opened[-1]
 
     yield open_one

@@ -18,7 +18,7 @@ from reelmae.tools.bench.config import BenchStepConfig
 from reelmae.train.precision import Precision
 
 REELMAE = [sys.executable, "-m", "reelmae.tools.cli"]
-BENCHES = ("step", "load", "loaders", "shard", "plan", "index", "presets", "chart")
+BENCHES = ("step", "load", "loaders", "shard", "plan", "index", "presets", "storage", "chart")
 COMMANDS = (
     *("demo", "shard", "verify", "pretrain", "reconstruct", "import-weights", "export", "features"),
     *("report", "inspect", "doctor"),

@@ -21,7 +21,6 @@ from reelmae.model.weights import find_checkpoint, load_model, save_safetensors
 from reelmae.pipeline import schema
 from reelmae.pipeline.errors import ConfigError, DatasetError, InputError
 from reelmae.pipeline.loading.decode.pyav import AvDecoder
-from reelmae.pipeline.loading.fetch.clip import fetch
 from reelmae.pipeline.loading.index.clips import ClipIndex
 from reelmae.pipeline.loading.index.selection import Selection
 from reelmae.pipeline.loading.order.draws import SamplePolicy
@@ -54,11 +53,12 @@ def pixels(index: ClipIndex, row: int, sample: SamplePolicy, views: int) -> np.n
     frames = int(index.frames[row])
     size = {"height": int(index.height[row]), "width": int(index.width[row])}
     draws = view_draws(sample, views, frames=frames, fps=float(index.fps[row]), **size)
-    place: dict[str, Any] = {"key": index.key(row), "shard": index.shard(row)}
-    place |= {"offset": int(index.offset[row]), "size": int(index.size[row])}
+    place: dict[str, Any] = {"shard": index.shard(row), "offset": int(index.offset[row]), "size": int(index.size[row])}
+    data = index.store.read_range(place["shard"], place["offset"], place["size"])
+    place["key"] = index.key(row)
     task = ClipTask(clip=row, dataset=0, check=0, frames=frames, draws=draws, planned=row, epoch=0, attempt=0, **place)
     out = np.empty((views, 3, sample.frames, sample.size, sample.size), np.uint8)
-    AvDecoder(frames=sample.frames, size=sample.size).decode(task, fetch(index.store, **place), out)
+    AvDecoder(frames=sample.frames, size=sample.size).decode(task, data, out)
     return out
 
 
@@ -321,7 +321,7 @@ def test_parts_of_other_settings_or_damaged_ones_are_made_again(run_copy: Path, 
         features(run, data, out, on_progress=crash_at(4), **how)
     with pytest.raises(CrashError):  # another rate: other features
         features(run, data, out, fps=20.0, on_progress=crash_at(4), **how)
-    first, second = sorted((tmp_path / ".f.parquet.parts").iterdir())
+    _, second = sorted((tmp_path / ".f.parquet.parts").iterdir())
     second.write_bytes(second.read_bytes()[:-9])
     told: list[int] = []
     summary = features(run, data, out, fps=20.0, on_progress=lambda done, of: told.append(done), **how)

@@ -105,6 +105,8 @@ class BenchStorageConfig(_Config):
 
     url: Annotated[Positional[str | None], arg(metavar="[URL]")] = None
     """An s3:// bucket or prefix to write below; what is written is removed. None: a server is started here."""
+    what: tuple[Literal["read", "write", "load"], ...] = pydantic.Field(default=("read", "write", "load"), min_length=1)
+    """Groups of contenders to measure: reading files, writing them, fetching clips as the loader does."""
     files: int = pydantic.Field(default=4, ge=1)
     """Number of files."""
     file_mib: float = pydantic.Field(default=256.0, ge=1)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import importlib.metadata
 import importlib.util
 import json
@@ -293,9 +294,7 @@ class Boto3Upload(_Writer):
 
     def __init__(self, job: Job) -> None:
         super().__init__(job)
-        import boto3
-
-        self._client = boto3.client(
+        self._client = importlib.import_module("boto3").client(
             "s3",
             endpoint_url=job.target.endpoint,
             region_name=job.target.region,

@@ -11,8 +11,7 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal
 
-from reelmae.pipeline.cores import usable_cores
-from reelmae.pipeline.loading.decode.av_worker import FETCH_THREADS
+from reelmae.pipeline.loading.fetch.readers import BYTES_IN_FLIGHT, CLIPS_IN_FLIGHT
 from reelmae.pipeline.loading.fetch.clip import ClipSource, SourceSettings
 from reelmae.pipeline.loading.fetch.read_ahead import ReadAhead, shard_stays
 from reelmae.pipeline.loading.fetch.shard_cache import CacheSettings, ShardCache
@@ -25,12 +24,13 @@ BATCH, PREFETCH, LANES = 8, 2, 64  # the loader's own defaults
 
 
 class Fetching(Contender):
-    """Plays an epoch. `cache`: None fetches each clip by itself; an empty one is filled meanwhile; a full one is read."""
+    """Plays an epoch. Not given, the number of threads is that of the clips that a loader has in flight. `cache`: None fetches each clip by itself; an empty one is filled meanwhile; a full one is read."""
 
     def __init__(self, job: Job, cache: Literal["empty", "full"] | None = None) -> None:
         super().__init__(job)
         self._index = ClipIndex.open(job.url, access=job.access)
-        self._threads = job.fetch_threads or usable_cores() * FETCH_THREADS
+        largest = int(self._index.size.max())
+        self._threads = job.fetch_threads or min(CLIPS_IN_FLIGHT, max(2, BYTES_IN_FLIGHT // largest))
         self._batch = min(BATCH, len(self._index))
         self._steps = len(self._index) // self._batch
         total = sum(file.size for file in job.files)
@@ -41,6 +41,7 @@ class Fetching(Contender):
             shards = ShardCache(self._cache)
             for file in job.files:
                 shards.bring(self._index.stores[0], file.path)
+        self._fetch(clip_task(self._index, 0, (), planned=0))
 
     def _order(self) -> epochs.Epoch:
         return epochs.Epoch(self._index.shard_start, self._index.parts, seed=0, epoch=0, lanes=LANES)
@@ -71,7 +72,7 @@ class Fetching(Contender):
                 ahead.close()
 
     def _play(self, order: epochs.Epoch, ahead: ReadAhead | None) -> int:
-        """Fetch the epoch's clips, at most so many ahead of the oldest as a loader has in work; returns their bytes."""
+        """Fetch the epoch's clips and take them in their order, with as many in flight as there are threads; their bytes."""
         moved = 0
         waiting: deque[Future[int]] = deque()
         with ThreadPoolExecutor(self._threads) as pool:
@@ -80,9 +81,9 @@ class Fetching(Contender):
                     ahead.advance(0, step)
                 positions = epochs.rank_positions(step=step, batch_videos=self._batch, rank=0, world=1)
                 for clip in order.clips_at(positions).tolist():
+                    if len(waiting) == self._threads:
+                        moved += waiting.popleft().result()
                     waiting.append(pool.submit(self._fetch, clip_task(self._index, clip, (), planned=clip)))
-                while len(waiting) > max(PREFETCH * self._batch, self._threads):
-                    moved += waiting.popleft().result()
             return moved + sum(fetched.result() for fetched in waiting)
 
     def check(self) -> None:

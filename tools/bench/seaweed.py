@@ -14,8 +14,9 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from reelmae.pipeline.errors import ConfigError, ReelmaeError
 
 BUCKET = "reelmae-bench"
 READY_S = 60.0
+_PORTS = range(15_000, 22_000)
 _OFF = ("-master.telemetry=false", "-webdav=false", "-admin.ui=false", "-s3.port.iceberg=0", "-s3.port.lance=0")
 
 
@@ -84,8 +86,11 @@ def local_s3() -> Iterator[LocalServer]:
 
 
 def _free_ports(n: int) -> int:
-    """The first of `n` consecutive free ports; those 10,000 above, which its gRPC takes, are free too."""
-    for first in range(20_000 + os.getpid() % 5_000, 45_000, 7):
+    """The first of `n` consecutive free ports; those 10,000 above, which its gRPC takes, are free too.
+
+    They lie below the ports that the system gives to clients.
+    """
+    for first in range(_PORTS.start + os.getpid() % 5_000, _PORTS.stop, 7):
         try:
             for port in (*range(first, first + n), *range(first + 10_000, first + 10_000 + n)):
                 with socket.socket() as s:
@@ -97,16 +102,32 @@ def _free_ports(n: int) -> int:
 
 
 def _wait(server: subprocess.Popen[bytes], options: dict[str, Any], log: Path) -> None:
-    """Wait until the server answers, and make the bucket."""
+    """Wait until the server answers, make the bucket, and wait until it takes an object."""
     until = time.monotonic() + READY_S
-    while True:
-        try:
-            with contextlib.suppress(urllib.error.HTTPError):  # it answers: refusing us is fine
-                urllib.request.urlopen(options["endpoint_url"], timeout=1).close()
-            fsspec.filesystem("s3", skip_instance_cache=True, **options).mkdir(BUCKET)
-            return
-        except OSError as e:
-            if server.poll() is not None or time.monotonic() > until:
-                said = log.read_text(errors="replace")[-500:]
-                raise ReelmaeError(f"SeaweedFS did not start ({e}); it said: {said}") from e
-            time.sleep(0.1)
+
+    def keep_trying(step: Callable[[], object]) -> None:
+        while True:
+            try:
+                step()
+                return
+            except FileExistsError:  # the bucket: an earlier try got further than its answer
+                return
+            except OSError as e:
+                if server.poll() is not None or time.monotonic() > until:
+                    said = log.read_text(errors="replace")[-500:]
+                    raise ReelmaeError(f"SeaweedFS did not start ({e}); it said: {said}") from e
+                time.sleep(0.1)
+
+    keep_trying(partial(_ask, options["endpoint_url"]))
+    fs = fsspec.filesystem("s3", skip_instance_cache=True, **options)
+    keep_trying(partial(fs.mkdir, BUCKET))
+    keep_trying(partial(fs.pipe_file, f"{BUCKET}/ready", b"ready"))
+    fs.rm_file(f"{BUCKET}/ready")
+
+
+def _ask(endpoint: str) -> None:
+    """OSError where nothing answers."""
+    try:
+        urllib.request.urlopen(endpoint, timeout=1).close()
+    except urllib.error.HTTPError as e:  # it answers: refusing us is fine
+        e.close()

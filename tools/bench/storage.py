@@ -78,7 +78,7 @@ def bench_storage(config: BenchStorageConfig, access: Access | None = None) -> d
         job = Job("", place, target, access, files, "", folder, config.threads, config.fetch_threads)
         rounds: Rounds = []
         for number in range(config.rounds):
-            rounds.append(_round(job, number))
+            rounds.append(_round(job, number, config.what))
             reclaim()
     result = summary(config, rounds) | {
         "server": "SeaweedFS, started here" if config.url is None else config.url,
@@ -169,11 +169,11 @@ def _remove(url: str, access: Access) -> None:
         fs.call_s3("abort_multipart_upload", Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
 
 
-def _round(job: Job, number: int) -> dict[str, Timed]:
+def _round(job: Job, number: int, groups: Sequence[str]) -> dict[str, Timed]:
     """Each contender once; every round begins with another one of each group."""
     done = {}
-    for names in GROUPS.values():
-        present = [name for name in names if name not in contenders.missing()]
+    for group in groups:
+        present = [name for name in GROUPS[group] if name not in contenders.missing()]
         turn = number % len(present)
         for name in (*present[turn:], *present[:turn]):
             with tempfile.TemporaryDirectory(dir=job.folder) as folder:
@@ -184,7 +184,7 @@ def _round(job: Job, number: int) -> dict[str, Timed]:
 
 def _run(job: Job) -> Timed:
     argv = [sys.executable, "-P", "-m", "reelmae.tools.bench.contenders"]
-    child = subprocess.run(argv, input=pickle.dumps(job), stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False)
+    child = subprocess.run(argv, input=pickle.dumps(job), capture_output=True, check=False)
     if child.returncode:
         said = child.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {child.returncode}"]
         raise ReelmaeError(f"{job.name} failed: {said[-1]}")

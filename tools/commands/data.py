@@ -31,6 +31,14 @@ class Shard(Command):
     """Try again the sources that were rejected for this reason, such as fetch_failed; all: for any reason."""
     limit: int | None = None
     """Plan at most this many sources, chosen at random. --append adds the others later."""
+    takeover: bool = False
+    """Take DST over from a job that works there; that job stops. Without it, DST is taken over only from a dead one."""
+    src_storage_options: Annotated[str | None, arg(metavar="JSON|@FILE")] = None
+    """Options of SRC's file system: a JSON object, or @FILE of one. For S3: key, secret, endpoint_url, profile, …"""
+    dst_storage_options: Annotated[str | None, arg(metavar="JSON|@FILE")] = None
+    """The same of DST's; the two may differ."""
+    patience: float = PATIENCE_MINUTES
+    """Minutes to wait for a store that fails or does not answer; then the job stops, and the same command resumes it."""
     dry_run: bool = False
     """Write nothing: list the sources, plan, try a few of them in a temporary folder, and estimate the whole job."""
 

@@ -118,7 +118,8 @@ def _ingest(facts: Facts, d: DatasetFacts) -> str:
             f". More sources were planned since: {job.tasks_done:,} of {job.tasks:,} tasks are done, and their clips "
         )
         text += "are not on this page yet"
-    return text + ".</p>" + dataset.rejects(d)
+    claim = f"<p class=note>When this page was written: {escape(facts.claim)}.</p>" if facts.claim else ""
+    return text + ".</p>" + claim + dataset.rejects(d)
 
 
 def _training(facts: Facts) -> str:
@@ -140,7 +141,20 @@ def _training(facts: Facts) -> str:
         f"<h2>Pretraining</h2><p>{escape(about)} It ran at {speed:.1f} clips a second; {_percent(wait)} of the time "
         f"the model waited for data.</p>{loss_chart(facts.rows, baseline=1.0 if normalised else None)}"
         f"<p class=note>Squared error on removed patches{unit}. The bold line is a moving mean.</p>"
-        f"{pace_chart(facts.rows)}"
+        f"{pace_chart(facts.rows)}{_retries(facts)}"
+    )
+
+
+def _retries(facts: Facts) -> str:
+    """How often the dataset's store had to be asked again; "" where it never had to."""
+    causes = (facts.summary or {}).get("retries", {})
+    count = sum(causes.values()) or int(facts.rows[-1].get("retries", 0))
+    if not count:
+        return ""
+    listed = f": {', '.join(f'{cause} {n:,}×' for cause, n in sorted(causes.items()))}" if causes else ""
+    return (
+        f"<p class=note>{count:,} request{'s' * (count != 1)} to the dataset’s store had to be tried again"
+        f"{escape(printable(listed))}. The batches are the same.</p>"
     )
 
 

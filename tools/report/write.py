@@ -8,17 +8,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from reelmae.pipeline.errors import ConfigError
+from reelmae.pipeline.storage.access import Access
 from reelmae.pipeline.storage.store import whole_file
-from reelmae.tools.report.facts import gather
+from reelmae.tools.report.facts import gather, is_url
 from reelmae.tools.report.page import page
 
 
-def write_report(run_dir: str | Path, out: Path | None = None) -> Path:
+def write_report(run_dir: str | Path, out: Path | None = None, *, access: Access | None = None) -> Path:
     """Write the page about the demo, training run or shard dataset at `run_dir`; RUN/report.html unless `out`.
 
-    Raises InputError where `run_dir` is none of the three, DatasetError where one of its files is damaged.
+    `run_dir`: a folder, or the URL of a shard dataset. `access`: how the dataset is reached; without options, those count
+    that the config of a training run names. Raises ConfigError where `run_dir` is a URL and `out` is not given, InputError where `run_dir` is none of
+    the three, DatasetError where one of its files is damaged.
     """
-    facts = gather(Path(run_dir))
+    if is_url(run_dir) and out is None:
+        raise ConfigError(f"{run_dir}: is a URL; give the page a place with --out report.html")
+    facts = gather(run_dir, access)
     final = Path(out) if out is not None else Path(run_dir) / "report.html"
     with whole_file(final) as part:
         part.write_text(page(facts), encoding="utf-8")

@@ -20,12 +20,13 @@ rejected.
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from reelmae.pipeline.errors import ChildCrashedError, ChildTimeoutError
+from reelmae.pipeline.errors import ChildCrashedError, ChildKilledError, ChildTimeoutError
 from reelmae.pipeline.ingest.clips import scenes
 from reelmae.pipeline.ingest.clips.colour import Colour, choose_colour
 from reelmae.pipeline.ingest.clips.cut import (
@@ -52,6 +53,7 @@ from reelmae.pipeline.schema import Reason
 
 PROBE_S = 120.0  # wall clock of a question to the probing child, beside what grows with the source's length
 ENOUGH = 0.9  # fewer decoded frames than this share of the planned ones: TRUNCATED
+KILLED_TRIES = 10  # of a source whose child somebody else kills each time
 BORDER = 1 / 32  # borders that take less than this share of both sides are not cropped
 
 
@@ -98,12 +100,22 @@ class ClipMaker:
     def make(self, source: Source, work: Path) -> SourceClips | Rejected:
         """The clips, as files below `work`.
 
-        A source gets a second try if its child was killed: the kernel may have killed it for lack of memory.
+        A source gets a second try if its child crashed, and KILLED_TRIES in all if somebody else killed it: the kernel
+        may have done it for lack of memory, which says little about the source.
         """
-        first = self._try_once(source, work / "first")
-        if isinstance(first, Rejected) and first.reason == Reason.CRASHED:
-            return self._try_once(source, work / "second")
-        return first
+        crashed = False
+        for number in range(KILLED_TRIES):
+            folder = work / f"try{number}"
+            try:
+                outcome = self._try_once(source, folder)
+            except ChildKilledError as e:
+                outcome = Rejected(Reason.CRASHED, f"decoding {e}, {KILLED_TRIES} times")
+            else:
+                if crashed or not (isinstance(outcome, Rejected) and outcome.reason == Reason.CRASHED):
+                    return outcome
+                crashed = True
+            shutil.rmtree(folder)
+        return outcome
 
     def _try_once(self, source: Source, folder: Path) -> SourceClips | Rejected:
         folder.mkdir()
@@ -111,6 +123,8 @@ class ClipMaker:
             return self._make_clips(source, folder)
         except ChildTimeoutError as e:
             return Rejected(Reason.TIMEOUT, f"decoding {e}")
+        except ChildKilledError:
+            raise
         except ChildCrashedError as e:
             return Rejected(Reason.CRASHED, f"decoding {e}")
 

@@ -32,7 +32,7 @@ from typing import Any
 
 import ffmpeg
 
-from reelmae.pipeline.errors import ChildCrashedError, ChildTimeoutError, StorageFullError
+from reelmae.pipeline.errors import ChildCrashedError, ChildKilledError, ChildTimeoutError, StorageFullError
 from reelmae.pipeline.ingest import encoders
 from reelmae.pipeline.ingest.clips.colour import Colour
 from reelmae.pipeline.ingest.clips.cut import Span, locate_frame, merge_spans
@@ -52,6 +52,8 @@ FAR_S = 20.0  # if the first span begins later than this, the file is opened at 
 BEFORE_S = 2.0  # decoding begins this long before the first span, so that the grid of frames has settled
 MAX_STRETCHES = 50  # in ffmpeg's command line; with more, all between the first and the last frame is encoded
 _BT601 = "range=tv:color_primaries=smpte170m:color_trc=smpte170m:colorspace=smpte170m"
+_BY_SIGNAL = 255  # ffmpeg's exit status when it ends for SIGTERM, which it catches
+_ENDED_EARLY = "Immediate exit requested"
 _SCALER = "accurate_rnd+bitexact+full_chroma_int"
 
 
@@ -248,9 +250,9 @@ def _keyframe_options(plan: EncodePlan, config: ShardConfig, first: int) -> dict
 def transcode(
     sandbox: Sandbox, tool: Tool, source: Path, folder: Path, probe: Probe, plan: EncodePlan, config: ShardConfig
 ) -> Rejected | None:
-    """Write VIDEO, SMALL and SCENES into an empty `folder`; or return why not. StorageFullError on a full disk.
+    """Write VIDEO, SMALL and SCENES into an empty `folder`; or return why not.
 
-    The video may hold fewer frames than planned: the decoder may give fewer than there are packets.
+    StorageFullError on a full disk, ChildKilledError where somebody else killed ffmpeg. The video may hold fewer frames than planned: the decoder may give fewer than there are packets.
     """
     skipped = frames_to_skip(probe, plan)
     failure = _run_ffmpeg(sandbox, command(tool, source, probe, plan, config, skipped=skipped), folder, probe, plan)
@@ -271,12 +273,16 @@ def _run_ffmpeg(sandbox: Sandbox, argv: list[str], folder: Path, probe: Probe, p
     except ChildCrashedError as e:
         if is_full(e.stderr):
             raise _disk_full(folder) from e
+        if isinstance(e, ChildKilledError):
+            raise
         return Rejected(Reason.CRASHED, f"ffmpeg {e}")
     words = _first_lines(done.stderr)
     if is_full(done.stderr):
         raise _disk_full(folder)
     if re.search(r"Decoder \S+ not found|no decoder|Decoding requested, but no decoder", words, re.IGNORECASE):
         return Rejected(Reason.UNSUPPORTED_CODEC, words)
+    if done.returncode == _BY_SIGNAL and (not done.stderr_lines or _ENDED_EARLY in done.stderr):
+        raise ChildKilledError("ffmpeg ended by SIGTERM", returncode=done.returncode, stderr=done.stderr)
     if done.returncode or done.stderr_lines:
         return Rejected(Reason.DECODE_ERRORS, f"{_count(done.stderr_lines, 'line')} of errors: {words}")
     if not (folder / SMALL).is_file() or not (folder / SMALL).stat().st_size:

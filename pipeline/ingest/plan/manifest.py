@@ -23,7 +23,6 @@ import csv
 import json
 import math
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,6 +36,8 @@ import pyarrow.parquet as pq
 from reelmae.pipeline.errors import InputError
 from reelmae.pipeline.ingest.config import ShardConfig
 from reelmae.pipeline.schema import COMMITS
+from reelmae.pipeline.storage.access import Access
+from reelmae.pipeline.storage.scratch import scratch_folder
 from reelmae.pipeline.storage.store import Store
 
 MAX_COLUMNS = 1000
@@ -101,11 +102,13 @@ class ManifestColumns:
 
 
 @contextmanager
-def open_manifest(src: str, config: ShardConfig) -> Iterator[tuple[ManifestFile, LineFaults]]:
+def open_manifest(
+    src: str, config: ShardConfig, access: Access | None = None
+) -> Iterator[tuple[ManifestFile, LineFaults]]:
     """The manifest at a path or URL, and an empty list for its faults. A remote one is copied to local disk first,
     because it is read twice. InputError where it is missing, no file, or its columns cannot be found."""
-    store, lower = Store(src), src.lower()
-    with tempfile.TemporaryDirectory(prefix="reelmae-") as folder:
+    store, lower = Store(src, access), src.lower()
+    with scratch_folder() as folder:
         path = store.local_path() if store.is_local else Path(folder, "manifest")
         try:
             if not store.is_local:

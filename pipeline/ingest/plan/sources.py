@@ -4,6 +4,8 @@
 - A source is named by its full URL, a local one by its plain absolute path. A local name that is not UTF-8 cannot
   stand in a table; it is named by a percent-encoded `file://` URL.
 - A link that leads out of the bucket is not followed.
+- A source is gone only if the folder that it was in is still there: an unmounted disk is not a thousand gone files.
+- Options of SRC's file system are for URLs of its kind alone: what a manifest names elsewhere never gets its keys.
 - A manifest's paths are relative to its folder. Refused, unless the config allows them, are a path that leads out of
   that folder, an absolute path or a URL of the manifest's own scheme elsewhere, and a file of this machine in a
   remote manifest. URLs of other schemes are allowed if the scheme is one of REMOTE.
@@ -21,7 +23,7 @@ import re
 import shutil
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote_from_bytes, unquote_to_bytes
@@ -29,7 +31,7 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 import fsspec
 import pyarrow as pa
 
-from reelmae.pipeline.errors import InputError, StorageError, StorageFullError
+from reelmae.pipeline.errors import InputError, ReelmaeError, StorageError, StorageFullError
 from reelmae.pipeline.ingest.config import ShardConfig
 from reelmae.pipeline.ingest.plan.deal import LISTED, OPEN, ROWS, WHOLE, group_rows
 from reelmae.pipeline.ingest.plan.manifest import (
@@ -41,12 +43,16 @@ from reelmae.pipeline.ingest.plan.manifest import (
     find_columns,
     open_manifest,
 )
+from reelmae.pipeline.storage.access import Access
+from reelmae.pipeline.storage.retry import Outage, retry
 from reelmae.pipeline.storage.store import Store, require_folder
 
 MANIFESTS = (".csv", ".tsv", ".jsonl", ".parquet")
 _CLOUD = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "oci", "hf")
 _NETWORK = ("http", "https", "ftp", "sftp", "ssh", "hdfs", "webhdfs")
 REMOTE = (*_CLOUD, *_NETWORK, "memory")  # schemes that cannot reach a file of this machine
+_WEB = ("http", "https")
+_REFUSED_FOR_GOOD = (401, 403, 404, 410, 451)  # answers of a web server that waiting does not change
 _BATCH = 50_000  # rows turned into arrow at once
 _LONGEST = 4096  # characters of a path
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://")
@@ -54,6 +60,19 @@ _ALIASES = {"s3a": "s3", "gcs": "gs"}
 _DOTS = re.compile(r"(?:/|%2f)(?:\.|%2e){1,2}(?:/|%2f|$)", re.IGNORECASE)
 _CLOCK = re.compile(r"(?:([0-9]+):(?=[0-5]?[0-9]:))?([0-9]+):([0-5]?[0-9](?:\.[0-9]*)?)")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+
+
+class NoSourceError(ReelmaeError):
+    """This is no source and will never be one: no plain file, a link that leads nowhere good, a refused web address."""
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A source's copy on local disk."""
+
+    bytes: int
+    is_checked: bool
+    """Whether its bytes are surely those of the store: it is local, or was held against a checksum."""
 
 
 @dataclass(frozen=True)
@@ -70,19 +89,25 @@ class Listing:
 
 def is_manifest(src: str) -> bool:
     """Whether SRC names a manifest (by its extension) rather than a folder."""
-    return src.lower().endswith(MANIFESTS) and not (Store(src).is_local and Path(Store(src).root).is_dir())
+    return src.lower().endswith(MANIFESTS) and not (_is_local(src) and Store(src).local_path().is_dir())
 
 
-def list_sources(src: str, config: ShardConfig) -> Listing:
+def _is_local(url: str) -> bool:
+    scheme = _SCHEME.match(url)
+    return scheme is None or scheme.group(1) == "file"
+
+
+def list_sources(src: str, config: ShardConfig, access: Access | None = None) -> Listing:
     """Every file below a folder or bucket `src`, or every source that a manifest `src` names.
 
-    InputError where there is none, or where lines of a manifest have faults: it names the first ten.
+    `access`: how `src` is reached. InputError where there is none, or where lines of a manifest have faults: it names
+    the first ten.
     """
     if is_manifest(src):
-        return _read_manifest(src, config)
+        return _read_manifest(src, config, access)
     names = ["url", "size", "etag", "label"]
     columns = pa.schema([LISTED.field(name) for name in names])
-    table = _build_table(_list_folder(require_folder(src), config.labels), columns)
+    table = _build_table(_list_folder(require_folder(src, access), config.labels), columns)
     if not table.num_rows:
         raise InputError(f"{src}: holds no file; give the folder or bucket that holds the videos")
     table = table.sort_by("url").append_column("rows", pa.nulls(table.num_rows, LISTED.field("rows").type))
@@ -123,10 +148,10 @@ def _source_name(url: str) -> str:
     return url
 
 
-def _read_manifest(src: str, config: ShardConfig) -> Listing:
-    with open_manifest(src, config) as (file, faults):
+def _read_manifest(src: str, config: ShardConfig, access: Access | None) -> Listing:
+    with open_manifest(src, config, access) as (file, faults):
         columns = find_columns(file, src, config)
-        found = [_build_table(_rows(file, columns, _Resolver(src, config.allow_outside), faults), ROWS)]
+        found = [_build_table(_rows(file, columns, _Resolver(src, config.allow_outside, access), faults), ROWS)]
     if n := found[0].num_rows:
         table, found_faults, count = group_rows(
             found.pop(), faults.unit, SHOWN
@@ -218,8 +243,8 @@ def _short(value: Any) -> str:
 class _Resolver:
     """A manifest's entry → the full URL of the source; ValueError where the manifest may not name it."""
 
-    def __init__(self, src: str, allow_outside: bool) -> None:
-        parent = Store(Store(src).url().rpartition("/")[0] or "/")
+    def __init__(self, src: str, allow_outside: bool, access: Access | None) -> None:
+        parent = Store(Store(src, access).url().rpartition("/")[0] or "/", access)
         url = parent.url().rstrip("/")
         self._allow, self._local, self._base = allow_outside, parent.is_local, f"{url}/"
         self._real = f"{Path(parent.root).resolve()}/" if parent.is_local else self._base
@@ -295,36 +320,108 @@ def _family(url: str) -> str:
     return _ALIASES.get(scheme, scheme)
 
 
-def fetch(url: str, to: Path, *, root: Path | None) -> int:
-    """Copy a source to `to` on local disk; its size in bytes. A local file is hard-linked where that is possible.
+def access_of(url: str, src: str, access: Access) -> Access:
+    """How a source of `src` is reached: with the options that are for `src` only where it is of the same kind.
 
-    FileNotFoundError where it is gone; StorageError where it cannot be read, is not a plain file, or is a link that
-    leads out of `root`; StorageFullError where there is no room for the copy.
+    The kind of a local manifest's options is that of its cloud URLs.
     """
+    mine, theirs = _family(url), "" if _is_local(src) else _family(src)
+    if mine == theirs or (not theirs and mine not in (*_WEB, *_NETWORK)):
+        return access
+    return replace(access, options={})
+
+
+def fetch(url: str, to: Path, *, root: Path | None, access: Access | None = None) -> Fetched:
+    """Copy a source to `to` on local disk. A local file is hard-linked where that is possible.
+
+    FileNotFoundError where it is gone; NoSourceError where it is no plain file, or a link that leads out of `root` or
+    in a ring, or a web address that is refused for good; StorageError where it cannot be read; StorageFullError where
+    there is no room for the copy.
+    """
+    access = access or Access()
     local = _local_path(url)
-    if local is None:
-        Store(url).download("", to)
-        return to.stat().st_size
+    if local is not None:
+        retry(lambda number: _link_or_copy(local, to, root), url=url, access=access, outage=Outage())
+        return Fetched(to.stat().st_size, is_checked=True)
+    try:
+        content = Store(url, access).download("", to)
+    except StorageError as e:
+        status = _status_of(e)
+        if url.lower().startswith(_WEB) and status in _REFUSED_FOR_GOOD:
+            raise NoSourceError(f"the server answers {status}") from e
+        raise
+    return Fetched(to.stat().st_size, content.can_check)
+
+
+def _status_of(error: BaseException) -> int | None:
+    """The HTTP status that an error was raised from."""
+    cause: BaseException | None = error
+    while cause is not None:
+        status = getattr(cause, "status", None)
+        if isinstance(status, int):
+            return status
+        cause = cause.__cause__
+    return None
+
+
+def _link_or_copy(local: Path, to: Path, root: Path | None) -> None:
     try:
         real = local.resolve(strict=True)
-        mode = real.stat().st_mode
-        if root is not None and not real.is_relative_to(root):
-            raise StorageError("a link that leads out of the bucket; not followed")
-        if not stat.S_ISREG(mode):
-            raise StorageError("no plain file")
-        try:
-            to.hardlink_to(real)
-        except OSError:  # another filesystem, or somebody else's file
-            shutil.copyfile(real, to)
-    except FileNotFoundError:
-        raise
+    except NotADirectoryError as e:  # a folder above it is a file now
+        raise FileNotFoundError(str(local)) from e
+    except RuntimeError as e:  # what pathlib makes of ELOOP
+        raise NoSourceError("a link in a ring") from e
     except OSError as e:
-        if e.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageFullError(
-                f"{to.parent}: no space left for temporary files; free some, or set TMPDIR, and run again"
-            ) from e
-        raise StorageError(str(e)) from e
-    return to.stat().st_size
+        if e.errno == errno.ELOOP:
+            raise NoSourceError("a link in a ring") from e
+        if e.errno == errno.ENAMETOOLONG:
+            raise NoSourceError("its name is too long") from e
+        raise
+    if root is not None and not real.is_relative_to(root):
+        raise NoSourceError("a link that leads out of the bucket; not followed")
+    if not stat.S_ISREG(real.stat().st_mode):
+        raise NoSourceError("no plain file")
+    to.unlink(missing_ok=True)
+    try:
+        to.hardlink_to(real)
+    except OSError:  # another filesystem, or somebody else's file
+        try:
+            shutil.copyfile(real, to)
+        except OSError as e:
+            if e.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise StorageFullError(
+                    f"{to.parent}: no space left for temporary files; free some, or set TMPDIR, and run again"
+                ) from e
+            raise
+
+
+def refuse_lost_root(url: str, src: str, access: Access | None = None) -> None:
+    """StorageError where a source is missing and so is all around it: the storage is away, not the source.
+
+    For a folder or bucket `src`, it must be there and hold something. For a manifest, the nearest folder above the
+    source that is there must hold something, if that is a local one.
+    """
+    local = _local_path(url)
+    if not is_manifest(src):
+        store = Store(src, access)
+        if store.is_local:
+            _refuse_empty(Path(store.root), url)
+        elif next(iter(store.list()), None) is None:
+            raise StorageError(f"{url}: is missing, and {src} holds nothing any more; put it back and run again")
+    elif local is not None:
+        _refuse_empty(next(folder for folder in local.parents if folder.is_dir()), url)
+
+
+def _refuse_empty(folder: Path, url: str) -> None:
+    try:
+        empty = next(folder.iterdir(), None) is None
+    except OSError as e:
+        raise StorageError(f"{url}: is missing, and {folder} cannot be read ({e.strerror}); mount it, run again") from e
+    if empty:
+        raise StorageError(
+            f"{url}: is missing, and {folder} is empty: is a disk not mounted? Mount it and run again; where that "
+            "folder is empty for good, remove it"
+        )
 
 
 def _local_path(url: str) -> Path | None:

@@ -4,7 +4,13 @@ Then the whole task: publish the shards → publish the commit. Scores are scree
 A task is idempotent: the same sources, config and tools give the same bytes. Its shards are published first,
 its commit record last, so a crash leaves either nothing that counts or all of it. Each source ends in exactly
 one place: its clips (clips/make.py), or one reject row. What is not the video's fault (a full disk, a failing
-storage) stops the task without a commit.
+storage) stops the task without a commit: only what is gone, or can never be a source, is rejected as FETCH_FAILED.
+
+A source that looks damaged is fetched again before it is judged, where the store has no checksum to hold its bytes
+against: the network may have done it.
+
+Before its shards and before its commit the worker looks whether the job still holds its claim on the dataset, and a
+commit is only created, never overwritten: where another job has written it, equal bytes are fine and others an error.
 
 A worker is made from a JobSpec alone, on any machine: it finds that machine's ffmpeg and makes its own temporary
 folder. What it reports, a TaskReport, is counts. Both can be pickled.
@@ -12,14 +18,16 @@ folder. What it reports, a TaskReport, is counts. Both can be pickled.
 
 from __future__ import annotations
 
+import copy
 import errno
 import functools
+import hashlib
 import json
 import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,7 +35,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from reelmae.pipeline.errors import JobMismatchError, ReelmaeError, StorageError, StorageFullError
+from reelmae.pipeline.errors import ClaimedError, JobMismatchError, ReelmaeError, StorageError, StorageFullError
 from reelmae.pipeline.ingest.clips.make import ClipMaker, SourceClips
 from reelmae.pipeline.ingest.clips.outcome import Rejected
 from reelmae.pipeline.ingest.clips.probe import Prober
@@ -35,15 +43,41 @@ from reelmae.pipeline.ingest.clips.source import Source
 from reelmae.pipeline.ingest.config import ShardConfig
 from reelmae.pipeline.ingest.ffmpeg import find_ffmpeg
 from reelmae.pipeline.ingest.plan import parts
-from reelmae.pipeline.ingest.plan.sources import fetch, is_manifest
-from reelmae.pipeline.ingest.run.scratch import Scratch
+from reelmae.pipeline.ingest.plan.sources import NoSourceError, access_of, fetch, is_manifest, refuse_lost_root
 from reelmae.pipeline.ingest.sandbox import Sandbox
 from reelmae.pipeline.ingest.shards.commits import read_rejects
 from reelmae.pipeline.ingest.shards.pack import ClipRow, PackedShard, Packer
 from reelmae.pipeline.schema import CLIP, LABELS, REJECT, Reason, commit_columns, commit_name
+from reelmae.pipeline.storage.access import Access
+from reelmae.pipeline.storage.claim import refuse_others
+from reelmae.pipeline.storage.scratch import Scratch
 from reelmae.pipeline.storage.store import Store
 
-FAILURES = 5  # fetches failing in a row are the storage's fault, not the sources'
+READS = 3  # of a source that looks damaged each time
+LOOKS = 2  # at a source that is missing
+WORK = "work-"  # kind of a worker's folder of temporary files
+DAMAGE = frozenset(
+    {
+        Reason.EMPTY_FILE,
+        Reason.NOT_A_VIDEO,
+        Reason.UNREADABLE,
+        Reason.NO_VIDEO_STREAM,
+        Reason.ENCRYPTED,
+        Reason.UNSUPPORTED_CODEC,
+        Reason.UNSUPPORTED_COLOUR,
+        Reason.NO_FRAMES,
+        Reason.TOO_FEW_FRAMES,
+        Reason.TOO_LONG,
+        Reason.TOO_SMALL,
+        Reason.BAD_TIMESTAMPS,
+        Reason.DECODE_ERRORS,
+        Reason.TRUNCATED,
+        Reason.TIMEOUT,
+        Reason.CRASHED,
+        Reason.VERIFY_FAILED,
+    }
+)
+"""Reasons that wrong bytes can bring about."""
 
 
 class StoppedError(ReelmaeError):
@@ -63,12 +97,26 @@ class JobSpec:
     """The tasks were done before. A repair keeps the rejects of a commit that can be read: a source that was gone
     stays rejected, and one that was fixed since belongs to the part that tried it again. A source that gave clips and
     is gone now stops the task."""
+    src_access: Access = field(default_factory=Access)
+    """How the sources are reached."""
+    dst_access: Access = field(default_factory=Access)
+    """How the dataset is reached."""
+    holders: tuple[str, ...] = ()
+    """Ids of this job in the claim on the dataset; empty: the claim is not looked at."""
 
     @classmethod
-    def of(cls, store: Store, plan: parts.Plan, *, repairs: bool = False) -> JobSpec:
-        """The spec of a plan at its dataset, with the labels that are there."""
+    def of(
+        cls,
+        store: Store,
+        plan: parts.Plan,
+        *,
+        repairs: bool = False,
+        src_access: Access | None = None,
+        holders: tuple[str, ...] = (),
+    ) -> JobSpec:
+        """The spec of a plan at its dataset, with the labels that are there. The dataset is reached as `store` is."""
         labels = json.loads(store.read_bytes(LABELS)) if store.exists(LABELS) else {}
-        return cls(store.url(), plan, labels, repairs)
+        return cls(store.url(), plan, labels, repairs, src_access or Access(), store.access, holders)
 
     @property
     def config(self) -> ShardConfig:
@@ -90,6 +138,8 @@ class TaskReport:
     """Bytes of the clips."""
     rejected: Mapping[str, int] = field(default_factory=dict)
     """reason → sources that were rejected as a whole."""
+    retries: Mapping[str, int] = field(default_factory=dict)
+    """cause → requests to the stores that were tried again."""
 
     def __add__(self, other: TaskReport) -> TaskReport:
         """The sums of both, under the first one's task."""
@@ -100,6 +150,7 @@ class TaskReport:
             self.clips + other.clips,
             self.bytes + other.bytes,
             dict(Counter(self.rejected) + Counter(other.rejected)),
+            dict(Counter(self.retries) + Counter(other.retries)),
         )
 
 
@@ -110,6 +161,8 @@ OnSource = Callable[[TaskReport], None]
 class _Work:
     """A task under way."""
 
+    src: str
+    """Where the sources come from."""
     root: Path | None
     """Real path of a local bucket, out of which no link may lead; None elsewhere."""
     folder: Path
@@ -117,8 +170,6 @@ class _Work:
     report: TaskReport
     """What is done so far."""
     rejects: list[dict[str, Any]] = field(default_factory=list)
-    failures: int = 0
-    """Fetches that failed in a row."""
 
     def reject(self, row: dict[str, Any], source_bytes: int = 0) -> None:
         """End a source as this reject row."""
@@ -144,8 +195,10 @@ class TaskWorker:
         self._spec = spec
         self._sandbox = Sandbox()
         self._stopping = threading.Event()
-        self._store = Store(spec.dst)
-        self._scratch = Scratch()
+        # copies: this worker's own counts of retries, and only its own waiting is ended by `stop`
+        self._src_access, self._dst_access = copy.copy(spec.src_access), copy.copy(spec.dst_access)
+        self._store = Store(spec.dst, self._dst_access)
+        self._scratch = Scratch(WORK)
         self._folder = self._scratch.path
         self._prober = Prober(self._sandbox, self._folder)
 
@@ -159,8 +212,13 @@ class TaskWorker:
         self._scratch.close()
 
     def stop(self) -> None:
-        """Kill the worker's children. This `run` and every later one ends soon with StoppedError and no commit."""
+        """Kill the worker's children and end its waiting for stores.
+
+        This `run` and every later one ends soon with an error and no commit.
+        """
         self._stopping.set()
+        self._src_access.stop()
+        self._dst_access.stop()
         self._sandbox.kill_all()
 
     def run(self, task: int, on_source: OnSource | None = None) -> TaskReport:
@@ -169,27 +227,34 @@ class TaskWorker:
         JobMismatchError, before any work, where this machine's ffmpeg is not the one of the task's plan.
         """
         self._refuse_other_tools(task)
-        folder = self._folder / "task"
+        folder, before = self._folder / "task", self._retries()
         folder.mkdir()
+
+        def report() -> TaskReport:
+            return replace(work.report, retries=dict(self._retries() - before))
+
         try:
             part = self._spec.plan.part_of(task)
             sources = self._read_sources(task, part)
             kept = read_rejects(self._store, task, self._spec.plan.format) if self._spec.repairs else {}
             with Packer(folder, task, self._spec.config.shard_bytes, self._spec.plan.format) as packer:
-                work = _Work(_bucket_root(part.src), folder, packer, TaskReport(task))
+                work = _Work(part.src, _bucket_root(part.src), folder, packer, TaskReport(task))
                 for source in sources:
                     if source["url"] in kept:
                         work.reject(kept[source["url"]])
                     else:
                         self._run_source(source, work)
                     if on_source is not None:
-                        on_source(work.report)
+                        on_source(report())
             self._publish(task, packer.shards, packer.rows, work.rejects)
-            return work.report
+            return report()
         except OSError as e:
             raise _storage_error(e, folder) from e
         finally:
             shutil.rmtree(folder)
+
+    def _retries(self) -> Counter[str]:
+        return Counter(self._src_access.retries.counts()) + Counter(self._dst_access.retries.counts())
 
     def _refuse_other_tools(self, task: int) -> None:
         differences = parts.tool_differences(self._spec.plan, find_ffmpeg(), {task})
@@ -218,59 +283,74 @@ class TaskWorker:
         folder = work.folder / "source"
         folder.mkdir()
         try:
-            fetched = self._fetch_source(source, work.root, folder)
-            outcome = fetched if isinstance(fetched, Rejected) else self._maker.make(fetched, folder)
+            size, outcome = self._judge(source, work, folder)
         finally:
             # children killed by a stop look like crashes of the video: such a source must never be recorded
             if self._stopping.is_set():
                 shutil.rmtree(folder)
                 raise StoppedError("stopped")
-        size = 0 if isinstance(fetched, Rejected) else fetched.bytes
         if isinstance(outcome, Rejected):
             row = {"source": source["url"], "reason": outcome.reason.value, "detail": outcome.detail}
             work.reject(row, size)
         else:
             work.keep(size, outcome)
         shutil.rmtree(folder)
-        self._count_failure(source["url"], outcome, work)
 
-    def _count_failure(self, url: str, outcome: object, work: _Work) -> None:
-        """StorageError where too many fetches failed in a row, or where a repair cannot do without this source."""
-        if not isinstance(outcome, Rejected) or outcome.reason != Reason.FETCH_FAILED:
-            work.failures = 0
-            return
-        if self._spec.repairs:
-            raise StorageError(f"{url}: {outcome.detail}; its shard cannot be made again without it")
-        if outcome.detail.startswith("gone"):
-            work.failures = 0
-            return
-        work.failures += 1
-        if work.failures >= FAILURES:
-            raise StorageError(f"{url}: {FAILURES} sources in a row could not be read ({outcome.detail})")
+    def _judge(self, source: dict[str, Any], work: _Work, folder: Path) -> tuple[int, SourceClips | Rejected]:
+        """The source's size in bytes as it was read (0 where it was not), and its clips or why there are none."""
+        judged: dict[str, Rejected] = {}  # sha256 of its bytes → what they are
+        while True:
+            here = folder / f"read{len(judged)}"
+            here.mkdir()
+            found = self._fetch_source(source, work, here)
+            if isinstance(found, Rejected):
+                return 0, found
+            fetched, is_checked = found
+            mark = _digest(fetched.path) if judged else ""
+            if mark in judged:
+                return fetched.bytes, judged[mark]
+            if judged:
+                self._src_access.retries.add("checksum")
+            outcome = _reject_empty(fetched) or self._maker.make(fetched, here)
+            if is_checked or not isinstance(outcome, Rejected) or outcome.reason not in DAMAGE:
+                return fetched.bytes, outcome
+            judged[mark or _digest(fetched.path)] = outcome
+            if len(judged) == READS:
+                return fetched.bytes, outcome
+            shutil.rmtree(here)
 
-    def _fetch_source(self, source: dict[str, Any], root: Path | None, folder: Path) -> Source | Rejected:
-        limit = self._spec.config.max_source_bytes
+    def _fetch_source(self, source: dict[str, Any], work: _Work, folder: Path) -> tuple[Source, bool] | Rejected:
+        """The source's copy, and whether its bytes are surely those of the store; or why it is no source.
+
+        StorageError where it cannot be read for another reason, or where a repair cannot do without it.
+        """
+        limit, url = self._spec.config.max_source_bytes, source["url"]
         over = f"over max_source_bytes={limit}"
         if source["size"] > limit:
             return Rejected(Reason.TOO_LARGE, f"{source['size']} bytes, {over}")
         path = folder / "in.bin"
+        access = access_of(url, work.src, self._src_access)
         try:
-            size = fetch(source["url"], path, root=root)
-        except StorageFullError:
-            raise
-        except FileNotFoundError:
-            return Rejected(Reason.FETCH_FAILED, "gone: no such file")
-        except StorageError as e:
+            for look in range(LOOKS):
+                try:
+                    fetched = fetch(url, path, root=work.root, access=access)
+                    break
+                except FileNotFoundError:
+                    refuse_lost_root(url, work.src, self._src_access)
+                    if look == LOOKS - 1:  # after it was seen that all around it is there
+                        raise NoSourceError("gone: no such file") from None
+        except NoSourceError as e:
+            if self._spec.repairs:
+                raise StorageError(f"{url}: {e}; its shard cannot be made again without it") from e
             return Rejected(Reason.FETCH_FAILED, str(e))
-        if size == 0:
-            return Rejected(Reason.EMPTY_FILE, "0 bytes")
-        if size > limit:
-            return Rejected(Reason.TOO_LARGE, f"{size} bytes, {over}")
-        return Source(source["url"], source["label"], source["rows"] or (), path, size)
+        if fetched.bytes > limit:
+            return Rejected(Reason.TOO_LARGE, f"{fetched.bytes} bytes, {over}")
+        return Source(url, source["label"], source["rows"] or (), path, fetched.bytes), fetched.is_checked
 
     def _publish(
         self, task: int, shards: Sequence[PackedShard], rows: Sequence[ClipRow], rejects: Sequence[dict[str, Any]]
     ) -> None:
+        refuse_others(self._store, self._spec.holders)
         for shard in shards:
             self._store.publish(shard.tar, shard.name)
             self._store.publish(shard.idx, shard.name.removesuffix(".tar") + ".idx")
@@ -282,7 +362,27 @@ class TaskWorker:
         pq.write_table(table, commit)
         if self._stopping.is_set():
             raise StoppedError("stopped")
-        self._store.publish(commit, commit_name(task, self._spec.plan.format))
+        refuse_others(self._store, self._spec.holders)
+        self._publish_commit(commit, commit_name(task, self._spec.plan.format))
+
+    def _publish_commit(self, commit: Path, name: str) -> None:
+        """A repair replaces the record; else it must be new, or have the same bytes."""
+        if self._spec.repairs:
+            self._store.publish(commit, name)
+        elif not self._store.publish(commit, name, create=True) and self._store.read_bytes(name) != commit.read_bytes():
+            raise ClaimedError(
+                f"{self._store.url(name)}: another job has written it meanwhile, with other rows; this job stops. "
+                "Let one job end, then run reelmae verify"
+            )
+
+
+def _reject_empty(source: Source) -> Rejected | None:
+    return None if source.bytes else Rejected(Reason.EMPTY_FILE, "0 bytes")
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _bucket_root(src: str) -> Path | None:

@@ -244,24 +244,29 @@ def dataset_facts(plan: Plan, sums: Sums) -> dict[str, Any]:
 
 
 class _Rows:
-    """A parquet file written in pieces of at least _ROWS rows, so that memory stays flat."""
+    """A parquet file written in pieces of at least _ROWS rows or _BLOCKS_BYTES of blocks, so that memory stays flat."""
 
     def __init__(self, path: Path, columns: pa.Schema) -> None:
         self._columns = columns
+        self._has_blocks = schema.CLIPS.field("blocks") in list(columns)
         self._writer = pq.ParquetWriter(path, columns)
         self._tables: list[pa.Table] = []
+        self._rows = self._blocks = 0
 
     def add(self, table: pa.Table) -> None:
         """Append the rows' columns of this file's schema."""
-        self._tables.append(table.select(self._columns.names).replace_schema_metadata(None).cast(self._columns))
-        blocks = sum(t.column("blocks").nbytes for t in self._tables) if self._has_blocks else 0
-        if sum(t.num_rows for t in self._tables) >= _ROWS or blocks >= _BLOCKS_BYTES:
+        mine = table.select(self._columns.names).replace_schema_metadata(None).cast(self._columns)
+        self._tables.append(mine)
+        self._rows += mine.num_rows
+        if self._has_blocks:
+            self._blocks += pc.sum(pc.binary_length(mine.column("blocks"))).as_py() or 0
+        if self._rows >= _ROWS or self._blocks >= _BLOCKS_BYTES:
             self._flush()
 
     def _flush(self) -> None:
         if self._tables:
             self._writer.write_table(pa.concat_tables(self._tables))
-        self._tables = []
+        self._tables, self._rows, self._blocks = [], 0, 0
 
     def __enter__(self) -> _Rows:
         return self

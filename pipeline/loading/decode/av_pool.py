@@ -4,7 +4,10 @@ Properties that hold:
 - pixels cross no pipe: a worker writes each sample to its place in the batch;
 - the shared memory has no name, so nothing of it is left behind, however a process ends;
 - a worker that dies is replaced, and its clip is decoded again. A worker that takes longer than `timeout_s` for a clip
-  is killed. A clip that costs two workers is bad. `on_bad` names the task that replaces a bad clip;
+  is killed; time in which it waits for a store does not count. A clip that costs two workers is bad. `on_bad` names the
+  task that replaces a bad clip;
+- clips that lie side by side in a shard of a remote store go to one worker together, which reads them by one request;
+- of remote stores, CLIPS_IN_FLIGHT clips are at the workers, of no more than BYTES_IN_FLIGHT bytes (see readers.py);
 - workers are plain child processes in a session of their own: they do not import the caller's main module,
   do not see Ctrl-C, and end with their parent, however it ends.
 
@@ -14,6 +17,7 @@ One thread of the parent hands out work, so that workers stay busy while the tra
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import subprocess
 import sys
@@ -27,13 +31,18 @@ from multiprocessing.connection import Connection, Pipe, wait
 import numpy as np
 
 from reelmae.pipeline.errors import BadClipError, ReelmaeError, StorageError
-from reelmae.pipeline.loading.decode.av_worker import WorkerSetup, map_arena
-from reelmae.pipeline.loading.fetch.clip import SourceSettings
+from reelmae.pipeline.loading.decode.av_worker import map_arena
+from reelmae.pipeline.loading.decode.messages import Answer, Ready, Said, Waiting, WorkerSetup
+from reelmae.pipeline.loading.fetch.clip import SourceSettings, accesses_of
+from reelmae.pipeline.loading.fetch.readers import BYTES_IN_FLIGHT, CLIPS_IN_FLIGHT
 from reelmae.pipeline.loading.tasks import ClipTask, Cost, Decoded, DecodePolicy, OnBad
-from reelmae.pipeline.storage.store import Store
 
-# clips at a worker: the one in work, and those whose bytes it fetches meanwhile
-QUEUE_LOCAL, QUEUE_REMOTE = 2, 4
+# threads of a worker that fetch
+FETCH_LOCAL, FETCH_REMOTE = 4, (4, 16)
+QUEUE_LOCAL = 2  # clips at a worker: the one in work, and one whose bytes it fetches meanwhile
+TOGETHER, TOGETHER_BYTES = 8, 2 << 20  # neighbours in a shard that are read by one request
+GAP_BYTES = 64 << 10  # between two clips of a shard that count as neighbours
+SAY_AGAIN_S = 25.0  # the same news of several workers is said once in this time
 STRIKES = 2  # workers a clip may cost before it is bad
 START_TIMEOUT_S = 120.0
 FAILED_STARTS = 3
@@ -82,13 +91,20 @@ class AvPool:
         on_bad: OnBad,
     ) -> None:
         self.restarts = 0
-        self._queue = QUEUE_LOCAL if all(Store(url).is_local for url in source.urls) else QUEUE_REMOTE
+        self._is_local = all(store.is_local for store in source.stores)
+        threads = FETCH_LOCAL if self._is_local else max(FETCH_REMOTE[0], -(-CLIPS_IN_FLIGHT // workers))
+        threads = min(threads, FETCH_REMOTE[1])
+        self._queue = QUEUE_LOCAL if self._is_local else threads + 1
+        self._accesses = accesses_of(source.stores)
+        self._said: dict[tuple[str, str], float] = {}
         self._timeout_s = timeout_s
         self._on_bad = on_bad
         self._arena_shape = (slots, *shape)
         self._arena_fd = _anonymous_file(int(np.prod(self._arena_shape, dtype=np.int64)))
         self._arena = map_arena(self._arena_fd, self._arena_shape)
-        self._setup = WorkerSetup(os.getpid(), source, policy, self._arena_fd, self._arena_shape)
+        self._setup = WorkerSetup(
+            os.getpid(), source, policy, self._arena_fd, self._arena_shape, threads, self._look_every_s()
+        )
         self._changed = threading.Condition()  # guards the fields below
         self._free = deque(range(slots))
         self._order: deque[_Batch] = deque()
@@ -180,7 +196,7 @@ class AvPool:
                 with self._changed:
                     self._hand_out()
                 connections = [w.connection for w in self._workers]
-                ready = wait([*connections, self._wake_out], timeout=self._patience())
+                ready = wait([*connections, self._wake_out], timeout=self._look_every_s())
                 if self._wake_out in ready:
                     self._wake_out.recv()
                 for worker in [w for w in self._workers if w.connection in ready]:
@@ -194,18 +210,37 @@ class AvPool:
                 self._changed.notify_all()
 
     def _hand_out(self) -> None:
+        out = 0 if self._is_local else sum(self._places[t].task.size for w in self._workers for t in w.tickets)
         for fill in range(1, self._queue + 1):
             for worker in self._workers:
-                if self._pending and worker.ready and len(worker.tickets) < fill:
-                    ticket = self._pending.popleft()
-                    place = self._places[ticket]
-                    if not worker.tickets:
-                        worker.since = time.monotonic()
-                    worker.tickets.append(ticket)
-                    try:
-                        worker.connection.send((ticket, place.batch.slot, place.at, place.task))
-                    except (BrokenPipeError, ConnectionResetError):
-                        return  # it died: its connection ends, and _take_in replaces it
+                if not (self._pending and worker.ready and len(worker.tickets) < fill):
+                    continue
+                if out > BYTES_IN_FLIGHT and len(worker.tickets) >= QUEUE_LOCAL:
+                    continue
+                tickets = [self._pending.popleft()] if self._is_local else self._take_neighbours()
+                if not worker.tickets:
+                    worker.since = time.monotonic()
+                worker.tickets += tickets
+                out += sum(self._places[t].task.size for t in tickets)
+                places = [(t, self._places[t]) for t in tickets]
+                try:
+                    worker.connection.send([(t, p.batch.slot, p.at, p.task) for t, p in places])
+                except (BrokenPipeError, ConnectionResetError):
+                    return  # it died: its connection ends, and _take_in replaces it
+
+    def _take_neighbours(self) -> list[int]:
+        """The first pending ticket, and those behind it whose clips follow in its shard."""
+        tickets = [self._pending.popleft()]
+        first = last = self._places[tickets[0]].task
+        while self._pending and len(tickets) < TOGETHER:
+            task = self._places[self._pending[0]].task
+            same = (task.dataset, task.shard) == (last.dataset, last.shard)
+            gap = task.offset - (last.offset + last.size)
+            if not same or not 0 <= gap <= GAP_BYTES or task.offset + task.size - first.offset > TOGETHER_BYTES:
+                break
+            tickets.append(self._pending.popleft())
+            last = task
+        return tickets
 
     def _take_in(self, worker: _Worker) -> None:
         try:
@@ -213,17 +248,31 @@ class AvPool:
         except (EOFError, OSError):  # OSError: it died in the middle of an answer
             self._replace(worker, "made its worker die")
             return
+        if isinstance(message, Said):
+            self._say(message)
+            return
         worker.since = time.monotonic()
-        if message is None:
+        if isinstance(message, Ready):
             worker.ready = True
             self._failed_starts = 0
-            return
-        ticket, answer, cost = message
-        oldest = worker.tickets.popleft()
-        assert ticket == oldest, "a worker answers in the order of its tasks"
-        if isinstance(answer, StorageError):
-            raise answer
-        self._settle(ticket, answer, cost)
+        elif isinstance(message, Answer):
+            oldest = worker.tickets.popleft()
+            assert message.ticket == oldest, "a worker answers in the order of its tasks"
+            for access, retries in zip(self._accesses, message.retries, strict=True):
+                for cause, n in retries.items():
+                    access.retries.add(cause, n)
+            if isinstance(message.failed, StorageError):
+                raise message.failed
+            self._settle(message.ticket, message.failed, message.cost)
+        else:
+            assert isinstance(message, Waiting), message  # for a store: its time begins anew
+
+    def _say(self, said: Said) -> None:
+        """Log what a worker says, unless another has just said the same."""
+        now, news = time.monotonic(), (said.logger, said.template)
+        if now - self._said.get(news, -SAY_AGAIN_S) >= SAY_AGAIN_S:
+            self._said[news] = now
+            logging.getLogger(said.logger).log(said.level, "%s", said.text)
 
     def _settle(self, ticket: int, bad: BadClipError | None, cost: Cost) -> None:
         """Count a clip as done, or queue the clip that replaces a bad one."""
@@ -274,7 +323,7 @@ class AvPool:
         busy = bool(worker.tickets) or not worker.ready
         return busy and time.monotonic() - worker.since > self._limit(worker)
 
-    def _patience(self) -> float:
+    def _look_every_s(self) -> float:
         return min(1.0, self._timeout_s / 4)
 
 

@@ -21,7 +21,7 @@ import queue
 import threading
 import time
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -30,10 +30,11 @@ from nvidia.dali import Pipeline, fn, types
 
 from reelmae.pipeline.errors import BadClipError
 from reelmae.pipeline.loading.fetch.clip import ClipSource, SourceSettings
+from reelmae.pipeline.loading.fetch.readers import CLIPS_IN_FLIGHT, Readers
 from reelmae.pipeline.loading.order.draws import frame_indices
 from reelmae.pipeline.loading.tasks import ClipTask, Cost, Decoded, OnBad
 
-FETCH_THREADS = 8
+FETCH_LOCAL, FETCH_REMOTE = 8, CLIPS_IN_FLIGHT  # threads
 GPU_THREADS = 8  # NVDEC is fed by these; an H100 has 7 decoders
 
 _Fetched = Future[tuple[bytes, float]]  # the bytes, and the seconds it took
@@ -53,7 +54,8 @@ class DaliDecoder:
         on_bad: OnBad,
     ) -> None:
         self._source = ClipSource(source)
-        self._fetchers = ThreadPoolExecutor(FETCH_THREADS, thread_name_prefix="reelmae-fetch")
+        is_local = all(store.is_local for store in source.stores)
+        self._fetchers = Readers(FETCH_LOCAL if is_local else FETCH_REMOTE, "reelmae-fetch")
         if device is not None and device.index is None:
             device = torch.device("cuda", torch.cuda.current_device())
         self._device = device
@@ -89,15 +91,16 @@ class DaliDecoder:
         return decoded
 
     def close(self) -> None:
-        """End the threads once the batches in work are done."""
+        """End the threads once the batches in work are done; no store is waited for."""
         if self._closing:
             return
         self._closing = True
+        self._source.stop()
         for _ in self._threads:
             self._work.put(None)
+        self._fetchers.close()
         for thread in self._threads:
             thread.join()
-        self._fetchers.shutdown(cancel_futures=True)
 
     def _fetch(self, task: ClipTask) -> tuple[bytes, float]:
         began = time.perf_counter()

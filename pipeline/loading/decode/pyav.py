@@ -75,6 +75,7 @@ class AvDecoder:
 
         Raises ValueError or av.FFmpegError where one of them is missing or damaged.
         """
+        take: Callable[[int, int], memoryview]
         if isinstance(data, ClipParts):
             track, take = read_track(data.runs[0], data.size), data.take
         else:
@@ -199,7 +200,7 @@ class InlineDecoder:
 
     def _decode(self, task: ClipTask, at: int) -> Cost:
         began = time.perf_counter()
-        data = self._source.fetch(task, self._decoder.needed)
+        data = self._source.fetch_needed(task, self._decoder.needed)
         fetched = time.perf_counter()
         cost = self._decoder.decode(task, data, self._clips[at])
         cost.fetch_s = fetched - began

@@ -15,6 +15,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from reelmae.pipeline.loading.fetch.pieces import Piece
 from reelmae.pipeline.loading.tasks import ClipTask
@@ -70,7 +71,7 @@ def blocks_of(need: Need, size: int) -> list[int]:
     for start, stop in ((0, need.head), *need.ranges):
         blocks.update(range(start // BLOCK, -(-min(stop, size) // BLOCK)))
     ordered = sorted(blocks)
-    holes = (range(a + 1, b) for a, b in zip(ordered, ordered[1:], strict=False) if b - a - 1 <= GAP)
+    holes = (range(a + 1, b) for a, b in pairwise(ordered) if b - a - 1 <= GAP)
     return sorted(blocks.union(*holes))
 
 

@@ -67,21 +67,17 @@ class ClipSource:
         for access in accesses_of(self.stores):
             access.stop()
 
-    def fetch(self, task: ClipTask, needed: Needed | None = None) -> bytes | ClipParts:
-        """The video's bytes: all of them, or what is `needed` where that is much less.
+    def fetch(self, task: ClipTask) -> bytes:
+        """All of the video's bytes.
 
         BadClipError where the shard is missing, ends within the clip, or holds other bytes than the index says;
         StorageError where the storage fails after retries, which says nothing about the clip.
         """
         store = self.stores[task.dataset]
-        cached = None
-        if self._cache is not None and not store.is_local:
-            cached = self._cache.read(store, task.shard, task.offset, task.size)
-            if cached is not None and check_of(cached) == task.check:
-                return cached
+        cached = self._cached(task)
+        if cached is not None and check_of(cached) == task.check:
+            return cached
         try:
-            if cached is None and needed is not None and task.blocks is not None and not store.is_local:
-                return _fetch_part(store, task, needed)
             data = _whole(store, task)
         except FileNotFoundError as e:
             raise _judge_missing(store, task) from e
@@ -89,14 +85,25 @@ class ClipSource:
             self._cache.drop(store, task.shard)
         return data
 
-    def fetch_all(
-        self, tasks: Sequence[ClipTask], needed: Needed | None = None
-    ) -> list[bytes | ClipParts | BadClipError]:
-        """What `fetch` gives or raises for each task. Those of one shard are read together; StorageError as `fetch`."""
+    def fetch_needed(self, task: ClipTask, needed: Needed) -> bytes | ClipParts:
+        """What is needed of the video's bytes, where that is much less than all; else as `fetch`."""
+        store = self.stores[task.dataset]
+        if task.blocks is None or store.is_local or self._cached(task) is not None:
+            return self.fetch(task)
+        try:
+            return _fetch_part(store, task, needed)
+        except FileNotFoundError as e:
+            raise _judge_missing(store, task) from e
+
+    def fetch_all(self, tasks: Sequence[ClipTask], needed: Needed) -> list[bytes | ClipParts | BadClipError]:
+        """What `fetch_needed` gives for each task, or the BadClipError that it raises.
+
+        Clips of one shard are read together. StorageError as `fetch`.
+        """
         fetched: dict[int, bytes | ClipParts | BadClipError] = {}
         together: dict[tuple[int, str], list[int]] = {}
-        for at, task in enumerate(tasks):
-            if self._cache is None and task.blocks is None and not self.stores[task.dataset].is_local:
+        for at, task in enumerate(tasks if len(tasks) > 1 else ()):
+            if task.blocks is None and not self.stores[task.dataset].is_local and self._cached(task) is None:
                 together.setdefault((task.dataset, task.shard), []).append(at)
         for (dataset, shard), places in together.items():
             if len(places) > 1:
@@ -104,10 +111,17 @@ class ClipSource:
         for at, task in enumerate(tasks):
             if at not in fetched:
                 try:
-                    fetched[at] = self.fetch(task, needed)
+                    fetched[at] = self.fetch_needed(task, needed)
                 except BadClipError as e:
                     fetched[at] = e
         return [fetched[at] for at in range(len(tasks))]
+
+    def _cached(self, task: ClipTask) -> bytes | None:
+        """The clip's bytes in the cache, unchecked; None where its shard is not there."""
+        store = self.stores[task.dataset]
+        if self._cache is None or store.is_local:
+            return None
+        return self._cache.read(store, task.shard, task.offset, task.size)
 
     def _fetch_neighbours(
         self, store: Store, shard: str, tasks: dict[int, ClipTask]
@@ -148,7 +162,9 @@ def _fetch_part(store: Store, task: ClipTask, needed: Needed) -> bytes | ClipPar
     _add_blocks(store, task, blocks, range(-(-task.size // BLOCK)))
     data = join(blocks, task.size).runs[0]
     if check_of(data) != task.check:
-        raise BadClipError(task.key, f"the checks of its blocks in the index of {store.url()} are not those of its sha256")
+        raise BadClipError(
+            task.key, f"the checks of its blocks in the index of {store.url()} are not those of its sha256"
+        )
     return data
 
 

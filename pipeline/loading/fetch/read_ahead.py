@@ -10,8 +10,8 @@ Properties that hold:
 - the consumer never waits for it: a clip whose shard is not here yet is read by itself (clip.py). A cache too small
   for all shards that are played at the same time (one for each lane of the rank) works, it only saves less;
 - a shard is dropped, even in the middle of its download, once its last use is over;
-- an error is raised in the consumer's thread, at its next `advance`. A missing shard raises nothing here: the
-  consumer's own reads report its clips as bad.
+- an error is raised in the consumer's thread, at its next `advance`. A shard that is missing or cut raises nothing
+  here: the consumer's own reads report its clips as bad.
 
 Example, a rank that plays two lanes, one clip of each in every step, with three shards of 4, 4 and 2 clips:
 
@@ -30,11 +30,12 @@ from typing import Protocol
 
 import numpy as np
 
-from reelmae.pipeline.errors import ConfigError
+from reelmae.pipeline.errors import ConfigError, ShortFileError
+from reelmae.pipeline.loading.fetch.clip import accesses_of
 from reelmae.pipeline.loading.fetch.shard_cache import ShardCache
 from reelmae.pipeline.storage.store import Store
 
-THREADS = 4
+THREADS = 4  # shards at a time, each by several requests (shard_cache.py): 128 MiB of memory, 800 MB/s at most
 PIECE = 1 << 16  # about how many positions are looked at together
 MIN_GAP = 100  # steps
 
@@ -101,6 +102,7 @@ class ReadAhead:
 
     `steps` is the number of steps in an epoch. `in_flight` is how many steps before the current one may still be read.
     Looks at most one epoch ahead. Raises ConfigError where a shard does not fit into `budget_bytes`.
+    The stores of `shards` are stopped when it is closed: give it its own (clip.stores_to_stop).
     """
 
     def __init__(
@@ -155,11 +157,13 @@ class ReadAhead:
             atexit.register(self.close)
 
     def close(self) -> None:
-        """Stop downloading and end the threads."""
+        """Stop downloading and end the threads: the stores are stopped, so that none is waited for."""
         atexit.unregister(self.close)
         with self._changed:
             self._closing = True
             self._changed.notify_all()
+        for access in accesses_of(self._shards.stores):
+            access.stop()
         for thread in self._threads:
             if thread.ident:
                 thread.join()
@@ -171,7 +175,7 @@ class ReadAhead:
                 try:
                     shard = self._shards.shard_names[stay.shard]
                     self._cache.bring(self._store(stay), shard, partial(self._holds, stay.shard))
-                except FileNotFoundError:
+                except (FileNotFoundError, ShortFileError):
                     continue  # the consumer's own reads report the clips in it as bad
         except BaseException as e:  # noqa: BLE001  raised again in the consumer's thread
             with self._changed:

@@ -13,6 +13,7 @@ Properties that hold:
 - shards whose last use is over (`done`) are evicted first, then those not read for the longest time. A process that
   reads a file while it is evicted still gets its bytes;
 - one process downloads a shard; others that want it wait;
+- nothing but a regular file is opened: a link under a name of ours is refused, since writing would follow it;
 - there is no daemon and nothing to clean up. Locks (flock) end with the process that holds them. A `.part` that nobody
   has locked was left by a killed writer: the next process that makes room or wants that shard removes it.
 
@@ -25,18 +26,25 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import itertools
 import os
 import re
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from reelmae.pipeline.errors import ConfigError, StorageError, StorageFullError
+from reelmae.pipeline.errors import ConfigError, ShortFileError, StorageError, StorageFullError
+from reelmae.pipeline.loading.fetch.pieces import Damage, Piece, read_pieces
+from reelmae.pipeline.loading.fetch.readers import Readers
 from reelmae.pipeline.storage.store import Store
 
-CHUNK = 8 << 20  # bytes of one request
+CHUNK = 8 << 20  # bytes of one request: 52 MB/s through 20 ms and 60 MB/s for each connection
+PIECES = 4  # requests of one shard at a time, so that a single shard comes with 200 MB/s; 32 MiB of memory
+LOOK_S = 0.5  # between two looks whether a shard is still wanted, while its bytes do not come
 POLL_S = 0.05  # between two looks at another process' download
 DONE_AGE_S = 10 * 365 * 86400.0  # finished shards are back-dated by this, so that they are evicted first
 _OURS = re.compile(r"^\.?[0-9a-f]{16}_.*\.shard(\.part)?$")  # nothing else in the folder is counted or removed
@@ -65,6 +73,14 @@ def _always() -> bool:
     return True
 
 
+def _read(store: Store, shard: str, offset: int, size: int) -> bytes:
+    """A piece of a shard; of its bytes only the number is checked. ShortFileError where there are not so many."""
+    [data] = read_pieces(store, shard, [Piece(offset, size)])
+    if isinstance(data, Damage):
+        raise ShortFileError(data.reason)
+    return data
+
+
 class ShardCache:
     """The shards in one folder. Any number of these, in any threads and processes, may share it.
 
@@ -76,7 +92,7 @@ class ShardCache:
         self.max_bytes = settings.max_bytes
         with self._explain_errors():
             try:
-                self.folder.mkdir(parents=True, exist_ok=True)
+                self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             except FileNotFoundError as e:  # in /proc, for example
                 raise self._storage_error(e) from e
             with self._lock():
@@ -86,7 +102,7 @@ class ShardCache:
         """`size` bytes from `offset`, or as many as the file has; None where the shard is not here."""
         with self._explain_errors():
             try:
-                fd = os.open(self._path(store, shard), os.O_RDONLY)
+                fd = os.open(self._path(store, shard), os.O_RDONLY | os.O_NOFOLLOW)
             except FileNotFoundError:
                 return None
             try:
@@ -151,7 +167,7 @@ class ShardCache:
         """Open and lock the file; None where another has it, or it is gone. Only its owner renames or removes it."""
         with self._explain_errors():
             try:
-                fd = os.open(part, os.O_RDWR | (os.O_CREAT if create else 0), 0o600)
+                fd = os.open(part, os.O_RDWR | os.O_NOFOLLOW | (os.O_CREAT if create else 0), 0o600)
             except FileNotFoundError:
                 return None
             try:
@@ -175,15 +191,30 @@ class ShardCache:
             if not wanted():
                 return False
             time.sleep(POLL_S)
-        for offset in range(0, size, CHUNK):
-            if not wanted():
-                return False
-            data = memoryview(store.read_range(shard, offset, min(CHUNK, size - offset)))
-            with self._explain_errors():
-                while data:
-                    written = os.pwrite(fd, data, offset)
-                    data, offset = data[written:], offset + written
-        return True
+        readers = Readers(min(PIECES, -(-size // CHUNK)), "reelmae-piece")
+        coming: deque[tuple[int, Future[bytes]]] = deque()
+        offsets = iter(range(0, size, CHUNK))
+        try:
+            while True:
+                for offset in itertools.islice(offsets, PIECES - len(coming)):
+                    coming.append((offset, readers.submit(_read, store, shard, offset, min(CHUNK, size - offset))))
+                if not coming:
+                    return True
+                offset, piece = coming.popleft()
+                while wanted() and not wait([piece], timeout=LOOK_S).done:
+                    pass
+                if not wanted():
+                    return False
+                self._write(fd, piece.result(), offset)
+        finally:
+            readers.close(wait=False)
+
+    def _write(self, fd: int, data: bytes, offset: int) -> None:
+        left = memoryview(data)
+        with self._explain_errors():
+            while left:
+                written = os.pwrite(fd, left, offset)
+                left, offset = left[written:], offset + written
 
     def _reserve(self, fd: int, size: int) -> bool:
         """Reserve `size` bytes for this part, evicting others; False while other downloads take too much room."""
@@ -226,9 +257,12 @@ class ShardCache:
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
         """Only one process and thread at a time may be inside; never held during a download."""
-        with (self.folder / "lock").open("wb") as lock:
+        lock = os.open(self.folder / "lock", os.O_RDWR | os.O_NOFOLLOW | os.O_CREAT, 0o600)
+        try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+        finally:
+            os.close(lock)
 
     @contextlib.contextmanager
     def _explain_errors(self) -> Iterator[None]:
@@ -246,6 +280,11 @@ class ShardCache:
             raise self._storage_error(e) from e
 
     def _storage_error(self, e: OSError) -> StorageError:
+        if e.errno == errno.ELOOP:  # of O_NOFOLLOW
+            return StorageError(
+                f"{self.folder}: cannot be used as shard cache, since {e.filename} is a link, and writing would follow "
+                "it; remove it, or choose another folder"
+            )
         return StorageError(
             f"{self.folder}: cannot be used as shard cache ({e}); check the rights, or choose another folder"
         )

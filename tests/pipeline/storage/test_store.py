@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import errno
-import logging
-import os
-import subprocess
-import sys
+import pickle
+import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
 from reelmae.pipeline.errors import InputError, ShortFileError, StorageError, StorageFullError
-from reelmae.pipeline.storage import s3_ranges
+from reelmae.pipeline.storage import local, s3
 from reelmae.pipeline.storage import store as store_module
+from reelmae.pipeline.storage.access import Access
 from reelmae.pipeline.storage.store import Store, require_folder, whole_file
 
 
@@ -132,30 +133,11 @@ def test_a_publish_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     store = Store(str(tmp_path / "root"))
     store.publish_bytes(b"old", "x")
     (tmp_path / "new").write_bytes(b"new")
-    monkeypatch.setattr(store_module.os, "fsync", _raiser(OSError(errno.ENOSPC, "No space left on device")))
+    monkeypatch.setattr(local.os, "fsync", _raiser(OSError(errno.ENOSPC, "No space left on device")))
     with pytest.raises(StorageFullError, match="run again"):
         store.publish(tmp_path / "new", "x")
     assert [p.name for p in (tmp_path / "root").iterdir()] == ["x"]
     assert store.read_bytes("x") == b"old"
-
-
-def test_passing_trouble_is_tried_again_and_lasting_trouble_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(store_module, "FIRST_PAUSE_S", 0.001)
-    store = Store(str(tmp_path))
-    (tmp_path / "x").write_bytes(b"data")
-    calls: list[int] = []
-
-    def flaky() -> bytes:
-        calls.append(1)
-        if len(calls) < 3:
-            raise OSError(errno.EIO, "I/O error")
-        return b"data"
-
-    assert store._retry(flaky, "x") == b"data"
-    with pytest.raises(StorageError, match=f"tried {store_module.RETRIES} times"):
-        store._retry(_raiser(OSError(errno.EIO, "I/O error")), "x")
 
 
 def test_sweep_removes_stumps_only(tmp_path: Path) -> None:
@@ -166,156 +148,65 @@ def test_sweep_removes_stumps_only(tmp_path: Path) -> None:
     assert [e.path for e in store.list()] == ["shards/a.tar"]
 
 
-def test_s3_is_listed_page_by_page(s3_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store(s3_server.url("pages/raw"))
-    names = [f"{i % 7}/file {i:04d}+%2B.mp4" for i in range(1050)]
-    store.fs.pipe({f"{store.root}/{name}": b"x" for name in names})
-    neighbour = Store(s3_server.url("pages/raw2"))
-    neighbour.publish_bytes(b"x", "not mine")
-    store.fs.call_s3("put_object", Bucket=s3_server.bucket, Key="pages/raw/marked/", Body=b"")
-    store.fs.dircache.clear()
-    for size in (store_module.S3_PAGE, 100):
-        monkeypatch.setattr(store_module, "S3_PAGE", size)
-        found = list(store.list())
-        assert [e.path for e in found] == sorted(names)
-        assert {(e.url.removesuffix(e.path), e.size, len(e.etag)) for e in found} == {(f"{store.url()}/", 1, 32)}
-    assert [e.path for e in store.list("3")] == sorted(n for n in names if n.startswith("3/"))
-    assert not store.fs.dircache  # no million of names is kept
-    assert "pages" in {e.path.split("/")[0] for e in Store(s3_server.url("")).list() if "raw" in e.path}
-    assert list(Store("s3://no-such-bucket-of-ours/x").list()) == []
-
-
-def test_a_page_that_fails_for_a_moment_is_asked_for_again(s3_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store(s3_server.url("flaky"))
-    names = [f"{i}" for i in range(5)]
-    store.fs.pipe({f"{store.root}/{name}": b"x" for name in names})
-    monkeypatch.setattr(store_module, "S3_PAGE", 2)
-    monkeypatch.setattr(store_module, "FIRST_PAUSE_S", 0.001)
-    call, calls = store.fs.call_s3, []
-
-    def flaky(*args: Any, **values: Any) -> Any:
-        calls.append(values.get("ContinuationToken"))
-        if len(calls) == 2:
-            raise OSError(errno.EIO, "I/O error")
-        return call(*args, **values)
-
-    monkeypatch.setattr(store.fs, "call_s3", flaky)
-    assert [e.path for e in store.list()] == names
-    assert len(calls) == 4 and calls[1] == calls[2] is not None
-
-
-def test_s3_ranges_are_read_by_obstore_whatever_the_name(s3_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store(s3_server.url("ranges"))
-    names = ["plain", "deep/er", "odd 'na+me' ü%2B #?.tar", "%zz", "a&b=c;d"]
-    for name in names:
-        store.publish_bytes(name.encode() + b"0123456789", name)
-    monkeypatch.setattr(store.fs, "cat_file", _raiser(AssertionError("read by s3fs")))
-    for name in names:
-        assert store.read_range(name, len(name.encode()), 4) == b"0123"
-
-
-def test_what_obstore_cannot_read_is_read_by_s3fs_and_soon_by_it_alone(
-    s3_server: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    from obstore.store import S3Store
-
-    store = Store(s3_server.url("refused"))
-    store.publish_bytes(b"0123456789", "x")
-    assert store.read_range("x", 0, 5) == b"01234"
-    ranges = store._s3_ranges
-    assert ranges is not None
-    well = ranges._store
-    nobody = S3Store(
-        "b",
-        endpoint="http://127.0.0.1:1",
-        client_options={"allow_http": True},
-        retry_config={"max_retries": 0},
-    )
-    with caplog.at_level(logging.WARNING):
-        for turn in range(s3_ranges.RANGES_GIVEN_UP):
-            ranges._store = nobody
-            assert store.read_range("x", 2, 5) == b"23456"
-            if turn == 0:
-                ranges._store = well  # a failure now and then is none
-                assert store.read_range("x", 2, 5) == b"23456"
-        assert not caplog.records
-        ranges._store = nobody
-        store.read_range("x", 2, 5)
-    assert [r.levelname for r in caplog.records] == ["WARNING"]
-    assert "AWS_DEFAULT_REGION" in caplog.text and "going on with s3fs" in caplog.text
-    ranges._store = well
-    store.fs.cat_file = _raiser(OSError(errno.EIO, "asked"))
-    with pytest.raises(StorageError, match="asked"):
-        store.read_range("x", 2, 5)
-    del store.fs.cat_file
-
-
-READS = """
-import sys
-from reelmae.pipeline.storage.store import Store
-store = Store(sys.argv[1])
-assert store._s3_ranges is not None
-store.fs.cat_file = None
-print(store.read_range("x", 2, 3).decode())
-"""
-
-
-@pytest.mark.parametrize("found_in", ["environment", "profile", "settings"])
-def test_ranges_use_the_credentials_and_endpoint_that_s3fs_finds(s3_server: Any, tmp_path: Path, found_in: str) -> None:
-    store = Store(s3_server.url("credentials"))
-    store.publish_bytes(b"0123456789", "x")
-    key, secret = (os.environ[f"AWS_{name}"] for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"))
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "FSSPEC_"))}
-    env |= {"HOME": str(tmp_path), "AWS_EC2_METADATA_DISABLED": "true"}
-    if found_in == "environment":
-        env |= {
-            "AWS_ACCESS_KEY_ID": key,
-            "AWS_SECRET_ACCESS_KEY": secret,
-            "AWS_ENDPOINT_URL": s3_server.endpoint,
-        }
-    elif found_in == "settings":
-        env |= {"AWS_ACCESS_KEY_ID": "others", "AWS_SECRET_ACCESS_KEY": "others"}
-        env |= {
-            "FSSPEC_S3_KEY": key,
-            "FSSPEC_S3_SECRET": secret,
-            "FSSPEC_S3_ENDPOINT_URL": s3_server.endpoint,
-        }
-    else:
-        (tmp_path / ".aws").mkdir()
-        (tmp_path / ".aws/credentials").write_text(
-            f"[other]\naws_access_key_id={key}\naws_secret_access_key={secret}\n"
-        )
-        (tmp_path / ".aws/config").write_text(f"[profile other]\nendpoint_url={s3_server.endpoint}\n")
-        env["AWS_PROFILE"] = "other"
-    ran = subprocess.run([sys.executable, "-c", READS, store.url()], env=env, capture_output=True, text=True)
-    assert (ran.stdout, ran.returncode) == ("234\n", 0), ran.stderr
-
-
 def test_other_filesystems_are_listed_folder_by_folder() -> None:
-    store = Store("memory://listing/raw")
+    store, fs = Store("memory://listing/raw"), fsspec.filesystem("memory")
     names = ["b/x", "a.txt", "b/c/y", "z"]
     try:
         for name in names:
-            store.fs.pipe(f"{store.root}/{name}", name.encode())
-        store.fs.pipe("/listing/raw2/other", b"x")
+            fs.pipe(f"{store.root}/{name}", name.encode())
+        fs.pipe("/listing/raw2/other", b"x")
         assert [(e.path, e.size) for e in store.list()] == [("a.txt", 5), ("z", 1), ("b/x", 3), ("b/c/y", 5)]
         assert [e.url for e in store.list("b/c")] == [store.url("b/c/y")]
         assert list(store.list("nowhere")) == []
     finally:
-        store.fs.rm("/listing", recursive=True)
+        fs.rm("/listing", recursive=True)
 
 
-def test_wrong_credentials_are_told(s3_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    import s3fs
+def test_ranges_come_in_the_order_asked_for_near_ones_by_one_request(store: Store) -> None:
+    data = random.Random(0).randbytes(3 << 20)
+    store.publish_bytes(data, "x")
+    ranges = [(2 << 20, 100), (0, 10), (5, 10), (1 << 20, 1 << 20), (100, 0), (0, 10), (3 << 20, 0)]
+    assert store.read_ranges("x", ranges) == [data[at : at + size] for at, size in ranges]
+    assert store.read_ranges("x", []) == []
+    with pytest.raises(ShortFileError, match="wanted"):
+        store.read_ranges("x", [(0, 10), ((3 << 20) - 5, 10)])
 
-    store = Store(s3_server.url("x"))
-    store.fs = s3fs.S3FileSystem(key="wrong", secret="wrong", endpoint_url=s3_server.endpoint, skip_instance_cache=True)
-    with pytest.raises(StorageError, match="credentials"):
-        store.read_bytes("y")
-    with pytest.raises(StorageError, match="credentials"):
-        store.read_range("y", 0, 1)
-    with pytest.raises(StorageError, match="credentials"):
-        list(store.list())
+
+def test_long_files_are_read_and_written_in_pieces(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "PIECE", 1 << 20)
+    monkeypatch.setattr(s3, "PART_BYTES", 5 << 20)
+    data = random.Random(0).randbytes((16 << 20) + 12345)
+    (tmp_path / "big").write_bytes(data)
+    assert store.publish(tmp_path / "big", "deep/big")
+    assert store.read_bytes("deep/big") == data
+    store.download("deep/big", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == data
+    assert store.read_ranges("deep/big", [(7, len(data) - 7)]) == [data[7:]]
+    assert store.size("deep/big") == len(data)
+
+
+def test_a_name_is_taken_once(store: Store) -> None:
+    assert store.create(b"one", "x/claim")
+    assert not store.create(b"two", "x/claim")
+    assert store.read_bytes("x/claim") == b"one"
+    assert store.creates_exclusively
+    assert [e.path for e in store.list()] == ["x/claim"]
+
+
+def test_of_many_that_create_one_name_one_wins(store: Store) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda i: store.create(f"{i}".encode(), "race"), range(8)))
+    assert won.count(True) == 1
+    assert store.read_bytes("race") == f"{won.index(True)}".encode()
+
+
+def test_a_store_can_be_sent_to_another_process_without_showing_its_options(store: Store) -> None:
+    access = Access({"anon": False}, 7.0)
+    there = pickle.loads(pickle.dumps(Store(store.url(), access)))
+    assert (there.url(), there.access.options, there.access.patience_s) == (store.url(), {"anon": False}, 7.0)
+    assert "anon" not in repr(access) + repr(there)
 
 
 def _raiser(error: Exception) -> Any:

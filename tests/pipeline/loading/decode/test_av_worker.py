@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from reelmae.pipeline.errors import BadClipError
-from reelmae.pipeline.loading.decode.av_worker import WorkerSetup, map_arena
+from reelmae.pipeline.loading.decode.av_worker import map_arena
+from reelmae.pipeline.loading.decode.messages import Ready, WorkerSetup
 from reelmae.pipeline.loading.fetch.clip import SourceSettings
 from reelmae.pipeline.loading.index.clips import ClipIndex
 from reelmae.pipeline.loading.order.draws import SamplePolicy, draw
@@ -52,8 +53,8 @@ def start_worker() -> Iterator[Callable[[str], tuple[Connection, np.ndarray]]]:
         with theirs:
             process = subprocess.Popen(argv, pass_fds=(theirs.fileno(), arena))
         processes.append((process, ours, arena))
-        ours.send(WorkerSetup(os.getpid(), SourceSettings((url,)), "auto", arena, SHAPE))
-        assert ours.recv() is None
+        ours.send(WorkerSetup(os.getpid(), SourceSettings((Store(url),)), "auto", arena, SHAPE))
+        assert ours.recv() == Ready()
         return ours, map_arena(arena, SHAPE)
 
     yield start
@@ -104,15 +105,15 @@ def held_server(natural_index: ClipIndex) -> Iterator[str]:
 def test_answers_come_in_order_with_what_they_cost(natural_index: ClipIndex, start_worker: Any) -> None:
     connection, arena = start_worker(natural_index.store.url())
     good, gone = task(natural_index, 0), task(natural_index, 1)
-    connection.send((7, 0, 0, good))
-    connection.send((8, 0, 1, ClipTask(**{**vars(gone), "check": gone.check ^ 1})))
-    connection.send((9, 0, 2, good))
-    ticket, answer, cost = connection.recv()
-    assert (ticket, answer) == (7, None)
-    assert cost.bytes_read == good.size and cost.fetch_s > 0 and cost.decode_s > 0
-    ticket, answer, _ = connection.recv()
-    assert ticket == 8 and isinstance(answer, BadClipError) and answer.key == gone.key
-    assert connection.recv()[:2] == (9, None)
+    connection.send([(7, 0, 0, good)])
+    connection.send([(8, 0, 1, ClipTask(**{**vars(gone), "check": gone.check ^ 1})), (9, 0, 2, good)])
+    answer = connection.recv()
+    assert (answer.ticket, answer.failed) == (7, None)
+    assert answer.cost.bytes_read == good.size and answer.cost.fetch_s > 0 and answer.cost.decode_s > 0
+    answer = connection.recv()
+    assert answer.ticket == 8 and isinstance(answer.failed, BadClipError) and answer.failed.key == gone.key
+    answer = connection.recv()
+    assert (answer.ticket, answer.failed) == (9, None)
     assert arena[0, 0].std() > 5 and (arena[0, 0] == arena[0, 2]).all()
 
 
@@ -121,8 +122,9 @@ def test_the_next_clips_are_fetched_while_one_is_waited_for(
 ) -> None:
     connection, arena = start_worker(held_server)
     for at in range(3):
-        connection.send((at, 0, at, task(natural_index, at)))
-    assert [connection.recv()[:2] for _ in range(3)] == [(0, None), (1, None), (2, None)]
+        connection.send([(at, 0, at, task(natural_index, at))])
+    answers = [connection.recv() for _ in range(3)]
+    assert [(answer.ticket, answer.failed) for answer in answers] == [(0, None), (1, None), (2, None)]
     assert all(arena[0, at].std() > 5 for at in range(3))
 
 

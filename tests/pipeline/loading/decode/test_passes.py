@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from reelmae.pipeline.loading.decode.pyav import DecodePass, decode_passes
+from reelmae.pipeline.loading.decode.passes import DecodePass, decode_passes
 
 KEYFRAMES = list(range(0, 300, 16))
 

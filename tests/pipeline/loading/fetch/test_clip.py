@@ -44,6 +44,7 @@ def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., 
         else:
             store = Store(request.getfixturevalue("s3_server").url(f"fetch/{tmp_path.name}/{name}"))
         store.publish_bytes(b"".join(clips), SHARD)
+        store.publish_bytes(b"{}", "dataset.json")
         return store
 
     return make
@@ -62,19 +63,19 @@ def cached_files(cache: CacheSettings) -> list[Path]:
 @pytest.mark.parametrize("with_cache", [False, True])
 def test_clips_are_what_the_index_names(make_store: Any, cache: CacheSettings, kind: str, with_cache: bool) -> None:
     store = make_store(kind)
-    source = ClipSource(SourceSettings((store.url(),), cache if with_cache else None))
+    source = ClipSource(SourceSettings((store,), cache if with_cache else None))
     assert [source.fetch(task) for task in tasks()] == CLIPS
 
 
 def test_settings_travel_to_other_processes(make_store: Any, cache: CacheSettings) -> None:
-    settings = SourceSettings((make_store("local").url(),), cache)
+    settings = SourceSettings((make_store("local"),), cache)
     assert ClipSource(pickle.loads(pickle.dumps(settings))).fetch(tasks()[2]) == CLIPS[2]
 
 
 def test_every_dataset_is_read_from_its_own_store(make_store: Any, cache: CacheSettings) -> None:
     others = [clip[::-1] for clip in CLIPS]
     stores = [make_store("s3"), make_store("local", others, "b"), make_store("s3", others, "c")]
-    source = ClipSource(SourceSettings(tuple(s.url() for s in stores), cache))
+    source = ClipSource(SourceSettings(tuple(stores), cache))
     ShardCache(cache).bring(stores[0], SHARD)
     assert source.fetch(tasks(0)[1]) == CLIPS[1]
     assert source.fetch(tasks(1, others)[1]) == source.fetch(tasks(2, others)[1]) == others[1]
@@ -86,7 +87,7 @@ def test_a_changed_byte_is_a_bad_clip(make_store: Any, cache: CacheSettings, kin
     damaged = bytearray(CLIPS[1])
     damaged[100] ^= 1
     store = make_store(kind, [CLIPS[0], bytes(damaged), *CLIPS[2:]])
-    source = ClipSource(SourceSettings((store.url(),), cache if with_cache else None))
+    source = ClipSource(SourceSettings((store,), cache if with_cache else None))
     with pytest.raises(BadClipError, match=rf"{tasks()[1].check:016x}.*the shard is damaged") as bad:
         source.fetch(tasks()[1])
     assert bad.value.key == "key_0001" and store.url(SHARD) in bad.value.reason
@@ -96,7 +97,7 @@ def test_a_changed_byte_is_a_bad_clip(make_store: Any, cache: CacheSettings, kin
 @pytest.mark.parametrize("kind", ["local", "s3"])
 def test_a_shard_that_is_gone_or_cut_makes_bad_clips(make_store: Any, kind: str) -> None:
     store = make_store(kind)
-    source = ClipSource(SourceSettings((store.url(),)))
+    source = ClipSource(SourceSettings((store,)))
     with pytest.raises(BadClipError, match=r"shards/1\.tar is missing"):
         source.fetch(replace(tasks()[0], shard="shards/1.tar"))
     with pytest.raises(BadClipError, match="wanted 5003 bytes"):
@@ -106,12 +107,12 @@ def test_a_shard_that_is_gone_or_cut_makes_bad_clips(make_store: Any, kind: str)
 def test_storage_that_fails_is_no_fault_of_a_clip(tmp_path: Path) -> None:
     (tmp_path / SHARD).mkdir(parents=True)
     with pytest.raises((StorageError, IsADirectoryError)):
-        ClipSource(SourceSettings((str(tmp_path),))).fetch(tasks()[0])
+        ClipSource(SourceSettings((Store(str(tmp_path)),))).fetch(tasks()[0])
 
 
 def test_cached_shards_are_read_from_the_cache_and_others_not_brought(make_store: Any, cache: CacheSettings) -> None:
     store = make_store("s3")
-    source = ClipSource(SourceSettings((store.url(),), cache))
+    source = ClipSource(SourceSettings((store,), cache))
     assert source.fetch(tasks()[0]) == CLIPS[0]
     assert not cached_files(cache)
     ShardCache(cache).bring(store, SHARD)  # as the read-ahead does, in another process
@@ -121,7 +122,7 @@ def test_cached_shards_are_read_from_the_cache_and_others_not_brought(make_store
 
 def test_damage_in_the_cache_costs_nothing_but_the_cached_shard(make_store: Any, cache: CacheSettings) -> None:
     store = make_store("s3")
-    source = ClipSource(SourceSettings((store.url(),), cache))
+    source = ClipSource(SourceSettings((store,), cache))
     for damage in (lambda f: f.write_bytes(f.read_bytes()[:6000]), lambda f: f.write_bytes(bytes(20006))):
         ShardCache(cache).bring(store, SHARD)
         (file,) = cached_files(cache)
@@ -134,7 +135,7 @@ def test_damage_in_the_cache_costs_nothing_but_the_cached_shard(make_store: Any,
 
 def test_damage_in_the_store_does_not_cost_the_cached_shard(make_store: Any, cache: CacheSettings) -> None:
     store = make_store("s3", [CLIPS[0], bytes(len(CLIPS[1])), *CLIPS[2:]])
-    source = ClipSource(SourceSettings((store.url(),), cache))
+    source = ClipSource(SourceSettings((store,), cache))
     ShardCache(cache).bring(store, SHARD)
     with pytest.raises(BadClipError, match="the shard is damaged"):
         source.fetch(tasks()[1])
@@ -147,5 +148,5 @@ def test_local_datasets_leave_the_cache_alone(make_store: Any, cache: CacheSetti
     ShardCache(cache).bring(store, SHARD)  # nobody does
     (file,) = cached_files(cache)
     file.write_bytes(bytes(30000))
-    assert [ClipSource(SourceSettings((store.url(),), cache)).fetch(task) for task in tasks()] == CLIPS
+    assert [ClipSource(SourceSettings((store,), cache)).fetch(task) for task in tasks()] == CLIPS
     assert cached_files(cache) == [file]

@@ -8,7 +8,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from reelmae.pipeline.errors import DatasetError, InputError
-from reelmae.pipeline.loading.fetch.clip import fetch
 from reelmae.pipeline.loading.index.clips import ClipIndex
 from reelmae.pipeline.loading.index.selection import Selection
 
@@ -40,7 +39,7 @@ def test_shards_are_runs_of_rows(natural_index: ClipIndex) -> None:
 
 def test_the_bytes_at_offset_and_size_are_the_clip(natural_index: ClipIndex) -> None:
     i = natural_index
-    data = fetch(i.store, key=i.key(7), shard=i.shard(7), offset=int(i.offset[7]), size=int(i.size[7]))
+    data = i.store.read_range(i.shard(7), int(i.offset[7]), int(i.size[7]))
     assert data[4:8] == b"ftyp"
 
 
