@@ -11,7 +11,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from rich.console import Console
@@ -179,6 +179,12 @@ def seconds_text(seconds: float) -> str:
     if seconds < 5400:
         return f"{seconds / 60:.1f} min"
     return f"{seconds / 3600:,.1f} h"
+
+
+def retries_text(retries: Mapping[str, int]) -> str:
+    """How often stores were asked again, and why: 12 (9 x 503 SlowDown, 3 x timed out)."""
+    causes = ", ".join(f"{n:,} x {cause}" for cause, n in sorted(retries.items(), key=lambda kv: (-kv[1], kv[0])))
+    return f"{sum(retries.values()):,} ({causes})" if retries else "none"
 
 
 def length_text(seconds: float) -> str:

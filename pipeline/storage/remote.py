@@ -18,7 +18,7 @@ from reelmae.pipeline.storage.checks import Content, content_of_info
 from reelmae.pipeline.storage.files import Attempt, Found
 from reelmae.pipeline.storage.retry import deadline
 
-SLOWEST = 1 << 20  # bytes a second: a transfer of a whole file may take as long as at this speed
+UNKNOWN_S = 3600.0  # for a whole file of unknown size
 
 
 class FsspecFiles:
@@ -84,7 +84,7 @@ class FsspecFiles:
     def read(self, full: str, offset: int, size: int, number: int) -> bytes:
         """A part of a file."""
         try:
-            data = self._call("cat_file", full, start=offset, end=offset + size, seconds=deadline(number))
+            data = self._call("cat_file", full, start=offset, end=offset + size, seconds=deadline(number, size))
             return bytes(data)
         except FileNotFoundError:
             raise
@@ -102,7 +102,7 @@ class FsspecFiles:
     def copy_out(self, full: str, to: Path, number: int) -> None:
         """The whole file."""
         size = self.look(full, number).size
-        seconds = deadline(number) + (size / SLOWEST if size >= 0 else 3600)
+        seconds = deadline(number, size) if size >= 0 else UNKNOWN_S
         self._call("get_file", full, str(to), seconds=seconds)
 
     def write(self, local: Path, full: str, attempt: Attempt[Any], *, create: bool) -> bool:
@@ -112,7 +112,7 @@ class FsspecFiles:
         def put(number: int) -> bool:
             if create and self.exists(full, number):
                 return False
-            self._call("put_file", str(local), full, seconds=deadline(number) + size / SLOWEST)
+            self._call("put_file", str(local), full, seconds=deadline(number, size))
             there = self.look(full, number).size
             if there not in (-1, size):
                 raise WrongBytesError(f"{size} bytes were written, {there} are there")

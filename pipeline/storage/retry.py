@@ -21,14 +21,15 @@ from reelmae.pipeline.storage.outage import Outage, clock
 
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 15.0
-DEADLINE_S = 15.0  # of the first try of a request
+DEADLINE_S = 5.0  # of the first try of a request, beside the time for its bytes
+SLOWEST = 1.5e6  # bytes a second: at this speed a request's bytes may come
 LONGEST_DEADLINE_S = 120.0
 T = TypeVar("T")
 
 
-def deadline(number: int) -> float:
-    """Seconds that the try of this number (from 0) of one request may take."""
-    return float(min(DEADLINE_S * 2 ** min(number, 10), LONGEST_DEADLINE_S))
+def deadline(number: int, size: int = 0) -> float:
+    """Seconds that the try of this number (from 0) of one request of `size` bytes may take."""
+    return float(min(DEADLINE_S * 2 ** min(number, 10), LONGEST_DEADLINE_S) + size / SLOWEST * 2 ** min(number, 3))
 
 
 def retry(

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import time
 import uuid
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -35,11 +36,13 @@ from reelmae.pipeline.storage.checks import (
 from reelmae.pipeline.storage.files import Attempt, Found
 from reelmae.pipeline.storage.retry import deadline
 from reelmae.pipeline.storage.s3_list import list_keys
-from reelmae.pipeline.storage.s3_ranges import S3Ranges
+from reelmae.pipeline.storage.s3_ranges import ranges_of
 
 PART_BYTES = 16 << 20
 PARTS = 4  # of one file that are uploaded at a time
 MAX_PARTS = 10_000
+EXPIRED = ("ExpiredToken", "ExpiredTokenException", "RequestExpired")
+RENEW_EVERY_S = 30.0
 T = TypeVar("T")
 
 # of a client that tries once and does not wait for ever; the user's own come on top
@@ -58,26 +61,39 @@ class S3Files:
 
     def __init__(self, fs: Any, root: str) -> None:
         self._fs = fs
-        self._ranges = S3Ranges(fs, root)
+        bucket, _, _ = fs.split_path(root)
+        self._ranges = ranges_of(fs, bucket)
+        self._renewed = -RENEW_EVERY_S
 
     def _split(self, full: str) -> tuple[str, str]:
         bucket, key, _ = self._fs.split_path(full)
         return bucket, key
 
-    def _call(self, method: str, number: int, **wanted: Any) -> dict[str, Any]:
-        """One request by botocore's client. A `Body` that comes is read within the same deadline."""
+    def _call(self, method: str, number: int, size: int = 0, **wanted: Any) -> dict[str, Any]:
+        """One request by botocore's client, with `size` bytes of a body. One that comes is read within its deadline."""
 
         async def call() -> dict[str, Any]:
             await self._fs.set_session()
             client = await self._fs.get_s3(wanted["Bucket"])
             extra = self._fs._get_s3_method_kwargs(getattr(client, method), **wanted)
-            answer: dict[str, Any] = await getattr(client, method)(**extra)
+            try:
+                answer: dict[str, Any] = await getattr(client, method)(**extra)
+            except client.exceptions.ClientError as e:
+                if e.response.get("Error", {}).get("Code") in EXPIRED:
+                    await self._renew()
+                raise
             if "Body" in answer:
                 async with answer["Body"] as body:
                     answer["Body"] = await body.read()
             return answer
 
-        return self._run(call(), deadline(number))
+        return self._run(call(), deadline(number, size))
+
+    async def _renew(self) -> None:
+        """Read the credentials anew: whoever renews them may write them to the place where they were found."""
+        if time.monotonic() - self._renewed > RENEW_EVERY_S:
+            self._renewed = time.monotonic()
+            await self._fs.set_session(refresh=True)
 
     def _run(self, work: Coroutine[Any, Any, T], seconds: float) -> T:
         return asyncio.run_coroutine_threadsafe(asyncio.wait_for(work, seconds), self._fs.loop).result()
@@ -166,7 +182,7 @@ class S3Files:
     def _read_by_client(self, full: str, offset: int, size: int, number: int) -> bytes:
         bucket, key = self._split(full)
         span = f"bytes={offset}-{offset + size - 1}"
-        answer = self._call("get_object", number, Bucket=bucket, Key=key, Range=span)
+        answer = self._call("get_object", number, size, Bucket=bucket, Key=key, Range=span)
         if number == 0:
             self._ranges.note_other_way(full)
         return bytes(answer["Body"])
@@ -175,7 +191,7 @@ class S3Files:
         """The first bytes and what is said of the object, by one request where that says enough."""
         bucket, key = self._split(full)
         try:
-            answer = self._call("get_object", number, Bucket=bucket, Key=key, Range=f"bytes=0-{size - 1}")
+            answer = self._call("get_object", number, size, Bucket=bucket, Key=key, Range=f"bytes=0-{size - 1}")
         except Exception as e:
             if _is_beyond(e):  # it is empty
                 return b"", self.look(full, number)
@@ -203,7 +219,7 @@ class S3Files:
         if create:
             wanted["IfNoneMatch"] = "*"
         try:
-            answer = self._call("put_object", number, **wanted)
+            answer = self._call("put_object", number, len(data), **wanted)
         except Exception as e:
             if create and _is_conflict(e):
                 return self._is_ours(full, number, checksum)
@@ -237,7 +253,7 @@ class S3Files:
     ) -> bool:
         """Upload in parts. Each part is tried again by itself."""
         bucket, key = self._split(full)
-        where = {"Bucket": bucket, "Key": key}
+        where: dict[str, Any] = {"Bucket": bucket, "Key": key}
         size = local.stat().st_size
         part = max(PART_BYTES, -(-size // MAX_PARTS))
         begun = self._call(
@@ -255,7 +271,7 @@ class S3Files:
                 data = os.pread(file.fileno(), part, index * part)
             crc = as_base64(crc64nvme(data))
             wanted = {**where, "PartNumber": index + 1, "Body": data, "ChecksumCRC64NVME": crc}
-            answer = attempt(lambda n: self._call("upload_part", n, **wanted))
+            answer = attempt(lambda n: self._call("upload_part", n, len(data), **wanted))
             sent = {"PartNumber": index + 1, "ETag": answer["ETag"]}
             return sent | ({"ChecksumCRC64NVME": crc} if answer.get("ChecksumCRC64NVME") else {})
 
@@ -265,7 +281,7 @@ class S3Files:
             wanted: dict[str, Any] = {**where, "MultipartUpload": {"Parts": sent}}
             if create:
                 wanted["IfNoneMatch"] = "*"
-            answer = self._call("complete_multipart_upload", number, **wanted)
+            answer = self._call("complete_multipart_upload", number, size, **wanted)
             self._hold_against(answer, checksum, lambda: md5_of_parts(local, part), full, size, number)
         except Exception as e:
             self._abort(where, number)
@@ -278,7 +294,7 @@ class S3Files:
         """Whether a name that is taken was taken by an earlier try of ours, of which the answer was lost."""
         return number > 0 and self.look(full, number).checksum == checksum.to_bytes(8, "big")
 
-    def _abort(self, where: dict[str, str], number: int) -> None:
+    def _abort(self, where: dict[str, Any], number: int) -> None:
         """Drop an upload; what cannot be dropped now is swept by the next job."""
         try:
             self._call("abort_multipart_upload", number, **where)
@@ -310,7 +326,7 @@ class S3Files:
             page = attempt(lambda n: self._call("list_multipart_uploads", n, **wanted))
             for upload in page.get("Uploads", ()):
                 if upload["Key"].startswith(prefix):
-                    where = {"Bucket": bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
+                    where: dict[str, Any] = {"Bucket": bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
                     self._abort(where, 0)
                     swept += 1
             if not page.get("IsTruncated"):
@@ -319,7 +335,7 @@ class S3Files:
 
     def describe(self) -> dict[str, Any]:
         """Facts for people."""
-        self._run(self._fs.set_session(), deadline(0))
+        self._run(self._fs.set_session(), deadline(2))
         meta = self._fs.s3.meta
         return {"kind": "s3", "endpoint": meta.endpoint_url, "region": meta.region_name}
 

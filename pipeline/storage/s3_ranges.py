@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import fsspec.asyn
@@ -14,37 +14,45 @@ from obstore.exceptions import BaseError as ObstoreError
 from obstore.store import S3Store
 
 from reelmae.pipeline.storage.causes import CausedError, obstore_cause
-from reelmae.pipeline.storage.retry import DEADLINE_S
+from reelmae.pipeline.storage.retry import DEADLINE_S, deadline
 
 RANGES_GIVEN_UP = 3  # after so many reads in a row that only s3fs' client could do, obstore is not used any more
+LONGEST = 16 << 20  # bytes of one range
 CREDENTIALS_LAST = timedelta(minutes=10)  # botocore renews its credentials before they have less time left
+
+
+@lru_cache(maxsize=64)
+def ranges_of(fs: Any, bucket: str) -> S3Ranges:
+    """The reader of one bucket; stores of one file system share it, and with it its open connections."""
+    return S3Ranges(fs, bucket)
 
 
 class S3Ranges:
     """Ranged reads of one bucket with obstore: less CPU time and latency than s3fs (pipeline/decisions/0010), and no
     event loop that all threads wait for."""
 
-    def __init__(self, fs: Any, root: str) -> None:
-        self._fs, self._root = fs, root
+    def __init__(self, fs: Any, bucket: str) -> None:
+        self._fs, self._bucket = fs, bucket
         self._given_up = 0
+        self._refused = ""
 
     @cached_property
     def _store(self) -> S3Store:
-        bucket, _, _ = self._fs.split_path(self._root)
         fsspec.asyn.sync(self._fs.loop, self._fs.set_session)
         client = self._fs.s3.meta
         region = client.region_name if client.region_name != "aws-global" else None
         signed = {"skip_signature": True} if self._fs.anon else {"credential_provider": _credentials(self._fs)}
         return S3Store(
-            bucket,
+            self._bucket,
             endpoint=client.endpoint_url,
             region=region or "us-east-1",
             client_options={
                 "allow_http": client.endpoint_url.startswith("http://"),
                 "connect_timeout": timedelta(seconds=DEADLINE_S),
-                "timeout": timedelta(seconds=DEADLINE_S),
+                "read_timeout": timedelta(seconds=DEADLINE_S),
+                "timeout": timedelta(seconds=deadline(0, LONGEST)),
             },
-            retry_config={"max_retries": 0, "retry_timeout": timedelta(seconds=DEADLINE_S)},
+            retry_config={"max_retries": 0},
             **signed,
         )
 
@@ -61,6 +69,8 @@ class S3Ranges:
         except (ObstoreError, OSError, ValueError) as e:
             cause = obstore_cause(e)
             if cause is not None:
+                if "Expired" in cause.short:
+                    self.__dict__.pop("_store", None)  # it keeps credentials for a while
                 raise CausedError(cause) from e
             self._refused = str(e).partition("\n")[0]
             return None
@@ -83,11 +93,13 @@ class S3Ranges:
 
 def _credentials(fs: Any) -> Callable[[], dict[str, Any]]:
     """A function that gives obstore the credentials of the s3fs filesystem, which botocore keeps fresh."""
-    chain = None if fs.key and fs.secret else fsspec.asyn.sync(fs.loop, fs.session.get_credentials)
 
     def now() -> dict[str, Any]:
         key, secret, token = fs.key, fs.secret, fs.token
-        if chain is not None:
+        if not (key and secret):
+            chain = fsspec.asyn.sync(fs.loop, fs.session.get_credentials)
+            if chain is None:
+                raise PermissionError("no credentials")
             frozen = fsspec.asyn.sync(fs.loop, chain.get_frozen_credentials)
             key, secret, token = frozen.access_key, frozen.secret_key, frozen.token
         if not (key and secret):

@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from s3_servers import S3Server
 
@@ -37,13 +38,25 @@ LOADER = LoaderConfig(
 )
 BATCHES = 8
 RUN_S = 240.0  # only what hangs takes so long, on any machine
-# pauses and deadlines of seconds become those of tests; everything else is the command as it is
+# pauses and deadlines of many seconds become those of tests; everything else is the command as it is
+SHORT = {
+    "reelmae.pipeline.storage.retry": {"FIRST_PAUSE_S": 0.05, "LONGEST_PAUSE_S": 0.5, "DEADLINE_S": 1.5},
+    "reelmae.pipeline.storage.s3_ranges": {"DEADLINE_S": 1.5},
+}
 HASTY = (
-    "import sys, reelmae.pipeline.storage.retry as retry\n"
-    "retry.FIRST_PAUSE_S, retry.LONGEST_PAUSE_S, retry.DEADLINE_S = 0.05, 0.5, 1.5\n"
+    "import sys, importlib\n"
+    f"for module, values in {SHORT}.items():\n"
+    "    vars(importlib.import_module(module)).update(values)\n"
     "from reelmae.tools.cli import main\n"
     "sys.exit(main())"
 )
+
+
+def make_hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same for this process."""
+    for module, values in SHORT.items():
+        for name, value in values.items():
+            monkeypatch.setattr(f"{module}.{name}", value)
 
 
 def upload(folder: Path, server: S3Server, prefix: str, *, checksums: bool = True) -> None:

@@ -292,11 +292,15 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small_parts")
-def test_a_run_that_was_killed_goes_on_and_gives_the_same_bytes(run_copy: Path, tmp_path: Path) -> None:
+def test_a_run_that_was_killed_goes_on_and_gives_the_same_bytes(
+    run_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     key, last = damage(run_copy, 3), damage(run_copy, len(whole_index(run_copy)) - 1)
     how: dict[str, Any] = {"views": 2, "batch": 4, "workers": 0}
     run, data = run_copy / "train", str(run_copy / "shards")
-    whole = features(run, data, tmp_path / "whole.parquet", **how)
+    with monkeypatch.context() as patch:
+        patch.setattr("reelmae.train.features.PART_SECONDS", 60.0)  # other parts
+        whole = features(run, data, tmp_path / "whole.parquet", **how)
     out = tmp_path / "f.parquet"
     for stop in (2, 6):
         with pytest.raises(CrashError):

@@ -9,11 +9,12 @@ from __future__ import annotations
 import shutil
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Literal
 
-from reelmae.pipeline.loading.fetch.readers import BYTES_IN_FLIGHT, CLIPS_IN_FLIGHT
-from reelmae.pipeline.loading.fetch.clip import ClipSource, SourceSettings
+from reelmae.pipeline.loading.fetch.clip import ClipSource, SourceSettings, stores_to_stop
 from reelmae.pipeline.loading.fetch.read_ahead import ReadAhead, shard_stays
+from reelmae.pipeline.loading.fetch.readers import BYTES_IN_FLIGHT, CLIPS_IN_FLIGHT
 from reelmae.pipeline.loading.fetch.shard_cache import CacheSettings, ShardCache
 from reelmae.pipeline.loading.index.clips import ClipIndex
 from reelmae.pipeline.loading.order import epochs
@@ -52,7 +53,7 @@ class Fetching(Contender):
         stays = shard_stays(order.shards_at, steps=self._steps, batch_videos=self._batch, rank=0, world=1)
         return ReadAhead(
             ShardCache(self._cache),
-            self._index,
+            replace(self._index, stores=stores_to_stop(self._index.stores)),  # closing it stops them
             lambda epoch: stays if epoch == 0 else [],
             steps=self._steps,
             budget_bytes=self._cache.max_bytes,

@@ -9,7 +9,9 @@ from tyro.conf import Positional, arg
 
 from reelmae.pipeline.errors import ConfigError
 from reelmae.pipeline.ingest.config import ShardConfig
+from reelmae.pipeline.storage.access import PATIENCE_MINUTES
 from reelmae.tools import show
+from reelmae.tools.commands.access import make_access
 from reelmae.tools.commands.command import Command
 from reelmae.tools.show import Result
 
@@ -49,8 +51,19 @@ class Shard(Command):
 
         if self.dry_run and self.retry_rejected is not None:
             raise ConfigError("--dry-run estimates new sources only; leave out --retry-rejected")
+        src_access = make_access(self.src_storage_options, self.patience, flag="--src-storage-options")
+        dst_access = make_access(self.dst_storage_options, self.patience, flag="--dst-storage-options")
         if self.dry_run:
-            return estimate(self.src, self.dst, self.config, workers=self.workers, append=self.append, limit=self.limit)
+            return estimate(
+                self.src,
+                self.dst,
+                self.config,
+                workers=self.workers,
+                append=self.append,
+                limit=self.limit,
+                src_access=src_access,
+                dst_access=dst_access,
+            )
         with show.ShardProgress() as progress:
             summary = shard(
                 self.src,
@@ -60,9 +73,16 @@ class Shard(Command):
                 append=self.append,
                 retry_rejected=self.retry_rejected,
                 limit=self.limit,
+                src_access=src_access,
+                dst_access=dst_access,
+                takeover=self.takeover,
                 on_progress=progress,
             )
-        return asdict(summary) | {"dst": self.dst}
+        values = asdict(summary) | {"dst": self.dst}
+        if not self.json:
+            retries = values.pop("retries")
+            values |= {"retries": show.retries_text(retries)} if retries else {}
+        return values
 
 
 @dataclass

@@ -32,6 +32,7 @@ import numpy as np
 
 from reelmae.pipeline.errors import ConfigError, ShortFileError
 from reelmae.pipeline.loading.fetch.clip import accesses_of
+from reelmae.pipeline.loading.fetch.readers import END_GRACE_S
 from reelmae.pipeline.loading.fetch.shard_cache import ShardCache
 from reelmae.pipeline.storage.store import Store
 
@@ -166,7 +167,7 @@ class ReadAhead:
             access.stop()
         for thread in self._threads:
             if thread.ident:
-                thread.join()
+                thread.join(END_GRACE_S)  # a request that stalls has a deadline, and the threads are daemons
 
     def _run(self) -> None:
         """A thread: take the next shard that fits, and bring it."""

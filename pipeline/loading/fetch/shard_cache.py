@@ -201,7 +201,7 @@ class ShardCache:
                 if not coming:
                     return True
                 offset, piece = coming.popleft()
-                while wanted() and not wait([piece], timeout=LOOK_S).done:
+                while not wait([piece], timeout=LOOK_S).done and wanted():
                     pass
                 if not wanted():
                     return False

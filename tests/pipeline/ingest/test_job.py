@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -20,6 +21,7 @@ import pytest
 from reelmae.pipeline import schema
 from reelmae.pipeline.dataset.verification import verify
 from reelmae.pipeline.errors import (
+    ClaimedError,
     DatasetError,
     InputError,
     JobMismatchError,
@@ -27,10 +29,11 @@ from reelmae.pipeline.errors import (
     StorageError,
     StorageFullError,
 )
-from reelmae.pipeline.ingest import job as job_module
 from reelmae.pipeline.ingest.config import ShardConfig
 from reelmae.pipeline.ingest.job import Progress, shard
+from reelmae.pipeline.ingest.plan import parts, sources
 from reelmae.pipeline.ingest.shards.ledger import check_ledger
+from reelmae.pipeline.storage.claim import Claim
 from reelmae.pipeline.storage.store import Store
 
 Make = Callable[..., Path]
@@ -345,19 +348,124 @@ def test_a_source_that_vanished_is_a_reject(make_video: Make, tmp_path: Path) ->
     assert pq.read_table(tmp_path / "dst" / schema.INDEX).column("label").to_pylist() == ["x"]
 
 
-def test_a_failing_storage_stops_the_job_instead_of_rejecting_everything(
-    make_video: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("left", ["an empty folder", "nothing"])
+def test_an_unmounted_disk_is_not_a_thousand_gone_files(
+    left: str, sharded: Path, tiny_bucket: Path, tmp_path: Path
 ) -> None:
-    import reelmae.pipeline.ingest.run.task as task_module
+    src, dst, away = tmp_path / "src", tmp_path / "dst", tmp_path / "away"
+    shutil.copytree(tiny_bucket, src)
+    shard(str(src), str(tmp_path / "undisturbed"), SMALL, workers=1)
 
-    for i in range(8):
-        make_video(tmp_path / "src" / f"{i}.mp4", frames=3)
+    def unmount(progress: Progress) -> None:
+        if progress.sources_done >= 4 and not away.exists():
+            src.rename(away)
+            if left == "an empty folder":
+                src.mkdir()
 
-    def down(*_: object, **__: object) -> int:
-        raise StorageError("503 slow down")
+    with pytest.raises(StorageError, match=r"is missing, and .*src (is empty: is a disk not mounted|cannot be read)"):
+        shard(str(src), str(dst), SMALL, workers=1, on_progress=unmount)
+    assert not (dst / schema.DATASET_JSON).exists()
+    if left == "an empty folder":
+        src.rmdir()
+    away.rename(src)
+    assert shard(str(src), str(dst), SMALL).rejected == {"empty_file": 1, "not_a_video": 2, "unreadable": 1}
+    assert _files(dst) == _files(tmp_path / "undisturbed")
 
-    monkeypatch.setattr(task_module, "fetch", down)
-    with pytest.raises(StorageError, match="in a row"):
-        shard(str(tmp_path / "src"), str(tmp_path / "dst"), ShardConfig(short_side=64))
-    monkeypatch.undo()
-    assert job_module.shard(str(tmp_path / "src"), str(tmp_path / "dst"), ShardConfig(short_side=64)).sources_kept == 8
+
+def test_an_empty_folder_below_a_manifest_may_be_an_unmounted_disk(make_video: Make, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        make_video(tmp_path / "disk" / f"{name}.mp4", frames=3)
+    (tmp_path / "list.csv").write_text("path\ndisk/a.mp4\ndisk/b.mp4\n")
+    config, dst = ShardConfig(short_side=64), tmp_path / "dst"
+    (tmp_path / "disk").rename(tmp_path / "away")
+    (tmp_path / "disk").mkdir()
+    with pytest.raises(StorageError, match="disk is empty: is a disk not mounted"):
+        shard(str(tmp_path / "list.csv"), str(dst), config)
+    assert not list(dst.glob("commits/*"))
+    (tmp_path / "away/b.mp4").unlink()  # this one is gone: something else is in its folder
+    (tmp_path / "disk").rmdir()
+    (tmp_path / "away").rename(tmp_path / "disk")
+    summary = shard(str(tmp_path / "list.csv"), str(dst), config)
+    assert (summary.sources_kept, summary.rejected, summary.retries) == (1, {"fetch_failed": 1}, {})
+
+
+def test_what_can_never_be_a_source_never_stops_the_job(make_video: Make, tmp_path: Path) -> None:
+    """However many there are, and in a row."""
+    src = tmp_path / "src"
+    make_video(src / "good.mp4", frames=3)
+    (tmp_path / "secret.mp4").write_bytes(b"secret")
+    for i in range(7):
+        os.mkfifo(src / f"pipe{i}.mp4")
+        (src / f"out{i}.mp4").symlink_to(tmp_path / "secret.mp4")
+        (src / f"ring{i}.mp4").symlink_to(f"gnir{i}.mp4")
+        (src / f"gnir{i}.mp4").symlink_to(f"ring{i}.mp4")
+    (src / "dangling.mp4").symlink_to("nowhere")
+    (src / "folder.mp4").symlink_to("/usr/share")
+    summary = shard(str(src), str(tmp_path / "dst"), ShardConfig(short_side=64), workers=2)
+    assert (summary.sources_kept, summary.rejected) == (1, {"fetch_failed": 30})
+    rows = pq.read_table(tmp_path / "dst" / schema.REJECTS_FILE).to_pylist()
+    details = {re.sub(r"\d", "", Path(row["source"]).stem): row["detail"] for row in rows}
+    out = "a link that leads out of the bucket; not followed"
+    ring = "a link in a ring"
+    assert details == {
+        **{"pipe": "no plain file", "out": out, "ring": ring, "gnir": ring},
+        **{"dangling": "gone: no such file", "folder": out},
+    }
+
+
+def test_what_is_wrong_with_dst_is_said_before_src_is_listed(sharded: Path, tmp_path: Path) -> None:
+    """SRC does not exist here: it would be the error if it were looked at first."""
+    dst, nowhere = shutil.copytree(sharded, tmp_path / "dst"), str(tmp_path / "nowhere")
+    with pytest.raises(JobMismatchError, match="holds another job"):
+        shard(nowhere, str(dst), SMALL)
+    (dst / schema.PLAN_JSON).unlink()
+    with pytest.raises(JobMismatchError, match="give an empty DST"):
+        shard(nowhere, str(dst), SMALL)
+    with pytest.raises(InputError, match="no such folder"):
+        shard(nowhere, str(tmp_path / "new"), SMALL)
+    assert not (tmp_path / "new").exists()  # not even for the claim
+    assert not (dst / "claim.json").exists()
+
+
+def test_of_two_jobs_with_different_sources_the_second_is_told(
+    make_video: Make, tmp_path: Path, sharded: Path, tiny_bucket: Path
+) -> None:
+    """While the first lists its sources, and while it shards."""
+    make_video(tmp_path / "other" / "x.mp4", frames=3)
+    dst = tmp_path / "dst"
+    refused = 0
+
+    def second(progress: Progress | None = None) -> None:
+        nonlocal refused
+        before = _files(dst)
+        with pytest.raises(ClaimedError, match=r"another job writes to it \(.*process \d+, since"):
+            shard(str(tmp_path / "other"), str(dst), SMALL)
+        assert _files(dst) == before
+        refused += 1
+
+    listing = sources.list_sources
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parts, "list_sources", lambda *given: (second(), listing(*given))[1])
+        shard(str(tiny_bucket), str(dst), SMALL, workers=2, on_progress=second)
+    assert refused > 1
+    assert _files(dst) == _files(sharded)
+    with pytest.raises(JobMismatchError, match="src: "):
+        shard(str(tmp_path / "other"), str(dst), SMALL)
+
+
+def test_a_job_that_was_taken_over_writes_no_plan(sharded: Path, tiny_bucket: Path, tmp_path: Path) -> None:
+    dst = tmp_path / "dst"
+    listing = sources.list_sources
+
+    def take_over(*given: Any) -> Any:
+        patch.undo()
+        shard(str(tiny_bucket), str(dst), SMALL, takeover=True)
+        return listing(*given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parts, "list_sources", take_over)
+        patch.setattr(Claim, "_release", lambda self: None)  # the second's claim stays, as while it works
+        with pytest.raises(ClaimedError, match="was taken over by"):
+            shard(str(tiny_bucket), str(dst), SMALL.model_copy(update={"short_side": 64}))
+    (dst / "claim.json").unlink(missing_ok=True)
+    assert _files(dst) == _files(sharded)

@@ -18,7 +18,7 @@ import pytest
 from reelmae.pipeline import schema
 from reelmae.pipeline.ingest.config import ShardConfig
 from reelmae.pipeline.ingest.job import shard
-from reelmae.pipeline.ingest.run import scratch
+from reelmae.pipeline.storage import scratch
 
 pytestmark = pytest.mark.slow
 KILLS = 21  # of each number of workers
@@ -120,7 +120,7 @@ def test_what_a_killed_worker_left_in_tmpdir_is_removed_by_the_next_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    code = "import os, reelmae.pipeline.ingest.run.scratch as s; s.Scratch(); print('made', flush=True); os.kill(os.getpid(), 9)"
+    code = "import os, reelmae.pipeline.storage.scratch as s; s.Scratch(); print('made', flush=True); os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(tmp_path)}, stdout=subprocess.DEVNULL)
     living = scratch.Scratch()
     assert len(list(tmp_path.iterdir())) == 2

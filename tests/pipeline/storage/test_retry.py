@@ -194,7 +194,8 @@ def test_trouble_of_a_moment_is_not_told(caplog: pytest.LogCaptureFixture) -> No
 
 
 def test_each_try_may_take_longer_than_the_one_before() -> None:
-    assert [deadline(n) for n in (0, 1, 2, 99)] == [15, 30, 60, 120]
+    assert [deadline(n) for n in (0, 1, 2, 99)] == [5, 10, 20, 120]
+    assert deadline(0, 15_000_000) == 15
 
 
 @pytest.mark.parametrize(

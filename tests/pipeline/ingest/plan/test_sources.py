@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import http.server
 import os
+import socket
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,17 @@ import pytest
 
 from reelmae.pipeline.errors import InputError, StorageError
 from reelmae.pipeline.ingest.config import ShardConfig
-from reelmae.pipeline.ingest.plan.sources import LISTED, fetch, is_manifest, list_sources
+from reelmae.pipeline.ingest.plan.sources import (
+    LISTED,
+    Fetched,
+    NoSourceError,
+    access_of,
+    fetch,
+    is_manifest,
+    list_sources,
+    refuse_lost_root,
+)
+from reelmae.pipeline.storage.access import Access
 
 
 def _urls(src: Path | str, **config: Any) -> list[str]:
@@ -46,7 +57,7 @@ def test_a_name_that_is_no_utf8_survives(tmp_path: Path) -> None:
         f.write(b"abc")
     (url,) = _urls(tmp_path)
     assert url.endswith("/caf%E9.mp4")
-    assert fetch(url, tmp_path / "copy", root=tmp_path) == 3
+    assert fetch(url, tmp_path / "copy", root=tmp_path).bytes == 3
 
 
 def test_folder_labels(tmp_path: Path) -> None:
@@ -76,18 +87,63 @@ def test_links_out_of_the_bucket_are_not_followed(tmp_path: Path) -> None:
     (bucket / "out.mp4").symlink_to("../secret")
     (bucket / "real.mp4").write_text("video")
     (bucket / "in.mp4").symlink_to("real.mp4")
-    with pytest.raises(StorageError, match="leads out"):
+    with pytest.raises(NoSourceError, match="leads out"):
         fetch(str(bucket / "out.mp4"), tmp_path / "copy", root=bucket)
     assert not (tmp_path / "copy").exists()
-    assert fetch(str(bucket / "in.mp4"), tmp_path / "copy", root=bucket) == 5
+    assert fetch(str(bucket / "in.mp4"), tmp_path / "copy", root=bucket) == Fetched(5, is_checked=True)
 
 
-def test_pipes_are_refused_at_once(tmp_path: Path) -> None:
+def test_what_is_no_plain_file_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.mp4")
-    with pytest.raises(StorageError, match="no plain file"):
-        fetch(str(tmp_path / "pipe.mp4"), tmp_path / "copy", root=tmp_path)
-    with pytest.raises(FileNotFoundError):
-        fetch(str(tmp_path / "gone.mp4"), tmp_path / "copy", root=tmp_path)
+    (tmp_path / "here").symlink_to("there")
+    (tmp_path / "there").symlink_to("here")
+    (tmp_path / "file").write_text("x")
+    for name, words in {"pipe.mp4": "no plain file", "here": "in a ring", "x" * 300: "too long"}.items():
+        with pytest.raises(NoSourceError, match=words):
+            fetch(str(tmp_path / name), tmp_path / "copy", root=tmp_path)
+    for name in ("gone.mp4", "file/gone.mp4"):
+        with pytest.raises(FileNotFoundError):
+            fetch(str(tmp_path / name), tmp_path / "copy", root=tmp_path)
+
+
+def test_a_folder_that_is_empty_or_away_says_that_its_files_may_not_be_gone(tmp_path: Path) -> None:
+    bucket = tmp_path / "bucket"
+    (bucket / "a").mkdir(parents=True)
+    gone = str(bucket / "a" / "x.mp4")
+    refuse_lost_root(gone, str(bucket))  # the bucket holds something: the file is gone
+    with pytest.raises(StorageError, match="a is empty: is a disk not mounted"):
+        refuse_lost_root(gone, str(tmp_path / "list.csv"))
+    (bucket / "a").rmdir()
+    for src in (bucket, tmp_path / "list.csv"):
+        with pytest.raises(StorageError, match="bucket is empty"):
+            refuse_lost_root(gone, str(src))
+    bucket.rmdir()
+    with pytest.raises(StorageError, match="bucket cannot be read"):
+        refuse_lost_root(gone, str(bucket))
+    (tmp_path / "list.csv").write_text("path\n")
+    refuse_lost_root(gone, str(tmp_path / "list.csv"))
+    with pytest.raises(StorageError, match="holds nothing any more"):
+        refuse_lost_root("memory://lost/x.mp4", "memory://lost")
+
+
+@pytest.mark.parametrize(
+    ("url", "src", "has_options"),
+    [
+        ("s3://a/x", "s3://a", True),
+        ("s3a://b/x", "s3://a/list.csv", True),
+        ("s3://a/x", "/lists/a.csv", True),
+        ("http://h/x", "/lists/a.csv", False),
+        ("https://h/x", "s3://a/list.csv", False),
+        ("gs://h/x", "s3://a/list.csv", False),
+        ("https://h/x", "https://h/list.csv", True),
+    ],
+)
+def test_options_go_only_where_they_belong(url: str, src: str, has_options: bool) -> None:
+    access = Access({"key": "mine"})
+    found = access_of(url, src, access)
+    assert dict(found.options) == ({"key": "mine"} if has_options else {})
+    assert found.retries is access.retries
+    assert found.stopping is access.stopping
 
 
 def test_a_manifest_may_name_web_addresses(tmp_path: Path) -> None:
@@ -99,10 +155,37 @@ def test_a_manifest_may_name_web_addresses(tmp_path: Path) -> None:
         url = f"http://127.0.0.1:{server.server_port}/a%20b.mp4"
         (tmp_path / "m.csv").write_text(f"url\n{url}\n")
         assert _urls(tmp_path / "m.csv") == [url]
-        assert fetch(url, tmp_path / "copy", root=None) == 5
+        assert fetch(url, tmp_path / "copy", root=None).bytes == 5
         with pytest.raises(FileNotFoundError):
             fetch(url + "x", tmp_path / "other", root=None)
         server.shutdown()
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 410, 451])
+def test_what_a_web_server_refuses_for_good_is_no_source(status: int, tmp_path: Path) -> None:
+    class Refuse(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(status)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refuse) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises((NoSourceError, FileNotFoundError), match=str(status) if status in (401, 403, 451) else ""):
+            fetch(f"http://127.0.0.1:{server.server_port}/a.mp4", tmp_path / "copy", root=None)
+        server.shutdown()
+
+
+def test_a_web_server_that_is_away_is_waited_for(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    access = Access(patience_s=1)
+    with pytest.raises(StorageError, match="connection refused"):
+        fetch(f"http://127.0.0.1:{port}/a.mp4", tmp_path / "copy", root=None, access=access)
+    assert access.retries.counts()["connection refused"] >= 1
 
 
 def test_a_manifest_on_the_web_is_read(tmp_path: Path) -> None:

@@ -56,6 +56,18 @@ def test_a_foreign_file_among_the_commits_is_refused_by_name(name: str, tmp_path
     assert foreign == [f"commits/{name}"]
 
 
+@pytest.mark.parametrize("format", schema.FORMATS)
+def test_a_commit_where_another_format_has_it_is_foreign(format: int, tmp_path: Path) -> None:
+    """Task 117 is committed only where the job's own format has it: its rows name shards of that format."""
+    for other in schema.FORMATS:
+        path = tmp_path / schema.commit_name(117, other)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    foreign: list[str] = []
+    assert committed_tasks(Store(str(tmp_path)), format, foreign.append) == {117}
+    assert foreign == [schema.commit_name(117, 3 - format)]
+
+
 def test_verify_names_a_foreign_file_and_a_job_does_nothing_before_it_is_gone(
     make_video: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from reelmae.pipeline import schema
 from reelmae.pipeline.ingest.shards.pack import ClipRow, Packer
 from reelmae.pipeline.schema import clip_key
 
@@ -111,3 +114,23 @@ def test_webdataset_reads_a_shard(tmp_path: Path) -> None:
     read = list(webdataset.WebDataset(str(packer.shards[0].tar), shardshuffle=False))
     assert [s["mp4"] for s in read] == CLIPS
     assert [s["__key__"] for s in read] == [r.key for r in packer.rows]
+
+
+def test_only_large_clips_of_format_2_have_blocks(tmp_path: Path) -> None:
+    clips = [random.Random(i).randbytes(schema.BLOCKS_FROM - 1 + i) for i in range(2)]
+    new, old = _pack(tmp_path / "new", clips), _pack(tmp_path / "old", clips, format=1)
+    assert [row.blocks for row in new.rows] == [None, schema.block_checks(clips[1])]
+    assert [row.blocks for row in old.rows] == [None, None]
+    assert new.shards[0].tar.read_bytes() == old.shards[0].tar.read_bytes()
+
+
+def test_a_manifests_column_may_be_called_blocks_in_format_1(tmp_path: Path) -> None:
+    row = replace(_row("/b/0.mp4", 0), extra={"blocks": "mine"})
+    assert row.record()["blocks"] == "mine"
+
+
+def test_the_shards_of_later_tasks_lie_in_folders(tmp_path: Path) -> None:
+    for format, name in ((1, "shards/000117-01.tar"), (2, "shards/0001/000117-01.tar")):
+        packer = _pack(tmp_path / str(format), CLIPS, shard_bytes=12_000, task=117, format=format)
+        assert packer.shards[1].name == name
+        assert packer.shards[1].tar == tmp_path / str(format) / "000117-01.tar"

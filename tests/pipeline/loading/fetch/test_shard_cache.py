@@ -31,9 +31,11 @@ class CountingStore(Store):
     """A store that knows how many bytes were read from it."""
 
     read = 0
+    counting = threading.Lock()
 
     def read_range(self, path: str, offset: int, size: int) -> bytes:
-        self.read += size
+        with self.counting:
+            self.read += size
         return super().read_range(path, offset, size)
 
 
@@ -48,10 +50,11 @@ def name(number: int) -> str:
 @pytest.fixture
 def store(s3_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CountingStore:
     """Six shards of SIZE bytes, downloaded in small chunks."""
-    monkeypatch.setattr(shard_cache, "CHUNK", 64 << 10)
+    monkeypatch.setattr(shard_cache, "CHUNK", 16 << 10)
     monkeypatch.setattr(shard_cache, "POLL_S", 0.005)
     store = CountingStore(s3_server.url(f"cache/{tmp_path.name}"))
-    store.fs.pipe({f"{store.root}/{name(i)}": content(i) for i in range(6)})
+    for i in range(6):
+        store.publish_bytes(content(i), name(i))
     return store
 
 
@@ -98,7 +101,8 @@ def test_what_was_brought_is_read_without_the_store(store: CountingStore, make_c
 
 def test_datasets_and_names_do_not_mix(store: CountingStore, make_cache: Any) -> None:
     other = Store(f"{store.url()}-other")
-    other.fs.pipe({f"{other.root}/{name(0)}": b"other", f"{store.root}/shards%2F000000-00.tar": b"odd"})
+    other.publish_bytes(b"other", name(0))
+    store.publish_bytes(b"odd", "shards%2F000000-00.tar")
     cache = make_cache()
     cache.bring(store, name(0))
     cache.bring(other, name(0))
@@ -134,7 +138,7 @@ def test_what_is_done_goes_before_all_others(store: CountingStore, make_cache: A
 
 
 def test_room_is_made_for_what_is_missing_only(store: CountingStore, make_cache: Any) -> None:
-    store.fs.pipe(f"{store.root}/small", b"x" * 1000)
+    store.publish_bytes(b"x" * 1000, "small")
     cache = make_cache(3 * SIZE + 1000)
     for i in range(3):
         cache.bring(store, name(i))
