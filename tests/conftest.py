@@ -139,6 +139,7 @@ def _index_row(clip: ReadyClip, key: str, shard: str, offset: int, labels: dict[
         "source_seconds": seconds,
     }
     made = {"sha256": hashlib.sha256(clip.video).hexdigest(), "codec": clip.codec, "encoder": "x264", "colour": "none"}
+    made["blocks"] = schema.clip_blocks(clip.video)
     return {**where, **span, **pictures, **label, **scores, **of_source, **made}
 
 

@@ -19,6 +19,7 @@ from reelmae.pipeline.ingest.ffmpeg import find_ffmpeg
 from reelmae.pipeline.storage.access import Access
 from reelmae.pipeline.storage.store import Store
 from reelmae.tools.machine import machine, versions
+from reelmae.tools.show import retries_text
 from reelmae.tools.summary import claim_text
 
 LIBRARIES = {"x264": "libx264", "x265": "libx265", "vp9": "libvpx-vp9"}
@@ -118,8 +119,8 @@ def _store_warnings(store: dict[str, Any]) -> list[str]:
     lacks = [name for name in STORE_MEANING if store.get(name) in (False, "none")]
     found = [f"{url} {STORE_MEANING[name]}" for name in lacks]
     if store["retries"]:
-        causes = ", ".join(f"{cause} {n}×" for cause, n in store["retries"].items())
-        found.append(f"{url} answered only when asked again ({causes}): jobs there get slower, and wait while it fails")
+        asked = retries_text(store["retries"])
+        found.append(f"{url} had to be asked again: {asked}; jobs there are slower, and wait while it fails")
     return found
 
 

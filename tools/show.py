@@ -115,6 +115,7 @@ class ShardProgress(_ProgressDisplay):
         values = self._values(now, state)
         rates = f"{values['sources_per_s']:.1f}/s  {values['clips_per_s']:.1f} clips/s"
         text = f"{rates}  {values['read_mb_per_s']:.1f} MB/s  {state.rejected} rejected"
+        text += f"  {state.retries} retries" if state.retries else ""
         left = "" if values["left_s"] is None else f"{seconds_text(values['left_s'])} left"
         self._show(now, values, state.sources_done, state.sources, text=text, left=left)
 
@@ -145,6 +146,7 @@ class ShardProgress(_ProgressDisplay):
             "read_mb_per_s": rate("source_bytes", 2, 1e6),
             "written_mb": round(state.bytes / 1e6, 1),
             "rejected": state.rejected,
+            "retries": state.retries,
             "seconds": round(state.seconds, 1),
             "left_s": left,
         }

@@ -37,7 +37,7 @@ from reelmae.pipeline.storage.s3 import CONFIG, S3Files
 
 __all__ = ["Entry", "Store", "require_folder", "whole_file"]
 
-PIECE = 16 << 20  # bytes of one ranged read
+PIECE = 8 << 20  # bytes of one ranged read
 STREAMS = 8  # ranged reads of one call at a time
 MAX_GAP = 256 << 10  # bytes that are read for nothing to save a request
 _PROTOCOL = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*)://")

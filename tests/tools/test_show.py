@@ -61,6 +61,7 @@ def test_a_line_comes_at_once_then_every_five_seconds_and_one_when_done() -> Non
         "read_mb_per_s",
         "written_mb",
         "rejected",
+        "retries",
         "seconds",
         "left_s",
     }

@@ -69,9 +69,10 @@ def bench_storage(config: BenchStorageConfig, access: Access | None = None) -> d
             url, access, reclaim = server.url, replace(access, options=server.options), server.reclaim
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="reelmae-bench-")))
         place = f"{url.rstrip('/')}/reelmae-bench-{secrets.token_hex(4)}"
-        target = resolve(place, access)
+        store = Store(place, access)
+        store.exists()  # says in one line what is wrong with the server, the keys or the bucket
         stack.callback(_remove, place, access)
-        files = write_dataset(Store(place, access), folder, config)
+        target, files = resolve(place, access), write_dataset(store, folder, config)
         if config.latency_ms or config.connection_mb_s:
             relay = shaped(target.endpoint, latency_ms=config.latency_ms, connection_mb_s=config.connection_mb_s)
             target = replace(target, endpoint=stack.enter_context(relay))
@@ -208,7 +209,7 @@ class Spread:
 
 def summary(config: BenchStorageConfig, rounds: Rounds) -> dict[str, Any]:
     """Rows of each group, what could not run, and the targets."""
-    groups = {}
+    groups: dict[str, dict[str, Any]] = {}
     for group, names in ((group, GROUPS[group]) for group in GROUPS if group in config.what):
         baseline = names[0] if group != "load" else GROUPS["read"][0]
         groups[group] = {name: _row(name, baseline, rounds) for name in names if name in rounds[0]}

@@ -19,7 +19,7 @@ from reelmae.tools.report.charts import bars_chart, loss_chart, number, pace_cha
 from reelmae.tools.report.contact_sheet import data_uri, sheet
 from reelmae.tools.report.facts import Facts
 from reelmae.tools.report.style import STYLE
-from reelmae.tools.show import printable
+from reelmae.tools.show import printable, retries_text
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
@@ -147,15 +147,11 @@ def _training(facts: Facts) -> str:
 
 def _retries(facts: Facts) -> str:
     """How often the dataset's store had to be asked again; "" where it never had to."""
-    causes = (facts.summary or {}).get("retries", {})
-    count = sum(causes.values()) or int(facts.rows[-1].get("retries", 0))
-    if not count:
+    causes, count = (facts.summary or {}).get("retries", {}), int(facts.rows[-1].get("retries", 0))
+    if not causes and not count:
         return ""
-    listed = f": {', '.join(f'{cause} {n:,}×' for cause, n in sorted(causes.items()))}" if causes else ""
-    return (
-        f"<p class=note>{count:,} request{'s' * (count != 1)} to the dataset’s store had to be tried again"
-        f"{escape(printable(listed))}. The batches are the same.</p>"
-    )
+    words = retries_text(causes) if causes else f"{count:,}"
+    return f"<p class=note>Reading the clips was tried again: {escape(printable(words))}. The batches are the same.</p>"
 
 
 def _pictures(facts: Facts) -> str:

@@ -44,6 +44,22 @@ ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
         "libx264",
         {"crf": "18", "x264-params": f"bframes=3:keyint={GOP}:min-keyint={GOP}:scenecut=0:open-gop=0"},
     ),
+    "hevc": (
+        "libx265",
+        {
+            "crf": "18",
+            "preset": "ultrafast",
+            "x265-params": f"log-level=none:bframes=0:keyint={GOP}:min-keyint={GOP}:scenecut=0:open-gop=0",
+        },
+    ),
+    "hevc with B-frames": (
+        "libx265",
+        {
+            "crf": "18",
+            "preset": "ultrafast",
+            "x265-params": f"log-level=none:bframes=3:keyint={GOP}:min-keyint={GOP}:scenecut=0:open-gop=0",
+        },
+    ),
     "vp9": (
         "libvpx-vp9",
         {
@@ -70,6 +86,7 @@ class ClipSpec:
     fps: float = 30
     codec: str = "h264"
     numbered: bool = False
+    grain: float = 0.0  # of noise over natural pictures, in levels: it makes clips large
     label: str | None = None
     seed: int = 0
     video: str | None = None  # a file whose pictures are taken
@@ -98,7 +115,10 @@ def natural_frames(spec: ClipSpec) -> list[np.ndarray]:
     frames = []
     for t in range(spec.frames):
         top, left = int(margin / 2 * (1 + np.sin(t / 9 + spec.seed))), (t * 3 // 2 + spec.seed) % margin
-        frames.append(np.clip(texture[top : top + spec.height, left : left + spec.width], 30, 220).astype(np.uint8))
+        picture = texture[top : top + spec.height, left : left + spec.width]
+        if spec.grain:
+            picture = picture + rng.normal(0, spec.grain, picture.shape)
+        frames.append(np.clip(picture, 30, 220).astype(np.uint8))
     return frames
 
 
@@ -122,10 +142,10 @@ def _read_numbers(clip_THWC: np.ndarray) -> list[int]:
 
 
 def encode(spec: ClipSpec) -> bytes:
-    """The clip as an mp4 without B-frames."""
+    """The clip as an mp4 with its tables in front."""
     buffer = io.BytesIO()
     name, options = ENCODERS[spec.codec]
-    with av.open(buffer, "w", format="mp4") as container:
+    with av.open(buffer, "w", format="mp4", options={"movflags": "+faststart"}) as container:
         stream = container.add_stream(name, rate=round(spec.fps), options=options)
         stream.width, stream.height, stream.pix_fmt = spec.width, spec.height, "yuv420p"
         context = stream.codec_context

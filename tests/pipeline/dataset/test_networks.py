@@ -1,0 +1,243 @@
+"""Verify, repair and what is shown of a dataset on a network that changes bytes, with a store that has no checksums."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import fsspec
+import pyarrow.parquet as pq
+import pytest
+from fsspec.implementations.local import LocalFileSystem
+
+from reelmae.pipeline import schema
+from reelmae.pipeline.dataset.contents import facts
+from reelmae.pipeline.dataset.repairs import repair
+from reelmae.pipeline.dataset.verification import verify
+from reelmae.pipeline.errors import DatasetError, StorageError
+from reelmae.pipeline.ingest.config import ShardConfig
+from reelmae.pipeline.ingest.job import shard
+from reelmae.pipeline.storage.access import Access
+from reelmae.pipeline.storage.checked import READS, download_agreed, read_agreed, read_checked
+from reelmae.pipeline.storage.store import Store
+from reelmae.tools import cli
+
+Make = Callable[..., Path]
+
+
+class Flaky(LocalFileSystem):  # type: ignore[misc]
+    """Local files that are read with a flipped bit now and then; what is written is right."""
+
+    protocol = "flaky"
+    cachable = False
+    share: ClassVar[float] = 0.0
+    draws: ClassVar[random.Random] = random.Random(0)
+    flips: ClassVar[Counter[str]] = Counter()
+    reads: ClassVar[Counter[str]] = Counter()
+    lock: ClassVar[threading.Lock] = threading.Lock()
+
+    @classmethod
+    def _strip_protocol(cls, path: Any) -> Any:
+        return str(path).removeprefix("flaky://")
+
+    def cat_file(self, path: str, start: Any = None, end: Any = None, **_: Any) -> bytes:
+        """Read, and flip a bit by chance."""
+        data = bytearray(Path(path).read_bytes()[start:end])
+        with Flaky.lock:
+            Flaky.reads[Path(path).name] += 1
+            if data and Flaky.draws.random() < Flaky.share:
+                Flaky.flips[Path(path).name] += 1
+                data[Flaky.draws.randrange(len(data))] ^= 1 << Flaky.draws.randrange(8)
+        return bytes(data)
+
+
+@pytest.fixture
+def flaky(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[float], None]]:
+    """flaky(share, seed=0): from now on this share of the reads of flaky:// gives a wrong bit."""
+    fsspec.register_implementation("flaky", Flaky, clobber=True)
+
+    def begin(share: float, seed: int = 0) -> None:
+        monkeypatch.setattr(Flaky, "share", share)
+        monkeypatch.setattr(Flaky, "draws", random.Random(seed))
+        Flaky.flips.clear()
+        Flaky.reads.clear()
+
+    begin(0.0)
+    yield begin
+
+
+@pytest.fixture(scope="module")
+def bucket(make_video: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """src and dst: five tasks, a shard for each clip, an append, labels, rejects."""
+    folder, config = tmp_path_factory.mktemp("network"), ShardConfig(short_side=48, sources_per_task=1, labels="folder")
+    for i in range(4):
+        make_video(folder / "src" / "ab"[i % 2] / f"{i}.mp4", seed=i, frames=8)
+    (folder / "src" / "a" / "no.mp4").write_text("no video")
+    shard(str(folder / "src"), str(folder / "dst"), config)
+    make_video(folder / "src" / "c" / "new.mp4", seed=9, frames=8)
+    shard(str(folder / "src"), str(folder / "dst"), config, append=True)
+    return folder
+
+
+@pytest.fixture
+def dst(bucket: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(bucket / "dst", tmp_path / "dst"))
+
+
+def _url(folder: Path) -> str:
+    return f"flaky://{folder}"
+
+
+def _damage(path: Path, at: int = -700) -> str:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+    return path.name
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_network_that_changes_bytes_gives_no_false_alarm(dst: Path, flaky: Callable[..., None], seed: int) -> None:
+    flaky(0.15, seed)
+    report = verify(_url(dst))
+    assert report.faults == ()
+    assert Flaky.flips.total() > 0
+    assert set(report.retries) == {"checksum"}
+    assert report.as_dict()["retries"] == report.retries
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_is_really_damaged_is_still_found(dst: Path, flaky: Callable[..., None], seed: int) -> None:
+    tar = sorted(dst.glob("shards/*.tar"))[seed % 5]
+    wanted = {_damage(tar), _damage(sorted(dst.glob("shards/*.idx"))[(seed + 1) % 5], 3)}
+    wanted.add(_damage(dst / schema.LABELS, 5))
+    flaky(0.15, seed)
+    found = {Path(fault.file).name for fault in verify(_url(dst)).found}
+    assert found == wanted
+
+
+def test_a_sound_network_costs_one_read_of_each_shard(dst: Path, flaky: Callable[..., None]) -> None:
+    assert verify(_url(dst)).retries == {}
+    assert {n for name, n in Flaky.reads.items() if name.endswith((".tar", ".idx"))} == {1}
+    assert {n for name, n in Flaky.reads.items() if name.endswith(".parquet") and name[0] == "0"} == {2}
+
+
+def test_facts_are_of_what_two_reads_agree_on(dst: Path, flaky: Callable[..., None]) -> None:
+    wanted = facts(str(dst))
+    for seed in range(8):
+        flaky(0.2, seed)
+        found = facts(_url(dst))
+        assert (found.clips, found.seconds_out, found.scores, found.labels) == (
+            wanted.clips,
+            wanted.seconds_out,
+            wanted.scores,
+            wanted.labels,
+        )
+    assert Flaky.flips.total() > 0
+    flaky(0.0)
+    _damage(dst / schema.INDEX, 5)
+    _damage(dst / schema.INDEX, -3)
+    with pytest.raises(DatasetError, match=r"index\.parquet: is damaged"):
+        facts(_url(dst))
+
+
+def test_a_repair_over_such_a_network_ends_with_the_same_bytes(
+    bucket: Path, dst: Path, flaky: Callable[..., None]
+) -> None:
+    for name in (schema.INDEX, "commits/000001.parquet"):
+        (dst / name).unlink()
+    next(dst.glob("shards/*.idx")).write_bytes(b"noise")
+    flaky(0.1, 1)
+    report = repair(_url(dst))
+    assert report.after.faults == ()
+    assert report.tasks_run == (1,)
+    assert report.retries["checksum"] >= sum(r.retries.get("checksum", 0) for r in (report.before, report.after)) > 0
+    whole = {p.relative_to(dst): p.read_bytes() for p in dst.rglob("*") if p.is_file()}
+    assert whole == {p.relative_to(bucket / "dst"): p.read_bytes() for p in bucket.glob("dst/**/*") if p.is_file()}
+
+
+def test_retries_are_shown_where_there_are_any(
+    dst: Path, flaky: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["verify", _url(dst)]) == 0
+    assert "retries" not in capsys.readouterr().out
+    flaky(0.2)
+    assert cli.main(["verify", _url(dst)]) == 0
+    assert "retries:\n  checksum: " in capsys.readouterr().out
+    flaky(0.0)
+    assert cli.main(["verify", _url(dst), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["retries"] == {}
+
+
+# --- reading again
+
+
+def _store(folder: Path) -> Store:
+    return Store(_url(folder), Access(patience_s=5))
+
+
+def _no_wrong(data: bytes) -> bytes:
+    if data != b"right":
+        raise ValueError(f"read {data!r}")
+    return data
+
+
+def test_what_is_checked_is_read_until_it_is_right_or_twice_the_same(
+    tmp_path: Path, flaky: Callable[..., None]
+) -> None:
+    (tmp_path / "x").write_bytes(b"right")
+    store = _store(tmp_path)
+    reads = iter([b"wrong", b"worse", b"right"])
+    assert read_checked(store, lambda: next(reads), _no_wrong, (ValueError,)) == b"right"
+    assert store.access.retries.counts() == {"checksum": 2}
+    reads = iter([b"wrong", b"worse", b"wrong", b"right"])
+    with pytest.raises(ValueError, match="wrong"):
+        read_checked(store, lambda: next(reads), _no_wrong, (ValueError,))
+    assert next(reads) == b"right"
+    reads = iter([bytes([i]) for i in range(9)])
+    with pytest.raises(ValueError, match="read"):
+        read_checked(store, lambda: next(reads), _no_wrong, (ValueError,))
+    assert next(reads) == bytes([READS])
+
+
+def test_a_file_that_ends_too_soon_is_read_again(tmp_path: Path, flaky: Callable[..., None]) -> None:
+    (tmp_path / "x").write_bytes(b"right")
+    store, tries = _store(tmp_path), iter([9, 5])
+    assert read_checked(store, lambda: store.read_range("x", 0, next(tries)), _no_wrong, ()) == b"right"
+    assert store.access.retries.counts() == {"checksum": 1}
+    with pytest.raises(StorageError, match="wanted 9 bytes"):
+        read_checked(store, lambda: store.read_range("x", 0, 9), _no_wrong, ())
+
+
+def test_other_errors_and_local_files_are_not_read_again(tmp_path: Path) -> None:
+    reads = iter([b"wrong", b"right"])
+    with pytest.raises(ValueError, match="wrong"):
+        read_checked(Store(str(tmp_path)), lambda: next(reads), _no_wrong, (ValueError,))
+    with pytest.raises(FileNotFoundError):
+        read_checked(_store(tmp_path), lambda: _store(tmp_path).read_bytes("none"), _no_wrong, (OSError,))
+
+
+def test_a_file_that_is_never_twice_the_same_is_no_damage(tmp_path: Path, flaky: Callable[..., None]) -> None:
+    (tmp_path / "x").write_bytes(random.Random(3).randbytes(10_000))
+    flaky(1.0)
+    with pytest.raises(StorageError, match=f"/x: gave other bytes at each of {READS} reads"):
+        read_agreed(_store(tmp_path), "x")
+    flaky(0.4)
+    for _ in range(10):
+        assert read_agreed(_store(tmp_path), "x") == (tmp_path / "x").read_bytes()
+    flaky(0.0)
+    download_agreed(_store(tmp_path), "x", tmp_path / "copy")
+    assert Flaky.reads["x"] == 2
+
+
+def test_what_a_store_has_a_checksum_of_is_read_once(tmp_path: Path, s3_server: Any) -> None:
+    store = Store(f"s3://{s3_server.bucket}/agreed")
+    store.publish_bytes(b"right", "x")
+    before = store.read_bytes("x")
+    assert read_agreed(store, "x") == before == b"right"
+    assert store.look("x").can_check
