@@ -87,7 +87,7 @@ def claim_text(store: Store) -> str | None:
     """Who writes to this store, in one line; None where nobody claims it."""
     try:
         data = store.read_bytes(CLAIM)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     holder = read_holder(data)
     if holder is None:

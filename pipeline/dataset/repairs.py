@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 import os
-import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ from reelmae.pipeline.ingest.shards.pack import dali_index
 from reelmae.pipeline.storage.access import Access
 from reelmae.pipeline.storage.checked import download_agreed
 from reelmae.pipeline.storage.claim import Claim
+from reelmae.pipeline.storage.scratch import scratch_folder
 from reelmae.pipeline.storage.store import Store
 
 SHOWN = 3  # missing sources that a message names
@@ -185,7 +185,7 @@ def _mend(
 
 
 def _mend_idx(store: Store, idx: str) -> None:
-    with tempfile.TemporaryDirectory(prefix="reelmae-") as folder:
+    with scratch_folder() as folder:
         tar = Path(folder, "shard.tar")
         download_agreed(store, idx.removesuffix(".idx") + ".tar", tar)
         store.publish_bytes(dali_index(tar).encode("ascii"), idx)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from reelmae.pipeline.dataset.tables import Row
 from reelmae.pipeline.errors import DatasetError
 from reelmae.pipeline.ingest.config import PRESETS
 from reelmae.pipeline.storage.checked import download_agreed
+from reelmae.pipeline.storage.scratch import scratch_folder
 from reelmae.pipeline.storage.store import Store
 
 BATCH_ROWS = 20_000
@@ -103,7 +103,7 @@ def _local_file(store: Store, name: str) -> Iterator[Path]:
     if store.is_local:
         yield store.local_path(name)
         return
-    with tempfile.TemporaryDirectory(prefix="reelmae-") as folder:
+    with scratch_folder() as folder:
         path = Path(folder, "table.parquet")
         download_agreed(store, name, path)
         yield path

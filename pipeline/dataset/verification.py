@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 import time
 from collections import Counter
 from contextlib import ExitStack
@@ -38,6 +37,7 @@ from reelmae.pipeline.ingest.shards import ledger
 from reelmae.pipeline.ingest.shards.commits import FOREIGN, committed_tasks, read_commit
 from reelmae.pipeline.storage.access import Access
 from reelmae.pipeline.storage.checked import download_agreed, read_agreed
+from reelmae.pipeline.storage.scratch import scratch_folder
 from reelmae.pipeline.storage.store import Store
 
 JOIN_KEYS = ("reelmae", "tools")  # keys of dataset.json that describe the last join, not the clips
@@ -82,7 +82,7 @@ def verify(dst: str, deep: bool = False, *, access: Access | None = None) -> Ver
     store = Store(dst, access)
     before = Counter(store.access.retries.counts())
     require_dataset(store)
-    with tempfile.TemporaryDirectory(prefix="reelmae-") as name, ExitStack() as stack:
+    with scratch_folder() as name, ExitStack() as stack:
         folder = Path(name).resolve()
         decoders = stack.enter_context(Decoders(folder)) if deep else None
         check = _Check(store, folder, decoders, stack)

@@ -151,7 +151,8 @@ def shard(
     append: plan the sources of `src` that DST does not know.
     retry_rejected: plan the sources again that were rejected for this reason ("all": any).
     limit: plan at most so many sources, a fair draw of all; `append` takes the others later.
-    src_access, dst_access: how `src` and `dst` are reached: options of their file systems, patience.
+    src_access, dst_access: how `src` and `dst` are reached: options of their file systems, patience. What is tried
+        again is counted there.
     takeover: take DST over from a job that works there, instead of ClaimedError.
     on_progress: called in this thread a few times a second.
 
@@ -173,8 +174,7 @@ def shard(
         if not parts.is_finished(store, plan):
             run = _Run(store, plan, claim, src_access, retries, begin)
             run.run_tasks(set(range(plan.tasks)) - done, workers, on_progress)
-            claim.confirm()
-            finish(store, plan)
+            finish(store, plan, claim.confirm)
         facts = json.loads(store.read_bytes(schema.DATASET_JSON))
     if facts["sources_kept"] == 0:
         top = ", ".join(f"{n} x {reason}" for reason, n in Counter(facts["rejected"]).most_common(5))
@@ -225,8 +225,7 @@ def rerun_tasks(
     run = _Run(store, plan, claim, src_access, _Retries(src_access, dst_access), time.monotonic())
     run.run_tasks(again, workers, None, repairs=True)
     if set(range(plan.tasks)) <= done:  # else an append has not finished: `shard` joins when it has
-        claim.confirm()
-        finish(store, plan)
+        finish(store, plan, claim.confirm)
 
 
 def _refuse_overlap(source: Store, store: Store, manifest: bool) -> None:
@@ -333,10 +332,15 @@ class _Run:
 
         runner = LocalRunner(max(1, min(workers, len(waiting))))
         make_worker = functools.partial(TaskWorker, spec)
-        with closing(runner.run(waiting, make_worker, on_source=counts.see, tick=tick)) as reports:
-            for report in reports:
-                counts.end(report)
-        tick()
+        try:
+            with closing(runner.run(waiting, make_worker, on_source=counts.see, tick=tick)) as reports:
+                for report in reports:
+                    counts.end(report)
+            tick()
+        finally:  # the workers had copies of the accesses
+            self.retries.of_workers = {}
+            for cause, n in counts.total().retries.items():
+                self.src_access.retries.add(cause, n)
 
     def _progress(self, total: TaskReport, before: int, sources: int) -> Progress:
         return Progress(

@@ -65,9 +65,9 @@ class LoadOptions(pydantic.BaseModel):
     pipelines: int = pydantic.Field(default=1, ge=1, le=8)
     """Pipelines of DALI that run side by side."""
     prefetch: int = pydantic.Field(default=2, ge=1)
-    """Batches that are prepared ahead of the one in use."""
+    """Batches that are prepared ahead of the one in use; more where that hides the latency of a remote store."""
     cache: str | None = None
-    """Local folder for the shards of a remote dataset. None: each clip is a ranged read of its own."""
+    """Local folder for the shards of a remote dataset. None: each clip, or the part that is needed, is read by itself."""
     cache_gb: float = pydantic.Field(default=100.0, gt=0)
     """Size of the cache in 10^9 bytes, for all processes that share the folder."""
 
@@ -86,7 +86,8 @@ class LoaderOptions(LoadOptions):
     max_bad_fraction: float = pydantic.Field(default=0.01, ge=0, le=1)
     """Share of bad clips above which the run stops."""
     clip_timeout_s: float = pydantic.Field(default=CLIP_TIMEOUT_S, gt=0)
-    """Seconds for one clip, after which a decoding process counts as hung and is replaced (av)."""
+    """Seconds for one clip, after which a decoding process counts as hung and is replaced (av). Waiting for a store is
+    not counted: it has its own patience."""
 
 
 class LoaderConfig(LoaderOptions):

@@ -144,11 +144,15 @@ def find_cause(error: BaseException) -> Cause | None:
     if isinstance(error, CausedError):
         return error.cause
     chain = list(_chain(error))
-    if isinstance(error, FileNotFoundError) and not any(_code(e)[0] == "NoSuchBucket" for e in chain):
-        return Cause("gone", "gone", "no such file")
     for e in chain:
+        if isinstance(
+            e, FileNotFoundError
+        ):  # fsspec's http raises it for any failure: what it was raised from says more
+            continue
         if cause := _of_answer(*_code(e)) or _of_class(e) or _of_errno(e):
             return cause
+    if isinstance(error, FileNotFoundError):
+        return Cause("gone", "gone", "no such file")
     if isinstance(error, OSError) or any(type(e).__module__.split(".")[0] in _CLIENTS for e in chain):
         text = str(error).partition("\n")[0] or type(error).__name__
         return Cause("final", type(error).__name__, f"{text}; check the URL, the credentials and the endpoint")

@@ -7,17 +7,18 @@ read once. Each read that was wrong is counted in the store's `access.retries`.
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 from reelmae.pipeline.errors import ShortFileError, StorageError
+from reelmae.pipeline.storage.scratch import scratch_folder
 from reelmae.pipeline.storage.store import Store
 
-READS = 5
-"""Reads at most. One read in ten wrong is a very bad network: there, one file in 100,000 is wrong five times."""
+READS = 10
+"""Reads at most. Where even one read in five is wrong, one file in 200,000 is not right twice in ten reads."""
 CAUSE = "checksum"
+_UNSTEADY = f"gave other bytes at each of {READS} reads; is it being written, or is the network damaged?"
 
 Read = TypeVar("Read", bytes, Path)
 Result = TypeVar("Result")
@@ -32,7 +33,7 @@ def read_checked(
     """What `check` makes of what `read` reads: bytes, or the path of a file.
 
     Where `check` raises one of `wrong`, or `read` a ShortFileError, a remote file is read again. The error is raised
-    if a second read gives the same bytes, or if READS reads were wrong.
+    if another read gives the same bytes; StorageError where READS reads were wrong, each in another way.
     """
     seen: set[str] = set()
     while True:
@@ -46,9 +47,11 @@ def read_checked(
                 return check(content)
             except wrong as e:
                 error, mark = e, _digest(content)
-        if store.is_local or mark in seen or len(seen) == READS - 1:
+        if store.is_local or mark in seen:
             raise error
         seen.add(mark)
+        if len(seen) == READS:
+            raise StorageError(f"{store.url()}: {error} ({_UNSTEADY})") from error
         store.access.retries.add(CAUSE)
 
 
@@ -56,7 +59,7 @@ def read_agreed(store: Store, path: str) -> bytes:
     """The bytes of a file that we have nothing to hold against; as `download_agreed` copies it."""
     if store.is_local:
         return store.read_bytes(path)
-    with tempfile.TemporaryDirectory(prefix="reelmae-") as folder:
+    with scratch_folder() as folder:
         local = Path(folder, "data")
         download_agreed(store, path, local)
         return local.read_bytes()
@@ -76,9 +79,7 @@ def download_agreed(store: Store, path: str, to: Path) -> None:
         if seen:
             store.access.retries.add(CAUSE)
         seen.add(mark)
-    raise StorageError(
-        f"{store.url(path)}: gave other bytes at each of {READS} reads; is it being written, or is the network damaged?"
-    )
+    raise StorageError(f"{store.url(path)}: {_UNSTEADY}")
 
 
 def _digest(content: bytes | Path) -> str:

@@ -10,7 +10,8 @@ Who finds one there:
 With `takeover` it takes over at once, whoever lives. No clocks are compared: a beat is a number that changes.
 
 A holder reads the claim again before everything that counts (`Claim.confirm`, or `refuse_others` where there is only
-the holder's id), and stops where another has taken it over. So does its heartbeat. A holder whose store was away for
+the holder's id), and stops where it is another's, or gone: whoever took it over may have ended. So does its heartbeat.
+A holder whose store was away for
 longer than WATCH_S may find out only then. What is left is the moment between reading the claim and writing; a commit
 is therefore created exclusively too.
 
@@ -260,11 +261,8 @@ class Claim:
     def _beat_once(self) -> bool:
         self._me = replace(self._me, beat=self._me.beat + 1)
         there = _read(self._beating)
-        if there is None:
-            self._beating.create(self._me.data(), CLAIM)  # whoever is quicker has it: seen at the next beat
-            return True
-        found = read_holder(there)
-        if found is not None and found.holder not in self.holders:
+        found = None if there is None else read_holder(there)
+        if there is None or (found is not None and found.holder not in self.holders):
             self._by, self._lost = found, True
             return False
         self._beating.publish_bytes(self._me.data(), CLAIM)
@@ -294,18 +292,18 @@ class Claim:
 
 
 def refuse_others(store: Store, holders: Collection[str]) -> None:
-    """ClaimedError where the claim of a store is of none of these holders. A claim that is gone refuses nobody."""
+    """ClaimedError where the claim of a store is of none of these holders, or gone. Without holders nothing is asked."""
+    if not holders:
+        return
     there = _read(store)
     found = None if there is None else read_holder(there)
-    if found is not None and found.holder not in holders:
+    if there is None or (found is not None and found.holder not in holders):
         raise _taken_over(store, found)
 
 
 def _taken_over(store: Store, by: Holder | None) -> ClaimedError:
-    who = "another job" if by is None else by.words()
-    return ClaimedError(
-        f"{store.url()}: was taken over by {who}; this job stops, what it has committed stays and counts there"
-    )
+    what = "its claim is gone, as after another job took it over" if by is None else f"was taken over by {by.words()}"
+    return ClaimedError(f"{store.url()}: {what}; this job stops, what it has committed stays and counts there")
 
 
 def _read(store: Store) -> bytes | None:

@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from reelmae.pipeline.storage.causes import WrongBytesError, find_cause
+from reelmae.pipeline.storage.causes import Cause, CausedError, WrongBytesError, find_cause
 from reelmae.pipeline.storage.checks import (
     METADATA,
     Content,
@@ -133,25 +133,38 @@ class S3Files:
         """Size, ETag and checksum."""
         bucket, key = self._split(full)
         try:
-            head = self._call("head_object", number, Bucket=bucket, Key=key, ChecksumMode="ENABLED")
+            head = self._head(bucket, key, number)
         except Exception as e:
             cause = find_cause(e)
-            if cause is None or cause.kind == "passing":
+            if cause is None or cause.kind != "gone":
                 raise
-            # the answer to HEAD has no body that would tell the cause
             found = self._call("list_objects_v2", number, Bucket=bucket, Prefix=key, MaxKeys=1)
-            if cause.kind != "gone":
-                raise
             if any(entry["Key"] == key for entry in found.get("Contents", ())):
                 raise WrongBytesError("the server lists it and does not give it") from e
             raise FileNotFoundError(full) from e
         content = content_of(head)
         return content if not content.parts else self._with_part_size(bucket, key, content, number)
 
+    def _head(self, bucket: str, key: str, number: int, **wanted: Any) -> dict[str, Any]:
+        """The answer to HEAD. One that refuses has no body that would tell the cause: then GET is asked, which has."""
+        try:
+            return self._call("head_object", number, Bucket=bucket, Key=key, ChecksumMode="ENABLED", **wanted)
+        except Exception as e:
+            if _status(e) not in (400, 403):
+                raise
+            try:
+                self._call("get_object", number, Bucket=bucket, Key=key, Range="bytes=0-0")
+            except Exception as told:
+                if _status(told) != 416:  # an empty object, which is an answer
+                    raise
+            raise CausedError(
+                Cause("passing", f"{_status(e)} of HEAD", "the server refuses HEAD and answers GET")
+            ) from e
+
     def _with_part_size(self, bucket: str, key: str, content: Content, number: int) -> Content:
         """The content with the size of its first part, where the server tells it."""
         try:
-            first = self._call("head_object", number, Bucket=bucket, Key=key, PartNumber=1)
+            first = self._head(bucket, key, number, PartNumber=1)
         except Exception as e:
             cause = find_cause(e)
             if cause is None or cause.kind == "passing":
@@ -175,7 +188,7 @@ class S3Files:
         try:
             return self._read_by_client(full, offset, size, number)
         except Exception as e:
-            if _is_beyond(e):
+            if _status(e) == 416:
                 return b""
             raise
 
@@ -193,7 +206,7 @@ class S3Files:
         try:
             answer = self._call("get_object", number, size, Bucket=bucket, Key=key, Range=f"bytes=0-{size - 1}")
         except Exception as e:
-            if _is_beyond(e):  # it is empty
+            if _status(e) == 416:  # it is empty
                 return b"", self.look(full, number)
             raise
         data, total = bytes(answer["Body"]), str(answer.get("ContentRange") or "").rpartition("/")[2]
@@ -221,7 +234,7 @@ class S3Files:
         try:
             answer = self._call("put_object", number, len(data), **wanted)
         except Exception as e:
-            if create and _is_conflict(e):
+            if create and _status(e) == 412:
                 return self._is_ours(full, number, checksum)
             raise
         self._hold_against(
@@ -236,7 +249,7 @@ class S3Files:
         told = answer.get("ChecksumCRC64NVME")
         if told is None or "ContentLength" not in answer:
             bucket, key = self._split(full)
-            answer = self._call("head_object", number, Bucket=bucket, Key=key, ChecksumMode="ENABLED")
+            answer = self._head(bucket, key, number)
             told = answer.get("ChecksumCRC64NVME") or told
             if answer["ContentLength"] != size:
                 raise WrongBytesError(f"{size} bytes were sent, {answer['ContentLength']} are there")
@@ -285,7 +298,7 @@ class S3Files:
             self._hold_against(answer, checksum, lambda: md5_of_parts(local, part), full, size, number)
         except Exception as e:
             self._abort(where, number)
-            if create and _is_conflict(e):
+            if create and _status(e) == 412:
                 return self._is_ours(full, number, checksum)
             raise
         return True
@@ -340,13 +353,7 @@ class S3Files:
         return {"kind": "s3", "endpoint": meta.endpoint_url, "region": meta.region_name}
 
 
-def _is_beyond(error: Exception) -> bool:
-    """Whether a range was refused because it begins at the end of the object, or beyond."""
+def _status(error: Exception) -> int:
+    """The HTTP status that botocore's error carries; 0 where there is none."""
     answer: Any = getattr(error, "response", None)
-    return isinstance(answer, dict) and answer.get("ResponseMetadata", {}).get("HTTPStatusCode") == 416
-
-
-def _is_conflict(error: Exception) -> bool:
-    """Whether a conditional write was refused because the name is taken."""
-    answer: Any = getattr(error, "response", None)
-    return isinstance(answer, dict) and answer.get("ResponseMetadata", {}).get("HTTPStatusCode") == 412
+    return int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0) if isinstance(answer, dict) else 0

@@ -16,7 +16,6 @@ files.Files.
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
@@ -34,6 +33,8 @@ from reelmae.pipeline.storage.local import LocalFiles, whole_file
 from reelmae.pipeline.storage.remote import FsspecFiles
 from reelmae.pipeline.storage.retry import Outage, retry
 from reelmae.pipeline.storage.s3 import CONFIG, S3Files
+from reelmae.pipeline.storage.scratch import scratch_folder
+from reelmae.pipeline.storage.scratch import scratch_folder
 
 __all__ = ["Entry", "Store", "require_folder", "whole_file"]
 
@@ -142,7 +143,7 @@ class Store:
             raise WrongBytesError(str(e)) from e
 
     def _read_by_copy(self, path: str, number: int) -> bytes:
-        with tempfile.TemporaryDirectory(prefix="reelmae-") as folder:
+        with scratch_folder() as folder:
             local = Path(folder, "data")
             self._files.copy_out(self.full_path(path), local, number)
             return local.read_bytes()
@@ -223,7 +224,7 @@ class Store:
 
     def create(self, data: bytes, path: str) -> bool:
         """Write these bytes to a file that is not there yet; False, and nothing written, where there is one."""
-        with tempfile.TemporaryDirectory(prefix="reelmae-") as folder:
+        with scratch_folder() as folder:
             local = Path(folder, "data")
             local.write_bytes(data)
             return self.publish(local, path, create=True)
@@ -240,7 +241,7 @@ class Store:
 
     def publish_bytes(self, data: bytes, path: str) -> None:
         """Write these bytes to a file, atomically."""
-        with tempfile.TemporaryDirectory(prefix="reelmae-") as folder:
+        with scratch_folder() as folder:
             local = Path(folder, "data")
             local.write_bytes(data)
             self.publish(local, path)

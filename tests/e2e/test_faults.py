@@ -27,6 +27,7 @@ from reelmae.pipeline.loading.loader import ClipLoader
 Faulty = Callable[..., FaultProxy]
 KINDS = [(kind,) for kind in (*PASSING, "wrong_etag")]
 ALL = [PASSING]
+RETRIES = {"503": r"retries:\s.*SlowDown", "stall": r"retries:\s.*timed out"}  # what the summary says of them
 READS = [("500",), ("503",), ("reset",), ("stall",), ("truncate",), ("flip",), PASSING]
 
 
@@ -46,6 +47,7 @@ def test_sharding_through_faults_writes_the_same_bytes(
     done = s3_jobs.shard(undisturbed.src, s3_server.url(dst), proxy.s3)
     assert done.status == 0, done
     assert set(proxy.counts) == set(kinds), proxy.counts
+    assert re.search(RETRIES.get(kinds[0], "retries:"), done.out), done
     assert s3_jobs.files_at(s3_server, dst) == undisturbed.files
 
 
@@ -69,9 +71,8 @@ def test_loading_into_a_cache_through_faults_plays_the_same_batches(
     assert proxy.counts, proxy.requests
 
 
-@pytest.mark.parametrize("kinds", [("flip",), ("truncate",)], ids=_name)
-def test_verify_through_faults_raises_no_false_alarm(kinds: tuple[str, ...], undisturbed: Any, faulty: Faulty) -> None:
-    proxy = faulty(*kinds)
+def test_verify_through_flipped_bytes_raises_no_false_alarm(undisturbed: Any, faulty: Faulty) -> None:
+    proxy = faulty("flip")
     done = s3_jobs.run(["verify", undisturbed.dst, "--deep"], proxy.s3)
     assert done.status == 0, done
     assert proxy.counts.total() > 1
@@ -103,19 +104,10 @@ def test_refusals_that_pass_cost_no_video(kind: str, undisturbed: Any, s3_server
     assert s3_jobs.files_at(s3_server, dst) == undisturbed.files
 
 
-def test_retries_are_counted_in_the_summary_and_the_report(
-    undisturbed: Any, s3_server: S3Server, faulty: Faulty, tmp_path: Path
-) -> None:
-    proxy = faulty("503", share=0.2)
-    done = s3_jobs.shard(undisturbed.src, s3_server.url("faults/counted"), proxy.s3)
-    assert done.status == 0, done
-    assert re.search(r"retries:.*SlowDown", done.out, re.DOTALL), done
-
-
 # --- a store is away
 
 
-AWAY_S = 8.0
+AWAY_S = 4.0
 
 
 def test_a_source_bucket_that_is_away_for_a_while_loses_no_video(
@@ -132,7 +124,9 @@ def test_a_source_bucket_that_is_away_for_a_while_loses_no_video(
     done = s3_jobs.end(process)
     assert done.status == 0, done
     assert s3_jobs.files_at(s3_server, dst) == undisturbed.files
-    assert re.search(rf"waiting for {undisturbed.src}\S* since \d\d:\d\d:\d\d: connection reset", done.err), done
+    assert re.search(rf"waiting for {undisturbed.src}\S* since \d\d:\d\d:\d\d: connection re(set|fused)", done.err), (
+        done
+    )
     assert "answers again after" in done.err, done
 
 
@@ -170,7 +164,7 @@ def test_a_store_away_for_longer_than_the_patience_is_one_line_and_a_rerun_compl
     proxy = faulty()
     args = ["shard", undisturbed.src, s3_server.url(dst), *s3_jobs.FLAGS]
     proxy.faults = Faults(("reset",), share=1, path="nine/raw/")
-    process = s3_jobs.start([*args, "--patience", "0.1"], proxy.s3)
+    process = s3_jobs.start([*args, "--patience", "0.05"], proxy.s3)
     proxy.wait_for("reset")
     if which == "both":
         proxy.down()
@@ -223,7 +217,7 @@ def test_a_job_tells_that_a_server_never_answers_and_ends(
     undisturbed: Any, s3_server: S3Server, faulty: Faulty
 ) -> None:
     proxy = faulty("stall", share=1)
-    args = ["shard", undisturbed.src, s3_server.url("faults/never"), *s3_jobs.FLAGS, "--patience", "0.1"]
+    args = ["shard", undisturbed.src, s3_server.url("faults/never"), *s3_jobs.FLAGS, "--patience", "0.05"]
     done = s3_jobs.run(args, proxy.s3)
     assert done.status == 1, done
     assert re.search(r"waiting for s3://\S+ since \d\d:\d\d:\d\d: timed out", done.err), done
@@ -235,7 +229,7 @@ def test_a_loader_tells_that_a_server_never_answers_and_ends(
 ) -> None:
     s3_jobs.make_hasty(monkeypatch)
     proxy = faulty()
-    index = ClipIndex.open(undisturbed.dst, access=proxy.s3.access(patience_s=5))
+    index = ClipIndex.open(undisturbed.dst, access=proxy.s3.access(patience_s=2))
     with ClipLoader(index, s3_jobs.LOADER) as loader:
         batches = iter(loader)
         next(batches)
@@ -259,9 +253,8 @@ def test_a_loader_that_waits_for_a_dead_server_can_be_closed(undisturbed: Any, f
 
 
 def test_each_cause_has_its_own_line(undisturbed: Any, s3_server: S3Server, faulty: Faulty, tmp_path: Path) -> None:
+    skewed, denied = faulty("skew", share=1), faulty("denied", share=1)
     nobody = s3_server.at(f"http://127.0.0.1:{free_ports(1)}")
-    skewed = faulty("skew", share=1)
-    denied = faulty("denied", share=1)
     cases = {
         "wrong keys": (undisturbed.src, _with_secret(s3_server, "wrong"), "keys are not accepted"),
         "refused": (undisturbed.src, nobody, "connection refused"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -40,8 +39,9 @@ BATCHES = 8
 RUN_S = 240.0  # only what hangs takes so long, on any machine
 # pauses and deadlines of many seconds become those of tests; everything else is the command as it is
 SHORT = {
-    "reelmae.pipeline.storage.retry": {"FIRST_PAUSE_S": 0.05, "LONGEST_PAUSE_S": 0.5, "DEADLINE_S": 1.5},
-    "reelmae.pipeline.storage.s3_ranges": {"DEADLINE_S": 1.5},
+    "reelmae.pipeline.storage.retry": {"FIRST_PAUSE_S": 0.05, "LONGEST_PAUSE_S": 0.5, "DEADLINE_S": 0.5},
+    "reelmae.pipeline.storage.s3_ranges": {"DEADLINE_S": 0.5},
+    "reelmae.pipeline.storage.outage": {"TELL_AFTER_S": 0.5},
 }
 HASTY = (
     "import sys, importlib\n"
@@ -139,12 +139,11 @@ class Ended:
 
     @property
     def told(self) -> str:
-        """The one line in which it says why it failed. AssertionError where that is not one line."""
+        """The last line, in which it says why it failed. AssertionError for a traceback, or where it is not one line."""
         assert "Traceback" not in self.err, self
-        lines = [line for line in re.split(r"[\r\n]+", self.err) if line.startswith("reelmae: ")]
-        assert len(lines) == 1, self
-        assert self.err.rstrip().endswith(lines[0]), self
-        return lines[0]
+        line = self.err.rstrip("\n").rpartition("\n")[2]
+        assert line.startswith("reelmae: "), self
+        return line
 
 
 def shard(src: str, dst: str, server: S3Server | None, *flags: str, **how: Any) -> Ended:

@@ -43,6 +43,11 @@ def options_file(folder: Path, server: Any) -> Path:
     return file
 
 
+def children() -> set[str]:
+    """Process ids of the children of this process."""
+    return {pid for task in Path("/proc/self/task").glob("*/children") for pid in task.read_text().split()}
+
+
 def losses(out: Path) -> list[float]:
     return [row["loss"] for row in read_rows(out / "metrics.jsonl")]
 
@@ -98,12 +103,11 @@ def test_what_a_run_writes_and_its_children_hold_no_secret(
 ) -> None:
     for name in s3_server.environment():  # the file alone has the keys
         monkeypatch.delenv(name)
-    out, told = tmp_path / "run", []
+    out, told, before = tmp_path / "run", [], children()  # the server is one
 
     def read_children(_row: Row) -> None:
-        for child in Path("/proc/self/task").glob("*/children"):
-            for pid in child.read_text().split():
-                told.extend(Path(f"/proc/{pid}/{name}").read_bytes() for name in ("environ", "cmdline"))
+        for pid in children() - before:
+            told.extend(Path(f"/proc/{pid}/{name}").read_bytes() for name in ("environ", "cmdline"))
 
     file = options_file(tmp_path, s3_server)
     how = [f"data.url={remote}", f"data.storage_options=@{file}", "loader.workers=1"]

@@ -110,7 +110,7 @@ def measure(src: str, dst: str) -> dict[str, Any]:
         began = time.perf_counter()
         there = parts.read_plan(store)
         assert there is not None
-        waiting = sorted(set(range(there.tasks)) - committed_tasks(store))
+        waiting = sorted(set(range(there.tasks)) - committed_tasks(store, there.format))
         parts.sources_in(store, there, set(waiting))
         file.read_row_group(waiting[0] if waiting else 0)
         lap("resume", began)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
@@ -11,9 +11,13 @@ from reelmae.pipeline.errors import ConfigError
 from reelmae.pipeline.ingest.config import ShardConfig
 from reelmae.pipeline.storage.access import PATIENCE_MINUTES
 from reelmae.tools import show
-from reelmae.tools.commands.access import make_access
+from reelmae.tools.commands.access import AccessFlags, make_access
 from reelmae.tools.commands.command import Command
 from reelmae.tools.show import Result
+
+if TYPE_CHECKING:
+    from reelmae.pipeline.dataset.repairs import RepairReport
+    from reelmae.pipeline.dataset.verification import VerifyReport
 
 
 @dataclass
@@ -95,14 +99,27 @@ class Verify(Command):
     """Decode every frame of every clip, on all cores."""
     repair: bool = False
     """Repair what is damaged: shards are made again from their sources with the same bytes, tables from the job's commits."""
+    access: Annotated[AccessFlags, arg(name="")] = field(default_factory=AccessFlags)
+    src_storage_options: Annotated[str | None, arg(metavar="JSON|@FILE")] = None
+    """With --repair: options of the file system of the sources, as --storage-options."""
 
     def run(self) -> Result:
         """Verify or repair; the exit status is 0 only if no fault is left."""
         from reelmae.pipeline.dataset.repairs import repair
         from reelmae.pipeline.dataset.verification import verify
 
-        report = repair(self.dst, deep=self.deep) if self.repair else verify(self.dst, deep=self.deep)
-        return report.as_dict() | {"exit_status": 0 if report.ok else 1}
+        if self.src_storage_options is not None and not self.repair:
+            raise ConfigError("--src-storage-options: only --repair reads the sources; leave it out, or add --repair")
+        access = self.access.access()
+        if self.repair:
+            src_access = make_access(self.src_storage_options, self.access.patience, flag="--src-storage-options")
+            report: VerifyReport | RepairReport = repair(self.dst, deep=self.deep, access=access, src_access=src_access)
+        else:
+            report = verify(self.dst, deep=self.deep, access=access)
+        values = report.as_dict() | {"exit_status": 0 if report.ok else 1}
+        if not self.json and not values["retries"]:
+            del values["retries"]
+        return values
 
 
 @dataclass
@@ -115,9 +132,12 @@ class Inspect(Command):
     """List the rejected sources and spans, all or those of these reasons. Columns, separated by tabs: reason, source, start, end, detail."""
     source: str | None = None
     """List what became of the sources whose URL contains this text."""
+    access: Annotated[AccessFlags, arg(name="")] = field(default_factory=AccessFlags)
 
     def run(self) -> Result:
         """Print the tables or lines; with --json nothing is printed here."""
         from reelmae.tools.summary import inspect
 
-        return inspect(self.dst, rejects=self.rejects, source=self.source, as_json=self.json)
+        return inspect(
+            self.dst, rejects=self.rejects, source=self.source, as_json=self.json, access=self.access.access()
+        )

@@ -35,7 +35,7 @@ import pyarrow.parquet as pq
 
 from reelmae.pipeline.errors import InputError
 from reelmae.pipeline.ingest.config import ShardConfig
-from reelmae.pipeline.schema import COMMITS
+from reelmae.pipeline.schema import commit_columns
 from reelmae.pipeline.storage.access import Access
 from reelmae.pipeline.storage.scratch import scratch_folder
 from reelmae.pipeline.storage.store import Store
@@ -125,7 +125,7 @@ def open_manifest(
             yield _Text(path, src, config), LineFaults(src)
 
 
-def find_columns(file: ManifestFile, src: str, config: ShardConfig) -> ManifestColumns:
+def find_columns(file: ManifestFile, src: str, config: ShardConfig, format: int) -> ManifestColumns:
     """The role of each column; InputError where a wanted one is missing, or two have the same name."""
     names = file.names
     if len(names) > MAX_COLUMNS or len(set(names)) < len(names):
@@ -146,9 +146,10 @@ def find_columns(file: ManifestFile, src: str, config: ShardConfig) -> ManifestC
         raise _missing_column(src, "url", None, names, file.header)
     others = [i for i in range(len(names)) if i not in at.values()]
     kinds = file.kinds(others)
-    renamed = {i: f"manifest_{names[i]}" if names[i] in COMMITS.names else names[i] for i in others}
+    ours = commit_columns(format).names
+    renamed = {i: f"manifest_{names[i]}" if names[i] in ours else names[i] for i in others}
     for i, name in renamed.items():
-        if name in COMMITS.names or list(renamed.values()).count(name) > 1:
+        if name in ours or list(renamed.values()).count(name) > 1:
             raise InputError(f"{src}: column {names[i]!r} would be {name!r}, which is taken; rename it")
     extra = tuple((i, name, kinds[i]) for i, name in renamed.items())
     return ManifestColumns(at["url"], at.get("label"), at.get("start"), at.get("end"), extra)

@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +35,7 @@ from reelmae.pipeline.ingest.plan.deal import deal_sources, label_ids, sources_p
 from reelmae.pipeline.ingest.plan.sources import list_sources
 from reelmae.pipeline.storage.access import Access
 from reelmae.pipeline.storage.checked import download_agreed, read_agreed, read_checked
+from reelmae.pipeline.storage.scratch import scratch_folder
 from reelmae.pipeline.storage.store import Store
 
 _BY_DIGEST = re.compile(r"plan/sources-([0-9a-f]{16})\.parquet")
@@ -156,7 +156,7 @@ def new_plan(
     for name in (schema.DATASET_JSON, schema.INDEX, "commits", "shards"):
         if store.exists(name):
             raise JobMismatchError(f"{store.url(name)}: exists, but no {schema.PLAN_JSON}; give an empty DST")
-    listing = list_sources(src, config, access)
+    listing = list_sources(src, config, access, schema.FORMAT)
     empty = Plan(
         format=schema.FORMAT,
         config=config,
@@ -182,7 +182,7 @@ def append_sources(
     And the number of sources that a part holds, but that have another size or etag now; these are not taken again.
     `access` and `confirm` as in `new_plan`.
     """
-    listing = list_sources(src, old.config, access)
+    listing = list_sources(src, old.config, access, old.format)
     new_columns = {k: v for k, v in listing.columns.items() if old.columns.get(k) != v}
     if new_columns:
         raise JobMismatchError(
@@ -270,7 +270,7 @@ def sources_in(store: Store, plan: Plan, tasks: set[int]) -> int:
 @contextmanager
 def part_file(store: Store, part: PlanPart) -> Iterator[pq.ParquetFile]:
     """The file of a part's sources; row group i holds its task i."""
-    with tempfile.TemporaryDirectory(prefix="reelmae-") as folder:
+    with scratch_folder() as folder:
         path = Path(folder, "sources.parquet")
         download_part(store, part, path)
         with pq.ParquetFile(path) as file:
@@ -339,7 +339,7 @@ def _add_part(
     planned = planned.set_column(planned.schema.get_field_index("task"), schema.SOURCES.field("task"), numbers)
     known = json.loads(read_agreed(store, schema.LABELS)) if store.exists(schema.LABELS) else {}
     labels = label_ids(_label_names(planned), known)
-    with tempfile.TemporaryDirectory(prefix="reelmae-") as folder:
+    with scratch_folder() as folder:
         path = Path(folder, "sources.parquet")
         write_plan(planned, path, per_task)
         file = _file_name(path, number, old.format)

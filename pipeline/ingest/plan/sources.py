@@ -43,6 +43,7 @@ from reelmae.pipeline.ingest.plan.manifest import (
     find_columns,
     open_manifest,
 )
+from reelmae.pipeline.schema import FORMAT
 from reelmae.pipeline.storage.access import Access
 from reelmae.pipeline.storage.retry import Outage, retry
 from reelmae.pipeline.storage.store import Store, require_folder
@@ -53,6 +54,7 @@ _NETWORK = ("http", "https", "ftp", "sftp", "ssh", "hdfs", "webhdfs")
 REMOTE = (*_CLOUD, *_NETWORK, "memory")  # schemes that cannot reach a file of this machine
 _WEB = ("http", "https")
 _REFUSED_FOR_GOOD = (401, 403, 404, 410, 451)  # answers of a web server that waiting does not change
+_NO_SOURCE = {errno.ELOOP: "a link in a ring", errno.ENAMETOOLONG: "its name is too long"}
 _BATCH = 50_000  # rows turned into arrow at once
 _LONGEST = 4096  # characters of a path
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://")
@@ -97,14 +99,14 @@ def _is_local(url: str) -> bool:
     return scheme is None or scheme.group(1) == "file"
 
 
-def list_sources(src: str, config: ShardConfig, access: Access | None = None) -> Listing:
+def list_sources(src: str, config: ShardConfig, access: Access | None = None, format: int = FORMAT) -> Listing:
     """Every file below a folder or bucket `src`, or every source that a manifest `src` names.
 
-    `access`: how `src` is reached. InputError where there is none, or where lines of a manifest have faults: it names
-    the first ten.
+    `access`: how `src` is reached. `format`: of the dataset; its own columns are not taken from a manifest.
+    InputError where there is none, or where lines of a manifest have faults: it names the first ten.
     """
     if is_manifest(src):
-        return _read_manifest(src, config, access)
+        return _read_manifest(src, config, access, format)
     names = ["url", "size", "etag", "label"]
     columns = pa.schema([LISTED.field(name) for name in names])
     table = _build_table(_list_folder(require_folder(src, access), config.labels), columns)
@@ -148,9 +150,9 @@ def _source_name(url: str) -> str:
     return url
 
 
-def _read_manifest(src: str, config: ShardConfig, access: Access | None) -> Listing:
+def _read_manifest(src: str, config: ShardConfig, access: Access | None, format: int) -> Listing:
     with open_manifest(src, config, access) as (file, faults):
-        columns = find_columns(file, src, config)
+        columns = find_columns(file, src, config, format)
         found = [_build_table(_rows(file, columns, _Resolver(src, config.allow_outside, access), faults), ROWS)]
     if n := found[0].num_rows:
         table, found_faults, count = group_rows(
@@ -367,15 +369,12 @@ def _status_of(error: BaseException) -> int | None:
 def _link_or_copy(local: Path, to: Path, root: Path | None) -> None:
     try:
         real = local.resolve(strict=True)
-    except NotADirectoryError as e:  # a folder above it is a file now
-        raise FileNotFoundError(str(local)) from e
-    except RuntimeError as e:  # what pathlib makes of ELOOP
-        raise NoSourceError("a link in a ring") from e
-    except OSError as e:
-        if e.errno == errno.ELOOP:
-            raise NoSourceError("a link in a ring") from e
-        if e.errno == errno.ENAMETOOLONG:
-            raise NoSourceError("its name is too long") from e
+    except NotADirectoryError:  # a folder above it is a file now
+        raise FileNotFoundError(str(local)) from None
+    except (RuntimeError, OSError) as e:  # pathlib makes a RuntimeError of ELOOP
+        number = errno.ELOOP if isinstance(e, RuntimeError) else e.errno
+        if number in _NO_SOURCE:
+            raise NoSourceError(_NO_SOURCE[number]) from None  # its cause would be taken for the storage's
         raise
     if root is not None and not real.is_relative_to(root):
         raise NoSourceError("a link that leads out of the bucket; not followed")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -14,6 +16,7 @@ from reelmae.pipeline.schema import REJECT, REJECTS, commit_name
 from reelmae.pipeline.storage.checked import read_agreed
 from reelmae.pipeline.storage.store import Store
 
+READ_AHEAD = 8  # commits
 FOREIGN = "is not a commit record of a task; remove it, or give it its name back"
 
 
@@ -40,6 +43,24 @@ def committed_tasks(store: Store, format: int, on_foreign: Callable[[str], None]
 def read_commit(store: Store, task: int, format: int) -> pa.Table:
     """One task's commit record. A damaged one raises what pyarrow raises (ArrowException, OSError)."""
     return pq.read_table(pa.BufferReader(read_agreed(store, commit_name(task, format))))
+
+
+def read_commits(store: Store, tasks: Iterable[int], format: int) -> Generator[pa.Table, None, None]:
+    """The commit records of tasks, in their order. Of a remote store READ_AHEAD are read at a time and held at most."""
+    if store.is_local:
+        yield from (read_commit(store, task, format) for task in tasks)
+        return
+    pool = ThreadPoolExecutor(READ_AHEAD, thread_name_prefix="commits")
+    try:
+        waiting: deque[Future[pa.Table]] = deque()
+        for task in tasks:
+            if len(waiting) == READ_AHEAD:
+                yield waiting.popleft().result()
+            waiting.append(pool.submit(read_commit, store, task, format))
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def read_rejects(store: Store, task: int, format: int) -> dict[str, dict[str, Any]]:

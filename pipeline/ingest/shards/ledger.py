@@ -9,9 +9,9 @@ No table of all clips is held: rows pass through in pieces. Where repeats are ma
 from __future__ import annotations
 
 import json
-import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -25,8 +25,9 @@ import pyarrow.parquet as pq
 import reelmae.pipeline.schema as schema
 from reelmae.pipeline.errors import DatasetError
 from reelmae.pipeline.ingest.plan.parts import Plan, as_json, part_file, stray_sources
-from reelmae.pipeline.ingest.shards.commits import read_commit
+from reelmae.pipeline.ingest.shards.commits import read_commits
 from reelmae.pipeline.ingest.shards.duplicates import find_repeats
+from reelmae.pipeline.storage.scratch import scratch_folder
 from reelmae.pipeline.storage.store import Store
 
 _ROWS = 50_000  # of index.parquet written at once
@@ -61,10 +62,13 @@ class Sums:
         return clips, rejects
 
 
-def finish(store: Store, plan: Plan) -> None:
-    """Join the commits of all tasks, check the ledger, write the dataset's files; DatasetError where a sum is wrong."""
+def finish(store: Store, plan: Plan, confirm: Callable[[], None] | None = None) -> None:
+    """Join the commits of all tasks, check the ledger, write the dataset's files; DatasetError where a sum is wrong.
+
+    confirm: raises where the job must not write any more; called before the files are written.
+    """
     sums = Sums()
-    with tempfile.TemporaryDirectory(prefix="reelmae-") as folder:
+    with scratch_folder() as folder:
         index, rejects = Path(folder, "index.parquet"), Path(folder, "rejects.parquet")
         columns = schema.clip_columns(plan.format, plan.columns)
         with (
@@ -83,9 +87,13 @@ def finish(store: Store, plan: Plan) -> None:
             raise DatasetError(
                 f"{store.url()}: {sums.kept} kept + {sums.rejected.total()} rejected != {plan.sources} planned sources"
             )
+        if confirm is not None:
+            confirm()
         store.publish(index, schema.INDEX)
         store.publish(rejects, schema.REJECTS_FILE)
     _sweep(store, plan)
+    if confirm is not None:
+        confirm()
     store.publish_bytes(as_json(dataset_facts(plan, sums)), schema.DATASET_JSON)
 
 
@@ -104,10 +112,10 @@ def commits(store: Store, plan: Plan) -> Iterator[tuple[pa.Table, pa.Table]]:
     retry = retry_urls(store, plan)
     for number, part in enumerate(plan.parts):
         later = retry[number]
-        with part_file(store, part) as file:
-            for task in range(part.tasks):
+        numbers = range(part.first_task, part.first_task + part.tasks)
+        with part_file(store, part) as file, closing(read_commits(store, numbers, plan.format)) as found:
+            for task, commit in enumerate(found):
                 sources = file.read_row_group(task)
-                commit = read_commit(store, part.first_task + task, plan.format)
                 check_commit(sources, commit)
                 if later is not None:
                     sources = sources.filter(pc.invert(pc.is_in(sources.column("url"), value_set=later)))

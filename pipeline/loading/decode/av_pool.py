@@ -30,7 +30,7 @@ from multiprocessing.connection import Connection, Pipe, wait
 
 import numpy as np
 
-from reelmae.pipeline.errors import BadClipError, ReelmaeError, StorageError
+from reelmae.pipeline.errors import BadClipError, ReelmaeError
 from reelmae.pipeline.loading.decode.av_worker import map_arena
 from reelmae.pipeline.loading.decode.messages import Answer, Ready, Said, Waiting, WorkerSetup
 from reelmae.pipeline.loading.fetch.clip import SourceSettings, accesses_of
@@ -154,6 +154,9 @@ class AvPool:
             return
         self._closing = True
         atexit.unregister(self.close)
+        with self._changed:  # who waits in another thread
+            self._error = self._error or ReelmaeError("the loader was closed while a batch was waited for")
+            self._changed.notify_all()
         self._wake_in.send(None)
         self._thread.join()
         for worker in self._workers:
@@ -230,9 +233,10 @@ class AvPool:
 
     def _take_neighbours(self) -> list[int]:
         """The first pending ticket, and those behind it whose clips follow in its shard."""
+        most = min(TOGETHER, len(self._pending) // len(self._workers))  # no worker is to stay without work
         tickets = [self._pending.popleft()]
         first = last = self._places[tickets[0]].task
-        while self._pending and len(tickets) < TOGETHER:
+        while self._pending and len(tickets) < most:
             task = self._places[self._pending[0]].task
             same = (task.dataset, task.shard) == (last.dataset, last.shard)
             gap = task.offset - (last.offset + last.size)
@@ -261,7 +265,7 @@ class AvPool:
             for access, retries in zip(self._accesses, message.retries, strict=True):
                 for cause, n in retries.items():
                     access.retries.add(cause, n)
-            if isinstance(message.failed, StorageError):
+            if message.failed is not None and not isinstance(message.failed, BadClipError):
                 raise message.failed
             self._settle(message.ticket, message.failed, message.cost)
         else:

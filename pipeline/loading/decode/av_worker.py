@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from reelmae.pipeline.errors import BadClipError, StorageError
+from reelmae.pipeline.errors import BadClipError, ReelmaeError, StorageError
 from reelmae.pipeline.loading.decode.messages import Answer, Ready, Said, Waiting, WorkerSetup
 from reelmae.pipeline.loading.decode.pyav import AvDecoder
 from reelmae.pipeline.loading.fetch.blocks import ClipParts
@@ -134,7 +134,7 @@ class _Server:
 
     def serve(self, request: _Request) -> Answer:
         """Wait for the clip's bytes, and decode them."""
-        failed: BadClipError | StorageError | None = None
+        failed: ReelmaeError | None = None
         cost = Cost()
         try:
             if not request.fetched.done():
@@ -145,7 +145,7 @@ class _Server:
                 raise data
             cost = self._decoder.decode(request.task, data, self._arena[request.slot, request.at])
             cost.fetch_s = fetch_s
-        except (BadClipError, StorageError) as e:
+        except ReelmaeError as e:
             failed = e
         return Answer(request.ticket, failed, cost, self._new_retries())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from reelmae.pipeline.errors import BadClipError, StorageError
+from reelmae.pipeline.errors import ReelmaeError
 from reelmae.pipeline.loading.fetch.clip import SourceSettings
 from reelmae.pipeline.loading.tasks import Cost, DecodePolicy
 
@@ -50,7 +50,8 @@ class Answer:
     """What became of a request."""
 
     ticket: int
-    failed: BadClipError | StorageError | None
+    failed: ReelmaeError | None
+    """A BadClipError, or what the storage raised; None where the clip is there."""
     cost: Cost
     retries: tuple[dict[str, int], ...]
     """What was tried again since the last answer, by cause, for each Access of the stores (accesses_of)."""

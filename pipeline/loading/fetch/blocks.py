@@ -19,11 +19,12 @@ from itertools import pairwise
 
 from reelmae.pipeline.loading.fetch.pieces import Piece
 from reelmae.pipeline.loading.tasks import ClipTask
+from reelmae.pipeline.storage.store import MAX_GAP
 
 BLOCK = 1 << 16  # bytes: schema.BLOCK, which workers do not import, since they start without pyarrow
 CHECK = 8  # bytes: schema.BLOCK_CHECK
 WORTH = 0.5  # a part is read where it has less than this share of the clip
-GAP = 2  # blocks: a smaller hole costs less to read than another request
+GAP = MAX_GAP // BLOCK  # a hole of no more blocks is read too: the store would do so to save a request
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -27,6 +26,7 @@ from reelmae.pipeline.loading.index.keys import key_text
 from reelmae.pipeline.loading.index.selection import Selection
 from reelmae.pipeline.loading.order.epochs import ShardRange
 from reelmae.pipeline.storage.access import Access
+from reelmae.pipeline.storage.scratch import scratch_folder
 from reelmae.pipeline.storage.store import Store
 
 _EVERYTHING = Selection()
@@ -101,7 +101,7 @@ class ClipIndex:
         """
         store = Store(url, access)
         about = _read_about(store, url)
-        with tempfile.TemporaryDirectory(prefix="reelmae-index-") as folder:
+        with scratch_folder("index-") as folder:
             path = _local_copy(store, schema.INDEX, Path(folder), url)
             # parts of clips are only read from remote stores
             blocks = not store.is_local and about["format"] > 1

@@ -100,6 +100,27 @@ def test_a_job_that_began_as_format_1_ends_as_format_1(
     assert _files(dst) == whole
 
 
+@pytest.mark.parametrize("format", schema.FORMATS)
+def test_a_manifests_column_of_blocks_keeps_its_name_in_format_1(
+    make_video: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: int
+) -> None:
+    manifest, dst = tmp_path / "list.csv", tmp_path / "dst"
+    for i in range(2):
+        make_video(tmp_path / f"{i}.mp4", seed=i, frames=6)
+        manifest.write_text("url,blocks\n" + "".join(f"{n}.mp4,{n + 7}\n" for n in range(i + 1)))
+        with monkeypatch.context() as patch:
+            if not i:
+                patch.setattr(schema, "FORMAT", format)
+                parts.new_plan(str(manifest), Store(str(dst)), CONFIG.resolve(), find_ffmpeg(), None)
+        shard(str(manifest), str(dst), CONFIG, append=bool(i))
+    name = {1: "blocks", 2: "manifest_blocks"}[format]
+    index = pq.read_table(dst / schema.INDEX)
+    assert index.schema.names[-1] == name
+    assert sorted(index.column(name).to_pylist()) == [7, 8]
+    assert verify(str(dst)).faults == ()
+    assert facts(str(dst)).columns[0].name == name
+
+
 @pytest.fixture(scope="module")
 def large(make_video: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """More than a hundred tasks, most of them of sources that are no videos; each hundredth one is."""

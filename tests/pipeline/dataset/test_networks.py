@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import fsspec
-import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
@@ -165,7 +164,7 @@ def test_retries_are_shown_where_there_are_any(
     dst: Path, flaky: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["verify", _url(dst)]) == 0
-    assert "retries" not in capsys.readouterr().out
+    assert "retries:" not in capsys.readouterr().out
     flaky(0.2)
     assert cli.main(["verify", _url(dst)]) == 0
     assert "retries:\n  checksum: " in capsys.readouterr().out
@@ -199,8 +198,8 @@ def test_what_is_checked_is_read_until_it_is_right_or_twice_the_same(
     with pytest.raises(ValueError, match="wrong"):
         read_checked(store, lambda: next(reads), _no_wrong, (ValueError,))
     assert next(reads) == b"right"
-    reads = iter([bytes([i]) for i in range(9)])
-    with pytest.raises(ValueError, match="read"):
+    reads = iter([bytes([i]) for i in range(READS + 1)])
+    with pytest.raises(StorageError, match=f"gave other bytes at each of {READS} reads"):
         read_checked(store, lambda: next(reads), _no_wrong, (ValueError,))
     assert next(reads) == bytes([READS])
 

@@ -5,24 +5,30 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from reelmae.pipeline import schema
+from reelmae.pipeline.dataset.contents import facts
 from reelmae.pipeline.dataset.repairs import repair
 from reelmae.pipeline.dataset.verification import verify
-from reelmae.pipeline.errors import DatasetError, JobMismatchError, StorageError
+from reelmae.pipeline.errors import ClaimedError, DatasetError, InputError, JobMismatchError, StorageError
 from reelmae.pipeline.ingest.config import ShardConfig
 from reelmae.pipeline.ingest.job import shard
 from reelmae.pipeline.ingest.plan import parts
 from reelmae.pipeline.ingest.shards.pack import dali_index, member_offsets
+from reelmae.pipeline.storage.access import Access
+from reelmae.pipeline.storage.claim import Claim
 from reelmae.pipeline.storage.store import Store
 from reelmae.tools import cli
 
@@ -501,3 +507,71 @@ def test_rejects_are_taken_over_when_a_task_is_run_again(make_video: Callable[..
     assert not verify(str(dst)).ok
     assert repair(str(dst)).ok
     assert {p: p.read_bytes() for p in dst.rglob("*") if p.is_file()} == before
+
+
+def test_nothing_is_repaired_while_a_job_is_at_work(copy: Path) -> None:
+    """Not even a table or an index, which need no task to be run."""
+    for damage in (_extra_shard, _edited_idx, _labels_edited):
+        damage(copy)
+    with Claim(Store(str(copy))):
+        before = _files(copy)
+        with pytest.raises(ClaimedError, match="another job writes to it"):
+            repair(str(copy))
+        assert _files(copy) == before
+        assert len(verify(str(copy)).faults) == 5  # which writes nothing
+    assert repair(str(copy)).ok
+    assert "claim.json" not in _files(copy)
+
+
+def test_where_there_is_no_dataset_no_claim_is_made(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no dataset"):
+        repair(str(tmp_path / "nowhere"))
+    assert list(tmp_path.iterdir()) == []
+
+
+class Keyed(LocalFileSystem):  # type: ignore[misc]
+    """Local files for who has the key."""
+
+    protocol = "keyed"
+    cachable = False
+
+    def __init__(self, key: str = "", **values: Any) -> None:
+        super().__init__(auto_mkdir=True, **values)
+        self.key = key
+
+    @classmethod
+    def _strip_protocol(cls, path: Any) -> Any:
+        return str(path).removeprefix("keyed://")
+
+    def info(self, path: Any, **values: Any) -> Any:
+        """What is there; PermissionError where the key is no folder above it."""
+        if not self.key or f"/{self.key}/" not in os.fspath(path):
+            raise PermissionError(path)
+        return super().info(path, **values)
+
+
+def test_sources_and_dataset_are_reached_each_in_its_own_way(make_video: Callable[..., Path], tmp_path: Path) -> None:
+    fsspec.register_implementation("keyed", Keyed, clobber=True)
+    for i in range(2):
+        make_video(tmp_path / "theirs" / "src" / f"{i}.mp4", seed=i)
+    (tmp_path / "ours").mkdir()
+    src, dst = f"keyed://{tmp_path}/theirs/src", f"keyed://{tmp_path}/ours/dst"
+    theirs, ours = Access({"key": "theirs"}), Access({"key": "ours"})
+    shard(src, dst, CONFIG, src_access=theirs, dst_access=ours)
+    whole = _files(tmp_path / "ours")
+    for path in [*tmp_path.glob("ours/dst/shards/*.tar"), tmp_path / "ours/dst" / schema.INDEX]:
+        path.unlink()
+    with pytest.raises(StorageError):
+        verify(dst, access=theirs)
+    with pytest.raises(StorageError):
+        repair(dst, access=ours, src_access=ours)
+    assert repair(dst, access=ours, src_access=theirs).ok
+    assert _files(tmp_path / "ours") == whole
+    assert facts(dst, access=ours).clips == 2
+    secret = ["--storage-options", '{"key": "ours"}']
+    assert cli.main(["verify", dst, *secret]) == cli.main(["inspect", dst, *secret]) == 0
+    assert cli.main(["verify", dst]) == 1
+    (tmp_path / "ours/dst" / _first(tmp_path / "ours/dst")["shard"]).unlink()
+    assert cli.main(["verify", dst, "--repair", *secret, "--src-storage-options", '{"key": "theirs"}']) == 0
+    assert cli.main(["verify", dst, *secret, "--src-storage-options", "{}"]) == 2
+    assert _files(tmp_path / "ours") == whole

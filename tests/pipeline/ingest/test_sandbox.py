@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from reelmae.pipeline.errors import ChildCrashedError, ChildError, ChildTimeoutError
+from reelmae.pipeline.errors import ChildCrashedError, ChildError, ChildKilledError, ChildTimeoutError
 from reelmae.pipeline.ingest.sandbox import Child, Finished, Limits, Sandbox, capabilities, is_full
 
 
@@ -92,8 +92,9 @@ def test_limits_on_file_size_memory_cpu_and_files(tmp_path: Path) -> None:
     assert _python(write, tmp_path, file_bytes=1 << 20).returncode != 0
     assert (tmp_path / "big").stat().st_size <= 1 << 20
     assert "MemoryError" in _python("bytearray(1 << 30)", tmp_path, memory_bytes=512 << 20).stderr
-    with pytest.raises(ChildCrashedError):
+    with pytest.raises(ChildCrashedError) as crashed:
         _python("while True: pass", tmp_path, cpu_s=1)
+    assert type(crashed.value) is ChildCrashedError  # by our limit, not by somebody else
     assert _python("f = [open('/dev/null') for _ in range(100)]", tmp_path).returncode != 0
 
 
@@ -136,6 +137,48 @@ def test_a_warm_child_answers_and_its_death_is_told(tmp_path: Path) -> None:
     child = sandbox.start(argv, limits=Limits(), cwd=tmp_path)
     with pytest.raises(ChildTimeoutError):
         child.ask(b"hang", wall_s=0.5)
+    assert _until_gone(child.pid)
+
+
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
+def test_a_kill_from_outside_is_told_from_a_crash(name: str, tmp_path: Path) -> None:
+    kill = f"import os, signal; os.kill(os.getpid(), signal.{name})"
+    with pytest.raises(ChildKilledError, match=f"died of {name}"):
+        _python(kill, tmp_path)
+    with pytest.raises(ChildKilledError, match=name):
+        Sandbox().output([sys.executable, "-I", "-c", kill], limits=Limits(), cwd=tmp_path)
+    child = Sandbox().start(["cat"], limits=Limits(), cwd=tmp_path)
+    os.kill(child.pid, getattr(signal, name))
+    with pytest.raises(ChildKilledError, match=f"the child died: {name}"):
+        child.ask(b"x", wall_s=20)
+    with pytest.raises(ChildCrashedError) as crashed:
+        _python("import os; os.abort()", tmp_path)
+    assert type(crashed.value) is ChildCrashedError
+
+
+def test_a_kill_by_ourselves_is_none_from_outside(tmp_path: Path) -> None:
+    sandbox = Sandbox()
+    threading.Timer(0.5, sandbox.kill_all).start()
+    with pytest.raises(ChildCrashedError) as crashed:
+        sandbox.run(["sleep", "60"], limits=Limits(), cwd=tmp_path)
+    assert type(crashed.value) is ChildCrashedError
+
+
+def test_a_child_that_fails_by_itself_is_told_by_its_exit_status(tmp_path: Path) -> None:
+    """It closes its output a moment before it ends: it must not be killed in that moment."""
+    code = "import os, sys, time; sys.stdin.readline(); os.close(1); time.sleep(0.3); os._exit(7)"
+    child = Sandbox().start([sys.executable, "-I", "-c", code], limits=Limits(), cwd=tmp_path)
+    with pytest.raises(ChildCrashedError, match="the child died: exit status 7") as crashed:
+        child.ask(b"x", wall_s=20)
+    assert (type(crashed.value), crashed.value.returncode) == (ChildCrashedError, 7)
+
+
+def test_a_child_that_closes_its_output_and_goes_on_is_killed(tmp_path: Path) -> None:
+    code = "import os, sys, time; sys.stdin.readline(); os.close(1); time.sleep(60)"
+    child = Sandbox().start([sys.executable, "-I", "-c", code], limits=Limits(), cwd=tmp_path)
+    with pytest.raises(ChildCrashedError, match="closed its output and went on; killed") as crashed:
+        child.ask(b"x", wall_s=20)
+    assert type(crashed.value) is ChildCrashedError
     assert _until_gone(child.pid)
 
 

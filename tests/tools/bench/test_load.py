@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ import torch
 
 from reelmae.pipeline import schema
 from reelmae.pipeline.errors import ConfigError, InputError
+from reelmae.pipeline.ingest.config import ShardConfig
+from reelmae.pipeline.ingest.job import shard
 from reelmae.pipeline.loading.config import LoaderConfig, LoadOptions
 from reelmae.pipeline.loading.index.clips import ClipIndex
 from reelmae.pipeline.loading.loader import ClipLoader
@@ -159,10 +161,42 @@ def test_one_run_says_what_loading_gave_and_cost(shards: str, index: ClipIndex, 
     strides = [SAMPLE.stride_for(fps) for fps in index.fps]
     assert found["decoded_per_used"] >= sum(3 * s + 1 for s in strides) / (4 * n)  # first to last wanted frame
     assert found["mb_per_s"] * 1e6 * found["seconds"] == pytest.approx(2 * index.size.sum())
+    assert found["read_mb_per_sample"] == pytest.approx(found["clip_mb_per_sample"])
+    assert found["clip_mb_per_sample"] * 1e6 * found["clips"] == pytest.approx(2 * index.size.sum())
+    assert "whole_clips" not in found
     assert 0 <= found["wait_share"] <= 1
     assert found["peak_memory_bytes"] > (150 << 20) + workers * (30 << 20)
     assert (found["bad_clips"], found["worker_restarts"]) == (0, 0)
     assert {"cpu", "cores"} <= set(found["machine"]) and "torch" in found["versions"]
+
+
+@pytest.fixture(scope="module")
+def long_clips(make_video: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A dataset on a store that is not local, of one clip of over 1 MiB with many keyframes."""
+    folder = tmp_path_factory.mktemp("long")
+    options = {"crf": "0", "preset": "ultrafast"}
+    make_video(folder / "raw" / "long.mp4", frames=250, width=256, height=256, options=options)
+    config = ShardConfig(clip_seconds=0, crf=1, gop=16)
+    shard(str(folder / "raw"), str(folder / "shards"), config)
+    memory = fsspec.filesystem("memory")
+    memory.put(f"{folder / 'shards'}/", "/long/", recursive=True)
+    yield "memory://long"
+    memory.rm("/long", recursive=True)
+
+
+def test_a_sample_of_a_long_clip_is_less_than_the_clip_and_both_are_told(long_clips: str) -> None:
+    index = ClipIndex.open(long_clips)
+    assert index.size.min() > schema.BLOCKS_FROM
+    config = BenchLoadConfig(
+        data=long_clips, backend="av", workers=0, batch_videos=1, warmup=1, batches=3, sample=SAMPLE, whole_clips=True
+    )
+    found = json.loads(json.dumps(bench_load(config)))
+    whole = found["whole_clips"]
+    assert found["clip_mb_per_sample"] == pytest.approx(index.size.mean() / 1e6)
+    assert whole["read_mb_per_sample"] == pytest.approx(index.size.mean() / 1e6)
+    assert 0 < found["read_mb_per_sample"] < 0.5 * found["clip_mb_per_sample"]
+    assert whole["clips"] == found["clips"] and set(whole["stages"]) == set(STAGES)
+    assert found["retries"] == {}
 
 
 def test_a_decoding_worker_is_part_of_what_loading_cost(shards: str) -> None:

@@ -133,17 +133,20 @@ def test_a_run_leaves_nothing_and_tells_no_secret(s3_server: S3Server, tmp_path:
     client.close()
 
 
-def test_what_a_failed_run_has_written_is_removed(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_go_through_the_relay_and_what_a_failed_run_has_written_is_removed(
+    s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     url = s3_server.url("bench/failed")
     client, begun = s3_server.client(), []
 
     def fail(job: Job, number: int, groups: object) -> dict[str, Timed]:
+        assert job.target.endpoint == job.access.options["endpoint_url"] != s3_server.endpoint
         begun.append(client.create_multipart_upload(Bucket=s3_server.bucket, Key=job.key("written/part"))["UploadId"])
         raise ReelmaeError("it fails")
 
     monkeypatch.setattr(storage, "_round", fail)
     with pytest.raises(ReelmaeError, match="it fails"):
-        storage.bench_storage(BenchStorageConfig(url=url, **SMALL), s3_server.access())
+        storage.bench_storage(BenchStorageConfig(url=url, latency_ms=1, **SMALL), s3_server.access())
     assert begun and not client.list_multipart_uploads(Bucket=s3_server.bucket, Prefix="bench/").get("Uploads")
     assert "Contents" not in client.list_objects_v2(Bucket=s3_server.bucket, Prefix="bench/failed")
     client.close()

@@ -174,7 +174,9 @@ def test_what_a_web_server_refuses_for_good_is_no_source(status: int, tmp_path: 
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refuse) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        with pytest.raises((NoSourceError, FileNotFoundError), match=str(status) if status in (401, 403, 451) else ""):
+        with pytest.raises(
+            (NoSourceError, FileNotFoundError), match=str(status) if status in (401, 403, 451) else "a.mp4"
+        ):
             fetch(f"http://127.0.0.1:{server.server_port}/a.mp4", tmp_path / "copy", root=None)
         server.shutdown()
 

@@ -13,12 +13,13 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from reelmae.pipeline.errors import JobMismatchError
+from reelmae.pipeline.errors import ClaimedError, JobMismatchError
 from reelmae.pipeline.ingest.config import ShardConfig
 from reelmae.pipeline.ingest.ffmpeg import find_ffmpeg
 from reelmae.pipeline.ingest.job import shard
@@ -26,7 +27,9 @@ from reelmae.pipeline.ingest.plan import parts
 from reelmae.pipeline.ingest.run.local import LocalRunner
 from reelmae.pipeline.ingest.run.task import JobSpec, StoppedError, TaskReport, TaskWorker
 from reelmae.pipeline.ingest.shards.commits import committed_tasks, read_commit
-from reelmae.pipeline.schema import CLIP
+from reelmae.pipeline.schema import CLIP, commit_name
+from reelmae.pipeline.storage.access import Access
+from reelmae.pipeline.storage.claim import Claim
 from reelmae.pipeline.storage.store import Store
 
 Make = Callable[..., Path]
@@ -171,3 +174,61 @@ def test_a_worker_stopped_from_another_thread_kills_its_children_and_leaves_no_c
     assert committed_tasks(Store(spec.dst), spec.plan.format) == set()
     shard(str(tmp_path / "src"), spec.dst, SMALL)
     assert pq.read_table(tmp_path / "dst" / "rejects.parquet").num_rows == 0
+
+
+def test_a_commit_is_created_and_never_overwritten(tiny_bucket: Path, tmp_path: Path) -> None:
+    spec = _plan(tiny_bucket, tmp_path / "dst")
+    with TaskWorker(spec) as worker:
+        report = worker.run(1)
+        before = _files(tmp_path / "dst")
+        assert worker.run(1) == report  # the same bytes: our own request whose answer was lost, or the same job
+        assert _files(tmp_path / "dst") == before
+        commit = tmp_path / "dst" / commit_name(1, spec.plan.format)
+        commit.write_bytes(before[commit_name(1, spec.plan.format)] + b"x")
+        with pytest.raises(
+            ClaimedError, match=r"000001\.parquet: another job has written it meanwhile, with other rows"
+        ):
+            worker.run(1)
+        assert commit.read_bytes().endswith(b"x")
+    with TaskWorker(replace(spec, repairs=True)) as worker:  # a repair is there to replace it
+        worker.run(1)
+    assert _files(tmp_path / "dst") == before
+
+
+def test_a_worker_whose_job_lost_its_claim_publishes_nothing(tiny_bucket: Path, tmp_path: Path) -> None:
+    spec = _plan(tiny_bucket, tmp_path / "dst")
+    before = _files(tmp_path / "dst")
+    store = Store(spec.dst)
+    with Claim(store) as claim:
+        with TaskWorker(replace(spec, holders=("another",))) as worker, pytest.raises(ClaimedError, match="taken over"):
+            worker.run(0)
+        files = _files(tmp_path / "dst")
+        files.pop("claim.json")
+        assert files == before
+        with TaskWorker(replace(spec, holders=claim.holders)) as worker:
+            assert worker.run(0).sources == 6
+    with TaskWorker(replace(spec, holders=claim.holders)) as worker, pytest.raises(ClaimedError, match="claim is gone"):
+        worker.run(1)
+    assert committed_tasks(store, spec.plan.format) == {0}
+
+
+def test_a_worker_counts_and_stops_accesses_of_its_own(tiny_bucket: Path, tmp_path: Path) -> None:
+    shared = Access({"auto_mkdir": True}, patience_s=7)
+    spec = replace(_plan(tiny_bucket, tmp_path / "dst"), src_access=shared, dst_access=shared)
+    with TaskWorker(spec) as worker:
+        worker._src_access.retries.add("503 SlowDown", 2)
+        worker._dst_access.retries.add("timed out")
+        worker.stop()
+    assert not shared.stopping.is_set()
+    assert shared.retries.counts() == {}
+    assert (worker._src_access.options, worker._src_access.patience_s) == ({"auto_mkdir": True}, 7)
+    total = TaskReport(1, retries={"a": 1, "b": 2}) + TaskReport(1, retries={"b": 3})
+    assert total.retries == {"a": 1, "b": 5}
+
+
+def test_a_spec_shows_no_secret(tiny_bucket: Path, tmp_path: Path) -> None:
+    access = Access({"secret": "s3cr3t"})
+    spec = replace(_plan(tiny_bucket, tmp_path / "dst"), src_access=access, dst_access=access)
+    assert "s3cr3t" not in repr(spec)
+    assert b"s3cr3t" not in spec.plan.data()
+    assert pickle.loads(pickle.dumps(spec)).src_access.options == {"secret": "s3cr3t"}

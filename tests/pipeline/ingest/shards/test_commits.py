@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from reelmae.pipeline import schema
@@ -15,7 +17,7 @@ from reelmae.pipeline.dataset.verification import verify
 from reelmae.pipeline.errors import DatasetError
 from reelmae.pipeline.ingest.config import ShardConfig
 from reelmae.pipeline.ingest.job import shard
-from reelmae.pipeline.ingest.shards.commits import committed_tasks
+from reelmae.pipeline.ingest.shards.commits import READ_AHEAD, committed_tasks, read_commits
 from reelmae.pipeline.storage.store import Store
 
 
@@ -98,3 +100,25 @@ def test_a_foreign_file_hides_nothing_from_who_only_looks(make_video: Callable[.
     job = job_state(Store(str(tmp_path / "dst")))
     assert job is not None
     assert (job.finished, job.tasks, job.tasks_done) == (False, 1, 1)
+
+
+def test_commits_of_a_remote_store_come_in_order_and_are_not_all_held() -> None:
+    store, asked = Store("memory://commits-in-order"), []
+    for task in range(40):
+        table = pa.table({"task": [task]})
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink)
+        store.publish_bytes(sink.getvalue().to_pybytes(), schema.commit_name(task, 2))
+
+    def ask() -> Iterator[int]:
+        for task in range(40):
+            asked.append(task)
+            yield task
+
+    found = read_commits(store, ask(), 2)
+    assert [next(found).column("task")[0].as_py() for _ in range(5)] == list(range(5))
+    assert len(asked) <= 5 + READ_AHEAD
+    assert [table.column("task")[0].as_py() for table in found] == list(range(5, 40))
+    store.remove(schema.commit_name(30, 2))
+    with pytest.raises(FileNotFoundError, match=r"commits/000030\.parquet"):
+        list(read_commits(store, range(40), 2))

@@ -428,6 +428,57 @@ def test_a_folder_that_cannot_be_says_so(tmp_path: Path) -> None:
         ShardCache(CacheSettings("/proc/cache", SIZE))
 
 
+def test_a_link_in_the_cache_is_not_followed(store: CountingStore, make_cache: Any, tmp_path: Path) -> None:
+    cache, precious = make_cache(), tmp_path / "precious"
+    precious.write_bytes(b"precious")
+    part = cache._path(store, name(0))
+    part = part.with_name(f".{part.name}.part")
+    for link, use in ((part, lambda: cache.bring(store, name(0))), (cache.folder / "lock", make_cache)):
+        link.unlink(missing_ok=True)
+        link.symlink_to(precious)
+        with pytest.raises(StorageError, match=f"{link} is a link.*remove it"):
+            use()
+        assert precious.read_bytes() == b"precious" and link.is_symlink()
+        link.unlink()
+    cache._path(store, name(0)).symlink_to(precious)
+    with pytest.raises(StorageError, match="is a link"):
+        cache.read(store, name(0), 0, 5)
+
+
+def test_others_cannot_look_into_a_new_cache(make_cache: Any) -> None:
+    assert make_cache().folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_shard_comes_by_several_requests_at_a_time(store: CountingStore, make_cache: Any) -> None:
+    """Each waits until as many are under way as a shard may have."""
+    barrier = threading.Barrier(shard_cache.PIECES)
+
+    class Held(CountingStore):
+        def read_range(self, path: str, offset: int, size: int) -> bytes:
+            if offset < shard_cache.PIECES * shard_cache.CHUNK:
+                barrier.wait(HANGS_S)
+            return super().read_range(path, offset, size)
+
+    cache = make_cache()
+    assert cache.bring(Held(store.url()), name(0))
+    assert cache.read(store, name(0), 0, SIZE) == content(0)
+
+
+def test_a_download_that_stalls_is_given_up_when_it_is_not_wanted(store: CountingStore, make_cache: Any) -> None:
+    gate = threading.Event()
+
+    class Stalled(CountingStore):
+        def read_range(self, path: str, offset: int, size: int) -> bytes:
+            gate.wait(HANGS_S)
+            return super().read_range(path, offset, size)
+
+    asked = iter([True] * 4)
+    cache = make_cache()
+    assert not cache.bring(Stalled(store.url()), name(0), lambda: next(asked, False))
+    assert not gate.is_set() and [p.name for p in cache.folder.iterdir()] == ["lock"]
+    gate.set()
+
+
 def test_a_file_that_goes_while_it_is_read_is_read_whole(store: CountingStore, make_cache: Any) -> None:
     cache = make_cache(SIZE)
     cache.bring(store, name(0))

@@ -1,0 +1,70 @@
+"""The join of a job's commits: what is written when, and in which pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from reelmae.pipeline import schema
+from reelmae.pipeline.errors import ClaimedError
+from reelmae.pipeline.ingest.config import ShardConfig
+from reelmae.pipeline.ingest.job import shard
+from reelmae.pipeline.ingest.plan import parts
+from reelmae.pipeline.ingest.shards import ledger
+from reelmae.pipeline.storage.store import Store
+
+CONFIG = ShardConfig(short_side=48, sources_per_task=1)
+TABLES = (schema.INDEX, schema.REJECTS_FILE, schema.DATASET_JSON)
+
+
+@pytest.fixture
+def dst(make_video: Callable[..., Path], tmp_path: Path) -> Path:
+    for i in range(4):
+        make_video(tmp_path / "src" / f"{i}.mp4", seed=i, frames=8)
+    shard(str(tmp_path / "src"), str(tmp_path / "dst"), CONFIG)
+    return tmp_path / "dst"
+
+
+def _plan(store: Store) -> parts.Plan:
+    plan = parts.read_plan(store)
+    assert plan is not None
+    return plan
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+def test_a_job_that_lost_its_claim_writes_no_table(dst: Path, calls: int) -> None:
+    """The second time it is asked is before dataset.json, which is what makes a dataset."""
+    for name in TABLES:
+        (dst / name).unlink()
+    left = iter(range(calls - 1))
+
+    def confirm() -> None:
+        if next(left, None) is None:
+            raise ClaimedError("taken over")
+
+    store = Store(str(dst))
+    with pytest.raises(ClaimedError, match="taken over"):
+        ledger.finish(store, _plan(store), confirm)
+    assert [name for name in TABLES if (dst / name).exists()] == list(TABLES[: 2 * (calls - 1)])
+
+
+def test_rows_with_many_blocks_are_written_in_smaller_pieces(dst: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that memory stays flat however long the clips are; what is in the index is the same."""
+    store = Store(str(dst))
+    whole = pq.read_table(dst / schema.INDEX)
+    at = whole.schema.get_field_index("blocks")
+    for task in range(4):
+        path = dst / schema.commit_name(task, 2)
+        table = pq.read_table(path)
+        where = table.schema.get_field_index("blocks")
+        pq.write_table(table.set_column(where, schema.CLIPS.field("blocks"), [[bytes(1000)]]), path)
+    for most, groups in ((10_000, 1), (1500, 2), (1, 4)):
+        monkeypatch.setattr(ledger, "_BLOCKS_BYTES", most)
+        ledger.finish(store, _plan(store))
+        assert pq.ParquetFile(dst / schema.INDEX).num_row_groups == groups
+        found = pq.read_table(dst / schema.INDEX)
+        assert found.column("blocks").to_pylist() == [bytes(1000)] * 4
+        assert found.remove_column(at).equals(whole.remove_column(at))
