@@ -71,7 +71,7 @@ def doctor(url: str | None = None, access: Access | None = None) -> dict[str, An
 def check_store(url: str, access: Access | None = None) -> dict[str, Any]:
     """What the store at `url` can do. To find out, a small file is written there and removed.
 
-    Keys: `url`, `reachable`, then `problem` where it is not; else what `Store.describe` says, `there` (whether any file
+    Keys: `url`, `reachable`, then `problem` where it is not; else what `Store.describe` says, `has_files` (whether any file
     is), `writable` (`problem` says why not), `exclusive_create` (whether of two who create a file only one can), `checksum`
     (the kind that the store keeps, or none), `claim` where a job claims it, `retries`. InputError where it is no URL.
     """
@@ -79,7 +79,7 @@ def check_store(url: str, access: Access | None = None) -> dict[str, Any]:
     facts: dict[str, Any] = {"url": store.url(), "reachable": False}
     try:
         facts |= store.describe()
-        facts |= {"there": store.exists(), "reachable": True}
+        facts |= {"has_files": store.exists(), "reachable": True}
         claim = claim_text(store)
     except (StorageError, InputError) as e:
         return facts | {"problem": str(e), "retries": store.access.retries.counts()}

@@ -52,6 +52,7 @@ def clip(source: str, ordinal: int = 0, **values: Any) -> dict[str, Any]:
         "source_seconds": 60.0,
         "encoder": "x264",
         "colour": "none",
+        "blocks": None,
         **values,
     }
 

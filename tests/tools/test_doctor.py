@@ -23,7 +23,7 @@ def test_a_bucket_is_tried_and_left_as_it_was(s3_server: Any) -> None:
     url, access = s3_server.url("doctor"), s3_server.access()
     found = check_store(url, access)
     assert (found["kind"], found["endpoint"]) == ("s3", s3_server.endpoint)
-    assert (found["reachable"], found["there"]) == (True, False)
+    assert (found["reachable"], found["has_files"]) == (True, False)
     assert (found["writable"], found["exclusive_create"]) == (True, True)
     assert found["checksum"] != "none"
     assert list(Store(url, access).list()) == []
@@ -54,7 +54,7 @@ def test_what_cannot_be_reached_is_told_with_its_cause(s3_server: Any, faulty: A
 def test_a_bucket_that_may_only_be_read_is_a_source(s3_server: Any, faulty: Any) -> None:
     Store(s3_server.url("read"), s3_server.access()).publish_bytes(b"1", "a")
     found = check_store(s3_server.url("read"), faulty("denied", share=1.0, method="PUT").s3.access(0))
-    assert (found["reachable"], found["there"], found["writable"]) == (True, True, False)
+    assert (found["reachable"], found["has_files"], found["writable"]) == (True, True, False)
     assert "permission denied" in found["problem"]
 
 
@@ -66,7 +66,7 @@ def test_a_store_without_conditions_and_checksums_is_told() -> None:
 
 def test_a_folder_is_not_made(tmp_path: Path) -> None:
     found = check_store(str(tmp_path / "a" / "b"))
-    assert (found["reachable"], found["there"], found["writable"]) == (True, False, True)
+    assert (found["reachable"], found["has_files"], found["writable"]) == (True, False, True)
     (tmp_path / "file").touch()
     assert not check_store(str(tmp_path / "file" / "b"))["writable"]
     assert [p.name for p in tmp_path.iterdir()] == ["file"]

@@ -20,6 +20,7 @@ from reelmae.pipeline import schema
 from reelmae.pipeline.dataset.contents import DatasetFacts, Durations, duration_bins
 from reelmae.pipeline.dataset.contents import facts as dataset_facts
 from reelmae.pipeline.errors import DatasetError, InputError
+from reelmae.pipeline.storage.claim import CLAIM, Claim
 from reelmae.pipeline.storage.store import Store
 from reelmae.tools.summary import bar, inspect
 
@@ -297,3 +298,30 @@ def test_the_sheet_shows_few_clips_of_one_source(tmp_path: Path, make_tables: Ta
     rows = [make_clip(f"/raw/{name}.mp4") for name in "a" + 40 * "b" + "cc"]
     shown = [row["source"][5] for row in facts(make_tables(tmp_path, rows)).sheet]
     assert shown == list("abbbcc")
+
+
+def test_a_job_that_is_at_work_is_told(run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = Store(str(run_copy / "shards"))
+    with Claim(store):
+        inspect(store.url())
+        assert "a job is at work: " in capsys.readouterr().out
+        assert inspect(store.url(), as_json=True)["claim"].startswith("a job is at work: ")
+    inspect(store.url())
+    assert "a job" not in capsys.readouterr().out
+    assert inspect(store.url(), as_json=True)["claim"] is None
+
+
+def test_a_claim_that_was_left_says_what_is_known(run_copy: Path) -> None:
+    store = Store(str(run_copy / "shards"))
+    with Claim(store):
+        claim = json.loads(store.read_bytes(CLAIM))
+    dead = claim | {"process": claim["process"] | {"started": 1}, "user": "eve\x1b[2J"}
+    for written, words in (
+        (json.dumps(dead), "a job died here: "),
+        (json.dumps(claim | {"process": None}), "claimed by a job: "),
+        (json.dumps(claim | {"process": claim["process"] | {"boot": "another"}}), "claimed by a job: "),
+        ("{", "claimed by a job that cannot be told"),
+    ):
+        store.publish_bytes(written.encode(), CLAIM)
+        text = inspect(store.url(), as_json=True)["claim"]
+        assert text.startswith(words) and text.isprintable()

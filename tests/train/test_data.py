@@ -37,7 +37,10 @@ def test_a_recipe_names_one_dataset_or_a_mix_and_what_is_played_of_them(tmp_path
         (['data.mix=[{url="b", weight=-1}]'], r"data\.mix\.0\.weight=-1: .*greater than 0"),
         (["data.url=a", "data.wheer=x"], r"data\.wheer: no such key .*data\.where"),
         (["data.url=a", "data.patience=-1"], r"data\.patience=-1: give minutes, 0 or more"),
-        (['data.mix=[{url="b"}]', "data.storage_options=@x"], r"storage_options beside data\.mix: put it into the parts"),
+        (
+            ['data.mix=[{url="b"}]', "data.storage_options=@x"],
+            r"storage_options beside data\.mix: put it into the parts",
+        ),
     ],
 )
 def test_what_cannot_be_played_is_refused_by_name(given: list[str], message: str) -> None:

@@ -59,7 +59,11 @@ def test_a_run_outlives_an_outage_counts_it_and_learns_the_same(
     whole = tmp_path / "whole"
     pretrain(tiny(f"data.url={local}", f"run.out={whole}"))
     proxy = faulty()
-    how = [f"data.url={remote}", f"data.storage_options=@{options_file(tmp_path, proxy.s3)}", f"loader.workers={workers}"]
+    how = [
+        f"data.url={remote}",
+        f"data.storage_options=@{options_file(tmp_path, proxy.s3)}",
+        f"loader.workers={workers}",
+    ]
     back: list[threading.Timer] = []
 
     def stop_the_store(row: Row) -> None:

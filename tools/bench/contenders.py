@@ -1,12 +1,7 @@
-"""What `bench storage` compares: readers and writers of whole files, and the loader's fetching (see fetching.py).
+"""What `bench storage` compares: readers and writers of whole files. The loader's fetching is in fetching.py.
 
-Each runs in a process of its own, `python -m reelmae.tools.bench.contenders`, which gets a pickled Job on stdin (keys
-are in it: they are in no argument and no variable of the environment) and prints a Timed as JSON.
-
-A contender is made, and has made one request, before the clock starts: imports, clients and the first connection are
-not timed. What it moved is held against sha256 after the clock has stopped. `extra_bytes` is the highest memory of the
-process during the run, above what it held when the clock started; files that are read or written by mapping or by
-the system's cache are not in it.
+A contender has made one request when it is made, so that imports, clients and the first connection are not timed (see
+run_contender.py).
 """
 
 from __future__ import annotations
@@ -16,15 +11,10 @@ import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
-import json
-import pickle
-import resource
-import sys
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,10 +27,8 @@ from obstore.store import S3Store
 from reelmae.pipeline.errors import ReelmaeError
 from reelmae.pipeline.storage.access import Access
 from reelmae.pipeline.storage.store import Store
-from reelmae.tools.bench.processes import memory_bytes
 
 PIECE = 16 << 20  # bytes of one ranged read
-_CLEAR_REFS = Path("/proc/self/clear_refs")  # writing 5 sets VmHWM to what is resident now
 
 
 @dataclass(frozen=True)
@@ -84,18 +72,6 @@ class Job:
     def key(self, path: str) -> str:
         """The object's key within the bucket."""
         return f"{self.url.removeprefix('s3://').partition('/')[2]}/{path}"
-
-
-@dataclass(frozen=True)
-class Timed:
-    """What a run took."""
-
-    bytes: int
-    seconds: float
-    cpu_seconds: float
-    extra_bytes: int
-    retries: int
-    """What reelmae tried again; 0 for others, who do not say."""
 
 
 class Contender(ABC):
@@ -343,20 +319,6 @@ READ = {
 WRITE = {"boto3 upload_file": Boto3Upload, "reelmae publish": OurPublish, "obstore put": ObstorePut}
 
 
-def load_contenders() -> dict[str, Callable[[Job], Contender]]:
-    """The loader's rows. They import the loader, which the others must not pay for."""
-    from reelmae.tools.bench.fetching import Fetching
-
-    return {
-        "loader": Fetching,
-        "loader, empty cache": partial(Fetching, cache="empty"),
-        "loader, full cache": partial(Fetching, cache="full"),
-    }
-
-
-LOAD = ("loader", "loader, empty cache", "loader, full cache")
-
-
 def missing() -> dict[str, str]:
     """Contender → why it cannot run here, and the remedy."""
     if importlib.util.find_spec("boto3") is None:
@@ -371,26 +333,3 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
-
-
-def measure(job: Job) -> Timed:
-    """Run the job's contender in this process, which has done nothing else; ReelmaeError where bytes differ."""
-    makers: dict[str, Callable[[Job], Contender]] = {**READ, **WRITE}
-    contender = (makers if job.name in makers else load_contenders())[job.name](job)
-    with contextlib.suppress(OSError):  # where it cannot be set back, the peak is that since the start
-        _CLEAR_REFS.write_text("5")
-    idle, spent, began = memory_bytes("VmRSS"), _cpu_s(), time.perf_counter()
-    moved = contender.run()
-    seconds, spent, peak = time.perf_counter() - began, _cpu_s() - spent, memory_bytes("VmHWM")
-    contender.check()
-    return Timed(moved, seconds, spent, max(0, peak - idle), sum(job.access.retries.counts().values()))
-
-
-def _cpu_s() -> float:
-    """Processor seconds of all threads of this process so far."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
-
-
-if __name__ == "__main__":
-    print(json.dumps(asdict(measure(pickle.load(sys.stdin.buffer)))))

@@ -41,8 +41,9 @@ from reelmae.pipeline.storage.access import Access
 from reelmae.pipeline.storage.store import Store, whole_file
 from reelmae.tools.bench import contenders
 from reelmae.tools.bench.config import BenchStorageConfig
-from reelmae.tools.bench.contenders import File, Job, Target, Timed
+from reelmae.tools.bench.contenders import File, Job, Target
 from reelmae.tools.bench.index import constant
+from reelmae.tools.bench.run_contender import LOAD, Timed
 from reelmae.tools.bench.seaweed import local_s3
 from reelmae.tools.bench.shaping import shaped
 from reelmae.tools.machine import machine, versions
@@ -55,7 +56,7 @@ REMOVE_PATIENCE_S = 30.0  # with a server that has failed already
 GROUPS: dict[str, tuple[str, ...]] = {
     "read": tuple(contenders.READ),
     "write": tuple(contenders.WRITE),
-    "load": contenders.LOAD,
+    "load": LOAD,
 }
 Rounds = list[dict[str, Timed]]
 
@@ -185,7 +186,7 @@ def _round(job: Job, number: int, groups: Sequence[str]) -> dict[str, Timed]:
 
 
 def _run(job: Job) -> Timed:
-    argv = [sys.executable, "-P", "-m", "reelmae.tools.bench.contenders"]
+    argv = [sys.executable, "-P", "-m", "reelmae.tools.bench.run_contender"]
     child = subprocess.run(argv, input=pickle.dumps(job), capture_output=True, check=False)
     if child.returncode:
         said = child.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {child.returncode}"]

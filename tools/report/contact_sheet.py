@@ -1,7 +1,7 @@
 """The page's contact sheet: some clips of a shard dataset as small playing pictures.
 
-Properties that hold: the bytes come by ranged reads out of the tars, so the sheet shows what is in the shards and
-nothing else; a clip that cannot be read has a card that says so.
+Properties that hold: the bytes come by ranged reads out of the tars, as training reads them, so the sheet shows what is in
+the shards and nothing else; a clip that cannot be read, or is not what the index says, has a card that says so.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from PIL import Image
 from reelmae.pipeline.dataset.contents import DatasetFacts
 from reelmae.pipeline.dataset.sums import SHEET_CLIPS_PER_SOURCE
 from reelmae.pipeline.errors import StorageError
+from reelmae.pipeline.loading.fetch.pieces import Damage, Piece, read_pieces
 from reelmae.pipeline.storage.store import Store
 from reelmae.tools.show import printable, short_name
 
@@ -76,7 +77,11 @@ def _card(thumb: Thumb, src: str) -> str:
 
 def _thumb(store: Store, row: dict[str, Any]) -> Thumb:
     try:
-        frames = _frames(store.read_range(row["shard"], row["offset"], row["size"]), row["fps"])
+        piece = Piece(row["offset"], row["size"], int(row["sha256"][:16], 16))
+        [data] = read_pieces(store, row["shard"], [piece])
+        if isinstance(data, Damage):
+            return Thumb(row, None, None, data.reason)
+        frames = _frames(data, row["fps"])
     except (StorageError, FileNotFoundError, av.error.FFmpegError) as e:
         return Thumb(row, None, None, str(e))
     if not frames:

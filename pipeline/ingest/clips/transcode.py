@@ -52,8 +52,8 @@ FAR_S = 20.0  # if the first span begins later than this, the file is opened at 
 BEFORE_S = 2.0  # decoding begins this long before the first span, so that the grid of frames has settled
 MAX_STRETCHES = 50  # in ffmpeg's command line; with more, all between the first and the last frame is encoded
 _BT601 = "range=tv:color_primaries=smpte170m:color_trc=smpte170m:colorspace=smpte170m"
-_BY_SIGNAL = 255  # ffmpeg's exit status when it ends for SIGTERM, which it catches
-_ENDED_EARLY = "Immediate exit requested"
+_BY_SIGNAL = 255  # ffmpeg's exit status when it ends for SIGTERM, which it catches; and for EPERM
+_EPERM = "Operation not permitted"
 _SCALER = "accurate_rnd+bitexact+full_chroma_int"
 
 
@@ -281,7 +281,7 @@ def _run_ffmpeg(sandbox: Sandbox, argv: list[str], folder: Path, probe: Probe, p
         raise _disk_full(folder)
     if re.search(r"Decoder \S+ not found|no decoder|Decoding requested, but no decoder", words, re.IGNORECASE):
         return Rejected(Reason.UNSUPPORTED_CODEC, words)
-    if done.returncode == _BY_SIGNAL and (not done.stderr_lines or _ENDED_EARLY in done.stderr):
+    if done.returncode == _BY_SIGNAL and _EPERM not in done.stderr:  # whatever it said: its reading was cut short
         raise ChildKilledError("ffmpeg ended by SIGTERM", returncode=done.returncode, stderr=done.stderr)
     if done.returncode or done.stderr_lines:
         return Rejected(Reason.DECODE_ERRORS, f"{_count(done.stderr_lines, 'line')} of errors: {words}")

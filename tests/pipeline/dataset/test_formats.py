@@ -182,6 +182,12 @@ def test_a_shard_where_another_format_has_it_is_extra(large: Path, tmp_path: Pat
     shutil.copy(dst / tar, dst / "shards" / Path(tar).name)
     (fault,) = verify(str(dst)).found
     assert (fault.text, fault.mend) == (f"shards/{Path(tar).name}: no commit names it", Mend.EXTRA)
+    task = int(Path(tar).name[:6])
+    (dst / schema.commit_name(task, 2)).unlink()  # not even a task whose shards are not known has it there
+    assert {fault.text for fault in verify(str(dst)).found} == {
+        f"shards/{Path(tar).name}: no commit names it",
+        f"{schema.commit_name(task, 2)}: is missing",
+    }
     assert repair(str(dst)).ok
     assert _files(dst) == whole
 

@@ -13,7 +13,9 @@ from typing import Any, ClassVar
 
 import fsspec
 import pytest
+from fault_proxy import FaultProxy
 from fsspec.implementations.local import LocalFileSystem
+from s3_servers import S3Server
 
 from reelmae.pipeline import schema
 from reelmae.pipeline.dataset.contents import facts
@@ -24,6 +26,7 @@ from reelmae.pipeline.ingest.config import ShardConfig
 from reelmae.pipeline.ingest.job import shard
 from reelmae.pipeline.storage.access import Access
 from reelmae.pipeline.storage.checked import READS, download_agreed, read_agreed, read_checked
+from reelmae.pipeline.storage.checks import Content
 from reelmae.pipeline.storage.store import Store
 from reelmae.tools import cli
 
@@ -234,9 +237,38 @@ def test_a_file_that_is_never_twice_the_same_is_no_damage(tmp_path: Path, flaky:
     assert Flaky.reads["x"] == 2
 
 
-def test_what_a_store_has_a_checksum_of_is_read_once(tmp_path: Path, s3_server: Any) -> None:
-    store = Store(f"s3://{s3_server.bucket}/agreed")
-    store.publish_bytes(b"right", "x")
-    before = store.read_bytes("x")
-    assert read_agreed(store, "x") == before == b"right"
-    assert store.look("x").can_check
+class Counting(Store):
+    """A store that counts its downloads."""
+
+    downloads = 0
+
+    def download(self, path: str, to: Path) -> Content:
+        """As the store's own."""
+        self.downloads += 1
+        return super().download(path, to)
+
+
+def test_what_a_store_has_a_checksum_of_is_read_once(tmp_path: Path, s3_server: S3Server) -> None:
+    for url, downloads in ((s3_server.url("agreed"), 1), ("memory://agreed", 2)):
+        store = Counting(url)
+        store.publish_bytes(b"right", "x")
+        assert read_agreed(store, "x") == b"right"
+        assert store.downloads == downloads
+
+
+def test_verify_through_a_network_of_faults_says_the_same(
+    dst: Path, s3_server: S3Server, faulty: Callable[..., FaultProxy]
+) -> None:
+    store = Store(s3_server.url("networks/dst"))
+    for path in dst.rglob("*"):
+        if path.is_file():
+            store.publish(path, path.relative_to(dst).as_posix())
+    proxy = faulty("500", "503", "reset", "truncate", "flip", share=0.2)
+    report = verify(store.url(), access=proxy.s3.access())
+    assert (report.faults, report.clips) == ((), 5)
+    assert sum(report.retries.values()) >= 5
+    tar = next(dst.glob("shards/*.tar"))
+    _damage(tar)
+    store.publish(tar, f"shards/{tar.name}")
+    (fault,) = verify(store.url(), access=proxy.s3.access()).found
+    assert fault.file == f"shards/{tar.name}"

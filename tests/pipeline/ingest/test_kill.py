@@ -18,7 +18,6 @@ import pytest
 from reelmae.pipeline import schema
 from reelmae.pipeline.ingest.config import ShardConfig
 from reelmae.pipeline.ingest.job import shard
-from reelmae.pipeline.storage import scratch
 
 pytestmark = pytest.mark.slow
 KILLS = 21  # of each number of workers
@@ -116,21 +115,46 @@ def _cwd(pid: int) -> str:
     return ""
 
 
-def test_what_a_killed_worker_left_in_tmpdir_is_removed_by_the_next_job(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_a_killed_job_left_in_tmpdir_is_removed_by_the_next(tiny_bucket: Path, tmp_path: Path) -> None:
+    """All of it: of its workers, its plan, its records."""
+    (tmp_path / "tmp").mkdir()
+    for seconds in (0.6, 0.9, 1.2, 1.5):
+        process = _start(tiny_bucket, tmp_path / "dst", 2, tmp_path / "tmp")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=seconds)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert list((tmp_path / "tmp").glob("reelmae-*"))
+    assert _start(tiny_bucket, tmp_path / "dst", 2, tmp_path / "tmp").wait() == 0
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_of_children_killed_at_random_three_in_ten_cost_nothing(
+    list_processes: Callable[[Path], list[int]],
+    tiny_bucket: Path,
+    undisturbed: tuple[dict[str, bytes], float],
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    code = "import os, reelmae.pipeline.storage.scratch as s; s.Scratch(); print('made', flush=True); os.kill(os.getpid(), 9)"
-    subprocess.run([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(tmp_path)}, stdout=subprocess.DEVNULL)
-    living = scratch.Scratch()
-    assert len(list(tmp_path.iterdir())) == 2
-    assert scratch.sweep() == 0  # too young to be judged
-    for folder in tmp_path.iterdir():
-        os.utime(folder, (0, 0))
-    assert scratch.sweep() == 1
-    assert list(tmp_path.iterdir()) == [living.path]
-    living.close()
-    assert list(tmp_path.iterdir()) == []
+    draw, dst = random.Random(3), tmp_path / "dst"
+    process = _start(tiny_bucket, dst, 2, tmp_path)
+    seen: set[int] = set()
+    doomed: dict[int, float] = {}
+    killed = 0
+    while process.poll() is None:
+        for child in list_processes(tmp_path):
+            if child != process.pid and child not in seen and "reelmae-work-" in _cwd(child):
+                seen.add(child)
+                if draw.random() < 0.3:
+                    doomed[child] = time.monotonic() + draw.uniform(0, 0.3)
+        for child in [child for child, when in doomed.items() if when <= time.monotonic()]:
+            del doomed[child]
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, draw.choice([signal.SIGKILL, signal.SIGTERM]))
+                killed += 1
+        time.sleep(0.002)
+    assert process.returncode == 0
+    assert killed
+    assert _files(dst) == undisturbed[0]
 
 
 def test_a_killed_append_leaves_the_old_dataset_readable(tiny_bucket: Path, tmp_path: Path) -> None:

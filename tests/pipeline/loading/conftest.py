@@ -8,10 +8,13 @@ Two kinds of clip:
 from __future__ import annotations
 
 import hashlib
+import http.server
 import json
 import os
+import re
 import tempfile
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -244,6 +247,50 @@ def make_remote(ready_dataset: Callable[..., str], s3_server: Any, tmp_path: Pat
         return store.url()
 
     return make
+
+
+class _Ranges(http.server.BaseHTTPRequestHandler):
+    """Serves ranges of a store's files, each after `gate` has returned."""
+
+    store: Store
+    gate: Callable[[str, int], object]
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        asked = re.match(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        assert asked is not None
+        start, end = int(asked[1]), int(asked[2]) + 1
+        type(self).gate(self.path, start)
+        data = self.store.read_range(self.path.lstrip("/"), start, end - start)
+        self.send_response(206)
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Content-Range", f"bytes {start}-{end - 1}/*")
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def serve_ranges() -> Iterator[Callable[..., str]]:
+    """serve_ranges(store, gate) → URL of a web server with a store's files; gate(path, start) may hold a request."""
+    servers = []
+
+    def serve(store: Store, gate: Callable[[str, int], object]) -> str:
+        handler = type("Handler", (_Ranges,), {"store": store, "gate": staticmethod(gate)})
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        servers.append((server, threading.Thread(target=server.serve_forever)))
+        servers[-1][1].start()
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield serve
+    for server, thread in servers:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 @pytest.fixture(scope="session")

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import os
+import secrets
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -49,13 +51,14 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     _end(process)
 
 
-def _hold(dst: Path, *flags: str) -> subprocess.Popen[str]:
+def _hold(dst: Path | str, *flags: str, environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
     process = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(dst), *flags],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env={**os.environ, **(environment or {})},
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
@@ -333,3 +336,52 @@ def test_a_store_that_cannot_create_exclusively_says_so_once(caplog: pytest.LogC
         assert not Store(url).exists(CLAIM)
     finally:
         fsspec.filesystem("memory").store.clear()
+
+
+# --- on S3
+
+
+def test_on_s3_one_of_many_wins_and_a_killed_holder_is_taken_over(any_s3: Any) -> None:
+    url = any_s3.url(f"claims/{secrets.token_hex(4)}")
+    won, refused, gate = [], [], threading.Barrier(6)
+
+    def take() -> None:
+        store = Store(url, any_s3.access())
+        gate.wait()
+        try:
+            with Claim(store) as held:
+                gate.wait()
+                held.confirm()
+                won.append(held)
+        except ClaimedError:
+            gate.wait()
+            refused.append(store)
+
+    threads = [threading.Thread(target=take) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(won), len(refused)) == (1, 5)
+    store = Store(url, any_s3.access())
+    assert list(store.list()) == []
+
+    process = _hold(url, environment=any_s3.environment())
+    with pytest.raises(ClaimedError, match=f"process {process.pid}"), Claim(store):
+        pass
+    process.kill()
+    process.communicate()
+    with Claim(store) as held:
+        held.confirm()
+    assert list(store.list()) == []
+
+
+@pytest.mark.parametrize("method", ["PUT", "GET", "DELETE"])
+def test_an_answer_that_is_lost_costs_no_claim(method: str, faulty: Any, s3_server: Any) -> None:
+    """The server wrote the claim, and we were not told: it is ours all the same."""
+    proxy = faulty("lost", method=method, path=CLAIM, share=1.0, most=1)
+    url = s3_server.url(f"claims/{secrets.token_hex(4)}")
+    with Claim(Store(url, proxy.s3.access())) as held:
+        held.confirm()
+    assert proxy.counts["lost"] == 1
+    assert list(Store(url, s3_server.access()).list()) == []

@@ -7,7 +7,6 @@ import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,17 +23,17 @@ from reelmae.pipeline.storage.access import Access
 from reelmae.pipeline.storage.store import Store
 from reelmae.tools.bench import contenders, storage
 from reelmae.tools.bench.config import BenchStorageConfig
-from reelmae.tools.bench.contenders import Contender, Job, Timed
+from reelmae.tools.bench.contenders import Contender, Job
+from reelmae.tools.bench.run_contender import LOAD, MAKERS, Timed
 from reelmae.tools.cli import parse
 
 SMALL: dict[str, Any] = {"files": 2, "file_mib": 1.5, "clip_kib": 100, "rounds": 1, "threads": 3}
 HAS_BOTO3 = importlib.util.find_spec("boto3") is not None
-MAKERS: dict[str, Callable[[Job], Contender]] = {**contenders.READ, **contenders.WRITE}
 NAMES = [
     pytest.param(
         name, marks=pytest.mark.skipif(not HAS_BOTO3 and name.startswith("boto3"), reason="boto3 is not installed")
     )
-    for name in (*contenders.READ, *contenders.WRITE, *contenders.LOAD)
+    for name in (*contenders.READ, *contenders.WRITE, *LOAD)
 ]
 
 
@@ -54,7 +53,7 @@ def job(made: Job, tmp_path: Path) -> Job:
 
 
 def _make(job: Job, name: str) -> Contender:
-    return (MAKERS | contenders.load_contenders())[name](replace(job, name=name))
+    return MAKERS[name](replace(job, name=name))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -65,7 +64,7 @@ def test_a_contender_moves_all_bytes(job: Job, name: str) -> None:
     assert not list(Store(job.url, job.access).list("written")), "what was written is removed once it was checked"
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n.values[0] not in contenders.LOAD])
+@pytest.mark.parametrize("name", [n for n in NAMES if n.values[0] not in LOAD])
 def test_other_bytes_are_told(job: Job, name: str) -> None:
     wrong = replace(job.files[1], sha256=hashlib.sha256(b"others").hexdigest())
     contender = _make(replace(job, files=(job.files[0], wrong)), name)
@@ -117,7 +116,7 @@ def test_a_run_leaves_nothing_and_tells_no_secret(s3_server: S3Server, tmp_path:
     assert json.loads(out.read_text()) == found
     assert s3_server.secret not in out.read_text()
     assert set(found["read"]) == set(contenders.READ)
-    assert set(found["load"]) == set(contenders.LOAD)
+    assert set(found["load"]) == set(LOAD)
     without = set() if HAS_BOTO3 else {"boto3 upload_file"}
     assert set(found["write"]) == set(contenders.WRITE) - without
     assert set(found["missing"]) == without
@@ -192,7 +191,7 @@ def _timed(mb_per_s: float, *, extra_mib: int = 10, retries: int = 0) -> Timed:
 
 
 def test_ratios_are_those_of_the_same_round_and_targets_are_judged() -> None:
-    others = {name: _timed(500) for name in (*contenders.READ, *contenders.WRITE, *contenders.LOAD)}
+    others = {name: _timed(500) for name in (*contenders.READ, *contenders.WRITE, *LOAD)}
     base, ours, written = "obstore get_range", "reelmae download", "reelmae publish"
     rounds = [
         others | {base: _timed(1000), ours: _timed(500, extra_mib=100)},
@@ -229,7 +228,7 @@ def test_every_round_begins_with_another_contender(job: Job, monkeypatch: pytest
     monkeypatch.setattr(storage, "_run", run)
     for number in range(3):
         storage._round(job, number, ("write", "load"))
-    write, load = tuple(contenders.WRITE), contenders.LOAD
+    write, load = tuple(contenders.WRITE), LOAD
     assert played == [
         *write,
         *load,

@@ -15,7 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from reelmae.pipeline.errors import DatasetError, InputError
+from reelmae.pipeline.errors import ConfigError, DatasetError, InputError
+from reelmae.pipeline.storage.access import Access
+from reelmae.pipeline.storage.claim import Claim
+from reelmae.pipeline.storage.store import Store
 from reelmae.tools.reconstruct import reconstruct
 from reelmae.tools.report.write import write_report
 
@@ -254,3 +257,67 @@ def test_a_folder_of_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such folder"):
         write_report(tmp_path / "nowhere")
     assert not list(tmp_path.iterdir())
+
+
+# --- datasets on an object store, and jobs at work
+
+
+@pytest.fixture(scope="module")
+def remote(tiny_run: Path, s3_server: Any) -> Any:
+    """Store of the tiny run's shards on the S3 server."""
+    store = Store(s3_server.url("report/shards"), s3_server.access())
+    for path in sorted(p for p in (tiny_run / "shards").rglob("*") if p.is_file()):
+        store.publish(path, path.relative_to(tiny_run / "shards").as_posix())
+    return store
+
+
+def test_a_dataset_at_a_url_has_a_page(remote: Any, s3_server: Any, tiny_run: Path, tmp_path: Path) -> None:
+    page = write_report(remote.url(), tmp_path / "page.html", access=s3_server.access())
+    text = page.read_text(encoding="utf-8")
+    clips = len(pq.read_table(tiny_run / "shards" / "index.parquet"))
+    assert text.count("<figure><div class=frame><picture>") == clips
+    with pytest.raises(ConfigError, match=r"s3://.*: is a URL; give the page a place with --out"):
+        write_report(remote.url())
+    with pytest.raises(InputError, match=r"nothing: no finished shard dataset"):
+        write_report(s3_server.url("nothing"), tmp_path / "none.html", access=s3_server.access())
+    assert not (tmp_path / "none.html").exists()
+
+
+def test_a_byte_that_was_wrong_on_its_way_spoils_no_picture(remote: Any, faulty: Any, tmp_path: Path) -> None:
+    access = faulty("flip", share=0.5, path=".tar").s3.access()
+    text = write_report(remote.url(), tmp_path / "page.html", access=access).read_text(encoding="utf-8")
+    assert "<span class=note>cannot be read" not in text
+    assert access.retries.counts()["checksum"] > 0
+
+
+def test_a_run_on_an_object_store_finds_its_dataset_by_its_own_options(
+    remote: Any, s3_server: Any, run_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in s3_server.environment():
+        monkeypatch.delenv(name)
+    options, run = tmp_path / "options.json", run_copy / "train"
+    options.write_text(json.dumps(s3_server.options()))
+    config = json.loads((run / "config.json").read_text())
+    config["data"] |= {"url": remote.url(), "storage_options": f"@{options}"}
+    (run / "config.json").write_text(json.dumps(config))
+    text = write_report(run).read_text(encoding="utf-8")
+    assert "<table id=rejects>" in text
+    assert s3_server.secret not in text
+    options.unlink()
+    assert "Not in this report" in write_report(run, access=Access(patience_s=0)).read_text(encoding="utf-8")
+
+
+def test_a_job_that_is_at_work_is_told(run_copy: Path) -> None:
+    with Claim(Store(str(run_copy / "shards"))):
+        assert "When this page was written: a job is at work: " in write_report(run_copy).read_text(encoding="utf-8")
+    assert "a job is at work" not in write_report(run_copy).read_text(encoding="utf-8")
+
+
+def test_retries_of_a_run_are_told_where_there_are_any(run_copy: Path) -> None:
+    path = run_copy / "train" / "summary.json"
+    summary = json.loads(path.read_text())
+    assert summary["retries"] == {}
+    assert "tried again" not in write_report(run_copy).read_text(encoding="utf-8")
+    path.write_text(json.dumps(summary | {"retries": {"503 SlowDown": 3, "<b>": 1}}))
+    text = write_report(run_copy).read_text(encoding="utf-8")
+    assert "Reading the clips was tried again: 4 (3 x 503 SlowDown, 1 x &lt;b&gt;)." in text

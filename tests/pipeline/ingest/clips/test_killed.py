@@ -83,9 +83,13 @@ def test_a_killed_encoder_is_run_again(kill: str, source: Source, prober: Prober
     assert len(list((tmp_path / "work").iterdir())) == 1  # what the others left is removed
 
 
-def test_ffmpeg_that_ends_by_itself_for_sigterm_was_killed(source: Source, prober: Prober, tmp_path: Path) -> None:
-    """It catches the signal, and leaves with an exit status and no word."""
-    tool = _tool(tmp_path / "tool", "exit 255", 1)
+@pytest.mark.parametrize("words", ["", "moov atom not found"])
+def test_ffmpeg_that_ends_by_itself_for_sigterm_was_killed(
+    words: str, source: Source, prober: Prober, tmp_path: Path
+) -> None:
+    """It catches the signal and leaves with this exit status. Where it was reading, it calls the file damaged."""
+    line = f"{{ echo {words} >&2; exit 255; }}" if words else "exit 255"
+    tool = _tool(tmp_path / "tool", line, 1)
     assert isinstance(_make(source, prober, tmp_path / "work", tool), SourceClips)
     assert _runs(tmp_path / "tool") == 2
 

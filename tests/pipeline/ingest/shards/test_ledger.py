@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from s3_servers import S3Server
 
 from reelmae.pipeline import schema
 from reelmae.pipeline.errors import ClaimedError
@@ -68,3 +69,30 @@ def test_rows_with_many_blocks_are_written_in_smaller_pieces(dst: Path, monkeypa
         found = pq.read_table(dst / schema.INDEX)
         assert found.column("blocks").to_pylist() == [bytes(1000)] * 4
         assert found.remove_column(at).equals(whole.remove_column(at))
+
+
+def test_dangling_uploads_of_the_job_are_aborted_and_no_others(dst: Path, s3_server: S3Server) -> None:
+    store = Store(s3_server.url("ledger/dst"))
+    for path in dst.rglob("*"):
+        if path.is_file():
+            store.publish(path, path.relative_to(dst).as_posix())
+    names = ("shards/000001-00.tar", schema.shard_name(117, 0, 2), schema.commit_name(117, 2), "plan/sources-0.parquet")
+    others = (
+        "within/shards/000001-00.tar",
+        "shards-2/000001-00.tar",
+    )  # of a dataset below this one, and of a neighbour
+    client = s3_server.client()
+    try:
+        for name in (*names, *others):
+            client.create_multipart_upload(Bucket=s3_server.bucket, Key=f"ledger/dst/{name}")
+
+        def uploads() -> set[str]:
+            found = client.list_multipart_uploads(Bucket=s3_server.bucket, Prefix="ledger/dst").get("Uploads", ())
+            return {upload["Key"].removeprefix("ledger/dst/") for upload in found}
+
+        assert uploads() == {*names, *others}
+        ledger.finish(store, _plan(store))
+        assert uploads() == set(others)
+    finally:
+        client.close()
+    assert store.read_bytes(schema.DATASET_JSON) == (dst / schema.DATASET_JSON).read_bytes()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import http.server
 import os
-import re
 import subprocess
 import sys
 import threading
@@ -64,42 +62,11 @@ def start_worker() -> Iterator[Callable[[str], tuple[Connection, np.ndarray]]]:
         os.close(arena)
 
 
-class Held(http.server.BaseHTTPRequestHandler):
-    """Serves ranges of a store's files, none before the server's barrier lets it."""
-
-    store: Store
-    barrier: threading.Barrier
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        asked = re.match(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-        assert asked is not None
-        start, end = int(asked[1]), int(asked[2]) + 1
-        self.barrier.wait(timeout=HANGS_S)
-        data = self.store.read_range(self.path.lstrip("/"), start, end - start)
-        self.send_response(206)
-        self.send_header("Content-Length", str(len(data)))
-        self.send_header("Content-Range", f"bytes {start}-{end - 1}/*")
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
 @pytest.fixture
-def held_server(natural_index: ClipIndex) -> Iterator[str]:
+def held_server(natural_index: ClipIndex, serve_ranges: Callable[..., str]) -> str:
     """URL of the dataset on a server that answers only when three requests are waiting for it."""
-    handler = type("Handler", (Held,), {"store": natural_index.store, "barrier": threading.Barrier(3)})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    barrier = threading.Barrier(3)
+    return serve_ranges(natural_index.store, lambda path, start: barrier.wait(timeout=HANGS_S))
 
 
 def test_answers_come_in_order_with_what_they_cost(natural_index: ClipIndex, start_worker: Any) -> None:
