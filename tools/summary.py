@@ -37,6 +37,7 @@ COUNTED = 8  # values of a distribution that have a line each
 HISTOGRAM_ROWS = 16
 EXAMPLES = 2  # rejects of each reason
 DETAIL = 110  # characters of the decoder's words
+AT_WORK = "a job is at work"
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
@@ -58,14 +59,13 @@ def inspect(
     ready = store.exists(schema.DATASET_JSON)
     if ready and (rejects is not None or source is not None):
         return _lists(store, rejects, source, as_json)
-    facts = dataset_facts(store) if ready else None
+    facts, claim = dataset_facts(store) if ready else None, claim_text(store)
     job = job_state(store) if facts is None else facts.job
     if facts is None and job is None:
         raise InputError(f"{dst}: no shard dataset (neither {schema.DATASET_JSON} nor {schema.PLAN_JSON})")
     if facts is None and (rejects is not None or source is not None):
-        raise InputError(f"{dst}: {_progress(job)}; there are no lists before the job has ended")
+        raise InputError(f"{dst}: {_progress(job, claim)}; there are no lists before the job has ended")
     finished = facts is not None and (job is None or job.finished)
-    claim = claim_text(store)
     if as_json:
         values = {"url": store.url(), "job": asdict(job) if job else None} if facts is None else as_dict(facts)
         return {"finished": finished, "claim": claim} | values
@@ -73,7 +73,7 @@ def inspect(
     console.width = min(WIDTH, console.width) if console.is_terminal else WIDTH
     if not finished:
         before = "" if facts is None else "; the tables show the dataset as it was before"
-        console.print(Text(f"{printable(store.url())}: {_progress(job)}{before}\n", style="yellow"))
+        console.print(Text(f"{printable(store.url())}: {_progress(job, claim)}{before}\n", style="yellow"))
     if claim:
         console.print(Text(f"{claim}\n", style="yellow"))
     for title, table in tables(facts) if facts is not None else ():
@@ -96,7 +96,7 @@ def claim_text(store: Store) -> str | None:
     lives = None if holder.process is None else holder.process.lives()
     if lives is None:
         return f"claimed by a job: {who}"
-    return f"a job is at work: {who}" if lives else f"a job died here: {who}; the next one takes its place"
+    return f"{AT_WORK}: {who}" if lives else f"a job died here: {who}; the next one takes its place"
 
 
 def as_dict(facts: DatasetFacts) -> dict[str, Any]:
@@ -104,13 +104,13 @@ def as_dict(facts: DatasetFacts) -> dict[str, Any]:
     return {k: v for k, v in asdict(replace(facts, sheet=())).items() if k != "sheet"}
 
 
-def _progress(job: JobState | None) -> str:
+def _progress(job: JobState | None, claim: str | None) -> str:
     if job is None:
         return "not finished"
-    return (
+    text = (
         f"not finished: {job.tasks_done:,} of {job.tasks:,} tasks and {job.sources_done:,} of {job.sources:,} sources "
-        "are done; run reelmae shard again to go on"
     )
+    return text + ("are done" if claim and claim.startswith(AT_WORK) else "are done; run reelmae shard again to go on")
 
 
 # --- lines -----------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ import time
 import uuid
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,6 +44,7 @@ PARTS = 4  # of one file that are uploaded at a time
 MAX_PARTS = 10_000
 EXPIRED = ("ExpiredToken", "ExpiredTokenException", "RequestExpired")
 RENEW_EVERY_S = 30.0
+PROBE = ".reelmae-probe-"  # names by which `creates_exclusively` tries
 T = TypeVar("T")
 
 # of a client that tries once and does not wait for ever; the user's own come on top
@@ -317,7 +319,7 @@ class S3Files:
 
     def creates_exclusively(self, full: str, attempt: Attempt[Any]) -> bool:
         """Try with a file of its own name: the second creation must be refused."""
-        probe = f"{full}/.reelmae-probe-{uuid.uuid4().hex}"
+        probe = f"{full}/{PROBE}{uuid.uuid4().hex}"
         attempt(lambda n: self._put(b"probe", probe, n, crc64nvme(b"probe"), create=False))
         try:
             return not attempt(lambda n: self._put(b"probe", probe, n, crc64nvme(b"probe"), create=True))
@@ -330,9 +332,12 @@ class S3Files:
         self._call("delete_object", number, Bucket=bucket, Key=key)
 
     def sweep(self, full: str, attempt: Attempt[Any]) -> int:
-        """Abort the uploads in parts of killed writers below a folder."""
+        """Abort the uploads in parts of killed writers below a folder, and remove what they tried in it."""
         bucket, key = self._split(full)
         prefix = f"{key}/" if key else ""
+        tried = attempt(lambda n: self._call("list_objects_v2", n, Bucket=bucket, Prefix=f"{prefix}{PROBE}"))
+        for found in tried.get("Contents", ()):
+            attempt(partial(self.remove, f"{bucket}/{found['Key']}"))
         wanted: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix}
         swept = 0
         while True:

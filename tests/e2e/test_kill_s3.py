@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -83,18 +84,16 @@ def test_killed_during_an_upload_a_rerun_ends_with_the_same_bytes(
 
 
 @pytest.fixture(scope="module")
-def two_sources(nine_videos: Path, s3_server: S3Server) -> tuple[str, str]:
+def two_sources(nine_videos: Path, s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """Two buckets that have no video in common."""
-    halves = [sorted(p for p in nine_videos.rglob("*") if p.is_file())[i::2] for i in (0, 1)]
-    import tempfile
-
-    for name, paths in zip("ab", halves, strict=True):
-        with tempfile.TemporaryDirectory() as folder:
-            for path in paths:
-                there = Path(folder, path.relative_to(nine_videos))
-                there.parent.mkdir(parents=True, exist_ok=True)
-                there.write_bytes(path.read_bytes())
-            s3_jobs.upload(Path(folder), s3_server, f"two/{name}")
+    paths = sorted(p for p in nine_videos.rglob("*") if p.is_file())
+    for i, name in enumerate("ab"):
+        folder = tmp_path_factory.mktemp(name)
+        for path in paths[i::2]:
+            there = folder / path.relative_to(nine_videos)
+            there.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, there)
+        s3_jobs.upload(folder, s3_server, f"two/{name}")
     return s3_server.url("two/a"), s3_server.url("two/b")
 
 
@@ -182,5 +181,6 @@ def test_the_same_command_twice_at_once_ends_with_the_same_bytes(undisturbed: An
     name = "two/same"
     jobs = [_start(undisturbed.src, s3_server.url(name), s3_server) for _ in range(2)]
     ended = [s3_jobs.end(job) for job in jobs]
-    assert sorted(e.status == 0 for e in ended) == [False, True], ended
+    assert any(e.status == 0 for e in ended), ended
+    assert all(e.status == 0 or s3_server.url(name) in e.told for e in ended), ended
     assert s3_jobs.files_at(s3_server, name) == undisturbed.files

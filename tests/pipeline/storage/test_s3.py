@@ -144,7 +144,9 @@ def test_uploads_of_killed_writers_are_swept(s3_server: Any) -> None:
     assert store.sweep("shards", "commits") == 2
     left = _ask(store, "list_multipart_uploads", Prefix=_key(store, ""))
     assert [upload["Key"] for upload in left["Uploads"]] == [_key(store, "other")]
+    store.publish_bytes(b"probe", f"{s3.PROBE}of-a-killed-job")
     assert store.sweep("") == 1
+    assert list(store.list()) == []
 
 
 def test_an_upload_in_parts_does_not_overwrite_what_must_not_be(
