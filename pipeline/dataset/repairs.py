@@ -26,6 +26,7 @@ from reelmae.pipeline.errors import DatasetError, JobMismatchError, StorageError
 from reelmae.pipeline.ingest import job
 from reelmae.pipeline.ingest.ffmpeg import find_ffmpeg
 from reelmae.pipeline.ingest.plan import parts
+from reelmae.pipeline.ingest.plan.sources import access_of
 from reelmae.pipeline.ingest.shards.commits import committed_tasks, read_rejects
 from reelmae.pipeline.ingest.shards.pack import dali_index
 from reelmae.pipeline.storage.access import Access
@@ -130,7 +131,7 @@ def _refuse_other_sources(store: Store, plan: parts.Plan, tasks: set[int], acces
         raise JobMismatchError(
             f"{store.url()}: {'; '.join(different)}; the clips would not be the same. Nothing was touched"
         )
-    gone = [url for url in _source_urls(store, plan, tasks) if not _exists(url, access)]
+    gone = [url for url, src in _sources(store, plan, tasks) if not _exists(url, access_of(url, src, access))]
     if gone:
         more = f" and {len(gone) - SHOWN} more" if len(gone) > SHOWN else ""
         raise StorageError(
@@ -139,16 +140,20 @@ def _refuse_other_sources(store: Store, plan: parts.Plan, tasks: set[int], acces
         )
 
 
-def _source_urls(store: Store, plan: parts.Plan, tasks: set[int]) -> list[str]:
-    """The sources that these tasks read when they run again. A repair keeps the rejects of readable commits."""
-    urls: list[str] = []
+def _sources(store: Store, plan: parts.Plan, tasks: set[int]) -> list[tuple[str, str]]:
+    """The sources that these tasks read when they run again, each with its part's `src`.
+
+    A repair keeps the rejects of readable commits.
+    """
+    sources: list[tuple[str, str]] = []
     for part in plan.parts:
         here = sorted(t - part.first_task for t in tasks if part.holds(t))
         if here:
             with parts.part_file(store, part) as file:
-                urls += file.read_row_groups(here, ["url"]).column("url").to_pylist()
+                urls = file.read_row_groups(here, ["url"]).column("url").to_pylist()
+            sources += [(url, part.src) for url in urls]
     rejected = {url for task in tasks for url in read_rejects(store, task, plan.format)}
-    return [url for url in urls if url not in rejected]
+    return [(url, src) for url, src in sources if url not in rejected]
 
 
 def _exists(url: str, access: Access) -> bool:

@@ -33,6 +33,7 @@ from reelmae.pipeline.dataset.shards import Decoders, ShardCheck, by_shard
 from reelmae.pipeline.dataset.tables import BROKEN, IndexRows, RejectRows, Row, check_repeats, difference
 from reelmae.pipeline.errors import DatasetError, InputError, StorageError, StorageFullError
 from reelmae.pipeline.ingest.plan import parts
+from reelmae.pipeline.ingest.plan.source_files import download_sources
 from reelmae.pipeline.ingest.shards import ledger
 from reelmae.pipeline.ingest.shards.commits import FOREIGN, committed_tasks, read_commit
 from reelmae.pipeline.storage.access import Access
@@ -223,7 +224,7 @@ class _Check:
             if part is None:
                 download_agreed(self._store, name, path)
             else:
-                parts.download_part(self._store, part, path)
+                download_sources(self._store, part.file, path)
             file = self._stack.enter_context(pq.ParquetFile(path))
             if columns is None or file.schema_arrow.equals(columns):
                 return file

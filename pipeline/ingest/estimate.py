@@ -47,7 +47,7 @@ def estimate(
     source, store = Store(src, src_access), Store(dst, dst_access)
     there = parts.read_plan(store)
     if there is not None:
-        parts.refuse_mismatch(store, there, there.parts[0].src if append else src, config, find_ffmpeg())
+        parts.refuse_mismatch(store, there, there.parts[0].src if append else source.url(), config, find_ffmpeg())
     listing = list_sources(src, config, src_access)
     table, known = listing.table, 0 if there is None else there.sources
     if there is not None:

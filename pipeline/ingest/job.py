@@ -267,10 +267,11 @@ def _freeze_plan(
         if retry:
             raise InputError(f"{store.url()}: --retry-rejected needs a job there; run it without first")
         return parts.new_plan(src, store, config, tool, limit, access, claim.confirm), 0
-    if append and not any(Store(src, access).url() == part.src for part in there.parts):
+    url = Store(src, access).url()
+    if append and not any(url == part.src for part in there.parts):
         parts.refuse_mismatch(store, there, there.parts[0].src, config, tool)  # another bucket may be added
     else:
-        parts.refuse_mismatch(store, there, src, config, tool)
+        parts.refuse_mismatch(store, there, url, config, tool)
     if not append and not retry:
         first = there.parts[0]
         if limit is not None and limit != first.limit:

@@ -34,7 +34,6 @@ from reelmae.pipeline.storage.remote import FsspecFiles
 from reelmae.pipeline.storage.retry import Outage, retry
 from reelmae.pipeline.storage.s3 import CONFIG, S3Files
 from reelmae.pipeline.storage.scratch import scratch_folder
-from reelmae.pipeline.storage.scratch import scratch_folder
 
 __all__ = ["Entry", "Store", "require_folder", "whole_file"]
 

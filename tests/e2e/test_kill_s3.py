@@ -46,26 +46,29 @@ def _kill_children(process: subprocess.Popen[str]) -> None:
 HELD = {"tar": "partNumber=2", "tar's end": "uploadId=", "commit": "commits/", "dataset": "dataset.json"}
 
 
-@pytest.mark.parametrize("kill", [_kill_group, _kill_job, _kill_children], ids=["group", "job", "children"])
-@pytest.mark.parametrize("held", HELD)
+KILLS = {"group": _kill_group, "job": _kill_job, "children": _kill_children}
+BOTH = [*((held, kill) for held in ("tar", "commit") for kill in KILLS), ("tar's end", "job"), ("dataset", "group")]
+
+
+@pytest.mark.parametrize(("held", "killed"), BOTH)
 def test_killed_during_an_upload_a_rerun_ends_with_the_same_bytes(
     held: str,
-    kill: Callable[[subprocess.Popen[str]], None],
+    killed: str,
     undisturbed_big: dict[str, bytes],
     s3_server: S3Server,
     faulty: Faulty,
     tmp_path: Path,
 ) -> None:
-    name = f"kill/{held[:5].strip()}{len(held)}-{kill.__name__[6:]}"
+    name, kill = f"kill/{list(HELD).index(held)}-{killed}", KILLS[killed]
     method = "POST" if held == "tar's end" else "PUT"  # the request that joins the parts
     proxy = faulty("stall", share=1, method=method, path=HELD[held])
     args = ["shard", s3_server.url("kill/raw"), s3_server.url(name), *BIG]
-    process = s3_jobs.start(args, proxy.s3, hasty=kill is _kill_children, tmpdir=tmp_path)
+    process = s3_jobs.start(args, proxy.s3, hasty=killed == "children", tmpdir=tmp_path)
     proxy.wait_for("stall")
     below = list(s3_jobs.descendants(process.pid))
     kill(process)
     proxy.faults = None
-    if kill is _kill_children:  # costs nothing: the job goes on
+    if killed == "children":  # costs nothing: the job goes on
         done = s3_jobs.end(process)
         assert done.status == 0, done
     else:

@@ -39,7 +39,12 @@ BATCHES = 8
 RUN_S = 240.0  # only what hangs takes so long, on any machine
 # pauses and deadlines of many seconds become those of tests; everything else is the command as it is
 SHORT = {
-    "reelmae.pipeline.storage.retry": {"FIRST_PAUSE_S": 0.05, "LONGEST_PAUSE_S": 0.5, "DEADLINE_S": 0.5},
+    "reelmae.pipeline.storage.retry": {
+        "FIRST_PAUSE_S": 0.05,
+        "LONGEST_PAUSE_S": 0.5,
+        "DEADLINE_S": 0.5,
+        "SLOWEST": 1.5e7,
+    },
     "reelmae.pipeline.storage.s3_ranges": {"DEADLINE_S": 0.5},
     "reelmae.pipeline.storage.outage": {"TELL_AFTER_S": 0.5},
 }
@@ -101,12 +106,13 @@ def start(
     server: S3Server | None,
     *,
     hasty: bool = True,
+    program: str = "",
     tmpdir: Path | None = None,
-    more: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[str]:
-    """`reelmae ARGS` in a process group of its own, at the server that the environment names."""
-    argv = [sys.executable, "-c", HASTY] if hasty else [sys.executable, "-m", "reelmae.tools.cli"]
-    environ = environment(server) | ({"TMPDIR": str(tmpdir)} if tmpdir else {}) | dict(more or {})
+    """`reelmae ARGS` in a process group of its own, at the server that the environment names; or another program."""
+    program = program or (HASTY if hasty else "")
+    argv = [sys.executable, "-c", program] if program else [sys.executable, "-m", "reelmae.tools.cli"]
+    environ = environment(server) | ({"TMPDIR": str(tmpdir)} if tmpdir else {})
     return subprocess.Popen(
         [*argv, *args], env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )

@@ -48,3 +48,9 @@ def test_off_a_terminal_the_last_step_is_told_in_a_plain_line_on_stderr(
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines()[-1] == "step 3/3  loss 0.5000  12.3 clips/s  waiting 25%"
+
+
+def test_retries_are_told_where_there_are_any(capsys: pytest.CaptureFixture[str]) -> None:
+    with Display(1, 0) as display:
+        display.show({"step": 1, "loss": 0.5, "clips_per_s": 1.0, "wait_share": 0.25, "retries": 7})
+    assert capsys.readouterr().err.endswith("waiting 25%  7 retries\n")

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,13 +31,12 @@ from reelmae.pipeline.ingest import encoders
 from reelmae.pipeline.ingest.config import ShardConfig
 from reelmae.pipeline.ingest.ffmpeg import Tool
 from reelmae.pipeline.ingest.plan.deal import deal_sources, label_ids, sources_per_task, write_plan
+from reelmae.pipeline.ingest.plan.source_files import download_sources, is_named_by_digest, name_file
 from reelmae.pipeline.ingest.plan.sources import list_sources
 from reelmae.pipeline.storage.access import Access
-from reelmae.pipeline.storage.checked import download_agreed, read_agreed, read_checked
+from reelmae.pipeline.storage.checked import read_agreed
 from reelmae.pipeline.storage.scratch import scratch_folder
 from reelmae.pipeline.storage.store import Store
-
-_BY_DIGEST = re.compile(r"plan/sources-([0-9a-f]{16})\.parquet")
 
 
 class PlanPart(BaseModel):
@@ -165,7 +163,8 @@ def new_plan(
         columns=dict(sorted(listing.columns.items())),  # as plan.json gives them back
         parts=(),
     )
-    return _add_part(store, empty, src, listing.table, tool, limit=limit, retry=None, confirm=confirm)
+    url = Store(src, access).url()
+    return _add_part(store, empty, url, listing.table, tool, limit=limit, retry=None, confirm=confirm)
 
 
 def append_sources(
@@ -201,7 +200,8 @@ def append_sources(
     changed = int(pc.sum(moved).as_py() or 0)
     if not fresh.num_rows:
         return old, changed
-    return _add_part(store, old, src, fresh, tool, limit=limit, retry=None, confirm=confirm), changed
+    url = Store(src, access).url()
+    return _add_part(store, old, url, fresh, tool, limit=limit, retry=None, confirm=confirm), changed
 
 
 def retry_rejects(store: Store, old: Plan, tool: Tool, reason: str, confirm: Callable[[], None] | None = None) -> Plan:
@@ -272,50 +272,16 @@ def part_file(store: Store, part: PlanPart) -> Iterator[pq.ParquetFile]:
     """The file of a part's sources; row group i holds its task i."""
     with scratch_folder() as folder:
         path = Path(folder, "sources.parquet")
-        download_part(store, part, path)
+        download_sources(store, part.file, path)
         with pq.ParquetFile(path) as file:
             yield file
-
-
-def download_part(store: Store, part: PlanPart, to: Path) -> None:
-    """Copy the file of a part's sources; DatasetError where it is not the one that its name says."""
-    named = _BY_DIGEST.fullmatch(part.file)
-    if named is None:  # format 1
-        download_agreed(store, part.file, to)
-        return
-    wanted = named.group(1)
-
-    def download() -> Path:
-        store.download(part.file, to)
-        return to
-
-    def check(path: Path) -> None:
-        if _file_digest(path) != wanted:
-            raise DatasetError(
-                f"{store.url(part.file)}: its bytes are not those of its name (sha256); put it back from a copy, "
-                "or shard the bucket anew to another DST"
-            )
-
-    read_checked(store, download, check, (DatasetError,))
 
 
 def stray_sources(store: Store, plan: Plan) -> list[str]:
     """Files of sources that the plan does not name. Format 1 has none: there, the next part takes the file's name."""
     named = {part.file for part in plan.parts}
     there = [entry.path for entry in store.list("plan")] if plan.format > 1 else []
-    return [path for path in there if _BY_DIGEST.fullmatch(path) and path not in named]
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
-def _file_name(path: Path, number: int, format: int) -> str:
-    """What the file of sources of the plan's part `number` is called."""
-    if format > 1:
-        return f"plan/sources-{_file_digest(path)}.parquet"
-    return schema.PLAN_SOURCES if not number else schema.PLAN_SOURCES.replace(".", f"-{number:04d}.")
+    return [path for path in there if is_named_by_digest(path) and path not in named]
 
 
 def _add_part(
@@ -342,14 +308,14 @@ def _add_part(
     with scratch_folder() as folder:
         path = Path(folder, "sources.parquet")
         write_plan(planned, path, per_task)
-        file = _file_name(path, number, old.format)
+        file = name_file(path, number, old.format)
         if confirm is not None:
             confirm()
         store.publish(path, file)
     if labels != known:
         store.publish_bytes(as_json(labels), schema.LABELS)
     part = PlanPart(
-        src=Store(src).url(),
+        src=src,
         file=file,
         first_task=old.tasks,
         tasks=-(-planned.num_rows // per_task),
@@ -373,12 +339,15 @@ def _label_names(sources: pa.Table) -> set[str]:
 
 
 def refuse_mismatch(store: Store, there: Plan, src: str, config: ShardConfig, tool: Tool) -> None:
-    """JobMismatchError with every difference between the job at DST and the one that the user wants."""
+    """JobMismatchError with every difference between the job at DST and the one that the user wants.
+
+    src: as Store.url() gives it.
+    """
     old, new = there.config.model_dump(mode="json"), config.model_dump(mode="json")
     differences = [f"{key}: {old[key]!r} there, {new[key]!r} here" for key in sorted(new) if old[key] != new[key]]
     sources = list(dict.fromkeys(part.src for part in there.parts))
-    if Store(src).url() not in sources:
-        differences.insert(0, f"src: {', '.join(map(repr, sources))} there, {Store(src).url()!r} here")
+    if src not in sources:
+        differences.insert(0, f"src: {', '.join(map(repr, sources))} there, {src!r} here")
     if not differences and not is_finished(store, there):
         last = there.parts[-1]
         differences += tool_differences(there, tool, set(range(last.first_task, there.tasks)))

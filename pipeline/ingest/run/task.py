@@ -43,6 +43,7 @@ from reelmae.pipeline.ingest.clips.source import Source
 from reelmae.pipeline.ingest.config import ShardConfig
 from reelmae.pipeline.ingest.ffmpeg import find_ffmpeg
 from reelmae.pipeline.ingest.plan import parts
+from reelmae.pipeline.ingest.plan.source_files import download_sources
 from reelmae.pipeline.ingest.plan.sources import NoSourceError, access_of, fetch, is_manifest, refuse_lost_root
 from reelmae.pipeline.ingest.sandbox import Sandbox
 from reelmae.pipeline.ingest.shards.commits import read_rejects
@@ -272,7 +273,7 @@ class TaskWorker:
     def _read_sources(self, task: int, part: parts.PlanPart) -> list[dict[str, Any]]:
         path = self._folder / Path(part.file).name
         if not path.exists():
-            parts.download_part(self._store, part, path)
+            download_sources(self._store, part.file, path)
         with pq.ParquetFile(path) as file:
             return file.read_row_group(task - part.first_task).to_pylist()
 

@@ -296,6 +296,8 @@ waiting.start()
 sys.stdin.readline()  # a request hangs
 loader.close()
 print("closed", flush=True)
+waiting.join(90)
+print("ended" if not waiting.is_alive() else "still waiting")
 """
 
 
@@ -320,7 +322,7 @@ def test_closing_while_a_store_stalls_does_not_hang_and_prints_nothing(
         process.stdin.write("\n")
         process.stdin.flush()
         out, err = process.communicate(timeout=HANGS_S)
-    assert process.returncode == 0 and "closed" in out
+    assert process.returncode == 0 and "closed" in out and "ended" in out, out
     assert "Traceback" not in err and "Exception" not in err, err
 
 

@@ -28,8 +28,8 @@ HOLD = (
     "import sys\n"
     "from reelmae.pipeline.storage import claim\n"
     "from reelmae.pipeline.storage.store import Store\n"
-    "claim.BEAT_S = 0.1\n"
-    "with claim.Claim(Store(sys.argv[1]), takeover=len(sys.argv) > 2) as held:\n"
+    "claim.BEAT_S = float(sys.argv[2])\n"
+    "with claim.Claim(Store(sys.argv[1]), takeover=sys.argv[3] == 'True') as held:\n"
     "    print('held', flush=True)\n"
     "    for line in sys.stdin:\n"
     "        held.confirm()\n"
@@ -51,9 +51,15 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     _end(process)
 
 
-def _hold(dst: Path | str, *flags: str, environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+def _hold(
+    dst: Path | str,
+    *,
+    takeover: bool = False,
+    beat_s: float = 0.1,
+    environment: Mapping[str, str] | None = None,
+) -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(dst), *flags],
+        [sys.executable, "-c", HOLD, str(dst), str(beat_s), str(takeover)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -129,7 +135,10 @@ def test_it_is_given_back_on_errors(error: type[BaseException], tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_living_job_of_this_machine_refuses_at_once(holder: subprocess.Popen[str], tmp_path: Path) -> None:
+def test_a_living_job_of_this_machine_refuses_at_once(
+    holder: subprocess.Popen[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claim_module, "WATCH_S", 0.0)  # watching would see no sign of life
     store = Store(str(tmp_path / "dst"))
     with (
         pytest.raises(ClaimedError, match=rf"dst: another job .*process {holder.pid}, since 2.*--takeover$") as refused,
@@ -218,7 +227,8 @@ def test_a_foreign_job_that_ends_while_it_is_watched_leaves_its_place(
     end.join()
 
 
-def test_takeover_stops_the_first_before_its_next_commit(holder: subprocess.Popen[str], tmp_path: Path) -> None:
+def test_takeover_stops_the_first_before_its_next_commit(tmp_path: Path) -> None:
+    holder = _hold(tmp_path / "dst", beat_s=3600)  # so that not its heartbeat finds it out
     with Claim(Store(str(tmp_path / "dst")), takeover=True) as held:
         out, err = holder.communicate("now\n")
         assert out == ""
@@ -233,7 +243,7 @@ def test_takeover_stops_the_first_before_its_next_commit(holder: subprocess.Pope
 def test_the_first_finds_it_out_by_its_heartbeat_too(tmp_path: Path) -> None:
     dst = tmp_path / "dst"
     with Claim(Store(str(dst))) as held:
-        second = _hold(dst, "takeover")
+        second = _hold(dst, takeover=True)
         with pytest.raises(ClaimedError, match=f"process {second.pid}"):
             while True:
                 held.check()  # asks no store

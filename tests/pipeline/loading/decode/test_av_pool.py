@@ -24,7 +24,7 @@ HANGS_S = 120  # only what never ends takes so long, on any machine
 
 def config(**settings: object) -> LoaderConfig:
     base = {"backend": "av", "device": "cpu", "sample": SamplePolicy(frames=4, size=32, stride=4), "patch": (2, 8, 8)}
-    return LoaderConfig(**{**base, "workers": 2, "batch_videos": 8, **settings})  # type: ignore[arg-type]
+    return LoaderConfig(**{**base, "workers": 2, "batch_videos": 8, "lanes": 8, **settings})  # type: ignore[arg-type]
 
 
 class Gate:
@@ -41,9 +41,11 @@ class Gate:
         with self._changed:
             self._waiting.add((path, start))
             self.most = max(self.most, len(self._waiting))
-            self._open |= len(self._waiting) >= self.wanted
+            if len(self._waiting) == self.wanted:
+                self._changed.wait_for(lambda: len(self._waiting) > self.wanted, 1.0)  # time for more
+                self._open = True
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._open, HANGS_S)
+            self._open |= not self._changed.wait_for(lambda: self._open, HANGS_S)  # then the test fails, and soon
             self._waiting.discard((path, start))
 
 

@@ -451,11 +451,11 @@ def test_others_cannot_look_into_a_new_cache(make_cache: Any) -> None:
 
 def test_a_shard_comes_by_several_requests_at_a_time(store: CountingStore, make_cache: Any) -> None:
     """Each waits until as many are under way as a shard may have."""
-    barrier = threading.Barrier(shard_cache.PIECES)
+    barrier = threading.Barrier(4)
 
     class Held(CountingStore):
         def read_range(self, path: str, offset: int, size: int) -> bytes:
-            if offset < shard_cache.PIECES * shard_cache.CHUNK:
+            if offset < 4 * shard_cache.CHUNK:
                 barrier.wait(HANGS_S)
             return super().read_range(path, offset, size)
 
