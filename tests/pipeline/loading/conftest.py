@@ -256,7 +256,9 @@ class _Ranges(http.server.BaseHTTPRequestHandler):
     gate: Callable[[str, int], object]
 
     def do_HEAD(self) -> None:
-        self.do_GET()
+        self.send_response(200)
+        self.send_header("Content-Length", str(self.store.size(self.path.lstrip("/"))))
+        self.end_headers()
 
     def do_GET(self) -> None:
         asked = re.match(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
@@ -274,6 +276,10 @@ class _Ranges(http.server.BaseHTTPRequestHandler):
         pass
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    request_queue_size = 128  # more than 5 connections come at once
+
+
 @pytest.fixture
 def serve_ranges() -> Iterator[Callable[..., str]]:
     """serve_ranges(store, gate) → URL of a web server with a store's files; gate(path, start) may hold a request."""
@@ -281,7 +287,7 @@ def serve_ranges() -> Iterator[Callable[..., str]]:
 
     def serve(store: Store, gate: Callable[[str, int], object]) -> str:
         handler = type("Handler", (_Ranges,), {"store": store, "gate": staticmethod(gate)})
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        server = _Server(("127.0.0.1", 0), handler)
         servers.append((server, threading.Thread(target=server.serve_forever)))
         servers[-1][1].start()
         return f"http://127.0.0.1:{server.server_port}"
