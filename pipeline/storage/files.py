@@ -74,7 +74,7 @@ class Files(Protocol):
         """Remove one file; no error where there is none."""
 
     def sweep(self, full: str, attempt: Attempt[Any]) -> int:
-        """Remove what killed writers left directly in a folder; how many."""
+        """Remove what killed writers left in a folder, or at this path; how many there were."""
 
     def describe(self) -> dict[str, Any]:
         """Facts for people: kind, endpoint."""

@@ -332,18 +332,18 @@ class S3Files:
         self._call("delete_object", number, Bucket=bucket, Key=key)
 
     def sweep(self, full: str, attempt: Attempt[Any]) -> int:
-        """Abort the uploads in parts of killed writers below a folder, and remove what they tried in it."""
+        """Abort the uploads in parts of killed writers at this path and below, and remove what they tried beside it."""
         bucket, key = self._split(full)
-        prefix = f"{key}/" if key else ""
-        tried = attempt(lambda n: self._call("list_objects_v2", n, Bucket=bucket, Prefix=f"{prefix}{PROBE}"))
+        beside = f"{key.rpartition('/')[0]}/" if "/" in key else ""
+        tried = attempt(lambda n: self._call("list_objects_v2", n, Bucket=bucket, Prefix=f"{beside}{PROBE}"))
         for found in tried.get("Contents", ()):
             attempt(partial(self.remove, f"{bucket}/{found['Key']}"))
-        wanted: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix}
+        wanted: dict[str, Any] = {"Bucket": bucket, "Prefix": key}
         swept = 0
         while True:
             page = attempt(lambda n: self._call("list_multipart_uploads", n, **wanted))
             for upload in page.get("Uploads", ()):
-                if upload["Key"].startswith(prefix):
+                if not key or upload["Key"] == key or upload["Key"].startswith(f"{key}/"):
                     where: dict[str, Any] = {"Bucket": bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
                     self._abort(where, 0)
                     swept += 1

@@ -139,14 +139,14 @@ def test_a_download_of_other_bytes_than_the_store_knows_is_fetched_again(
 
 def test_uploads_of_killed_writers_are_swept(s3_server: Any) -> None:
     store = Store(s3_server.url("dangling"))
-    for name in ("shards/a.tar", "commits/b", "other"):
+    for name in ("shards/a.tar", "shards/0001/b.tar", "commits/b", "index.parquet", "index.parquet2", "shards2/c"):
         _ask(store, "create_multipart_upload", Key=_key(store, name))
-    assert store.sweep("shards", "commits") == 2
-    left = _ask(store, "list_multipart_uploads", Prefix=_key(store, ""))
-    assert [upload["Key"] for upload in left["Uploads"]] == [_key(store, "other")]
     store.publish_bytes(b"probe", f"{s3.PROBE}of-a-killed-job")
-    assert store.sweep("") == 1
+    assert store.sweep("shards", "commits", "index.parquet") == 4
+    left = _ask(store, "list_multipart_uploads", Prefix=_key(store, ""))
+    assert sorted(upload["Key"] for upload in left["Uploads"]) == [_key(store, n) for n in ("index.parquet2", "shards2/c")]
     assert list(store.list()) == []
+    assert store.sweep("") == 2
 
 
 def test_an_upload_in_parts_does_not_overwrite_what_must_not_be(

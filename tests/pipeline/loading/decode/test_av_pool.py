@@ -45,7 +45,8 @@ class Gate:
                 self._changed.wait_for(lambda: len(self._waiting) > self.wanted, 1.0)  # time for more
                 self._open = True
             self._changed.notify_all()
-            self._open |= not self._changed.wait_for(lambda: self._open, HANGS_S)  # then the test fails, and soon
+            if not self._changed.wait_for(lambda: self._open, HANGS_S):
+                self._open = True  # the test fails, and soon
             self._waiting.discard((path, start))
 
 
