@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PUBLIC = {
     "reelmae.pipeline.loading": "ClipIndex Selection mix ClipLoader ClipSweep LoaderConfig SamplePolicy MaskPolicy "
     "DecoderMaskPolicy ClipBatch",
+    "reelmae.pipeline.storage": "Access Store parse_options",
     "reelmae.pipeline.ingest": "shard ShardConfig",
     "reelmae.pipeline.dataset": "verify repair facts",
     "reelmae.model": "MaskedAutoencoder Classifier load_model ViTConfig MAEConfig MotionConfig ClassifierConfig mae_config "

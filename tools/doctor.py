@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import secrets
-import subprocess
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -127,7 +126,7 @@ def _store_warnings(store: dict[str, Any]) -> list[str]:
 def _encoders(ffmpeg: str) -> dict[str, bool]:
     """Whether ffmpeg was built with each encoder; for NVENC, whether it encoded a few frames."""
     argv = [ffmpeg, "-hide_banner", "-encoders"]
-    listed = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60).stdout
+    listed = sandbox.Sandbox().output(argv, limits=sandbox.Limits(wall_s=60), cwd=Path("/"))  # without our keys
     names = {line.split()[1] for line in listed.splitlines() if len(line.split()) > 1}
     built = {name: library in names for name, library in LIBRARIES.items()}
     return built | {f"nvenc_{codec}": _nvenc(ffmpeg, codec) for codec in ("h264", "hevc")}

@@ -257,7 +257,7 @@ class Store:
 
     def describe(self) -> dict[str, Any]:
         """Facts for people about where this is: kind, and for S3 endpoint and region. Never a secret."""
-        return self._files.describe()
+        return self._attempt("", lambda _: self._files.describe())
 
     def _retry(self, path: str, call: Callable[[int], T]) -> T:
         """Of a call that reads one file: where that is missing, it is looked for a second time."""

@@ -44,7 +44,14 @@ def test_what_cannot_be_reached_is_told_with_its_cause(s3_server: Any, faulty: A
     proxy = faulty()
     proxy.down()
     refused = check_store(s3_server.url("x"), proxy.s3.access(0))
-    for found, words in ((keys, "keys are not accepted"), (missing, "no such bucket"), (refused, "refused")):
+    profile = check_store("s3://bucket/x", Access({"profile": "nope"}, patience_s=0))
+    told = (
+        (keys, "keys are not accepted"),
+        (missing, "no such bucket"),
+        (refused, "refused"),
+        (profile, "no such profile"),
+    )
+    for found, words in told:
         assert not found["reachable"]
         assert words in found["problem"] and "\n" not in found["problem"]
     with pytest.raises(InputError, match="nosuch"):

@@ -1,10 +1,8 @@
-"""Lists the sources of a job, from a folder, a bucket or a manifest; and copies one source to local disk.
+"""Lists the sources of a job, from a folder, a bucket or a manifest.
 
 - Nothing is skipped: dot files, side files and broken links are sources and end among the rejects.
 - A source is named by its full URL, a local one by its plain absolute path. A local name that is not UTF-8 cannot
   stand in a table; it is named by a percent-encoded `file://` URL.
-- A link that leads out of the bucket is not followed.
-- A source is gone only if the folder that it was in is still there: an unmounted disk is not a thousand gone files.
 - Options of SRC's file system are for URLs of its kind alone: what a manifest names elsewhere never gets its keys.
 - A manifest's paths are relative to its folder. Refused, unless the config allows them, are a path that leads out of
   that folder, an absolute path or a URL of the manifest's own scheme elsewhere, and a file of this machine in a
@@ -16,12 +14,9 @@ It holds the finished table and 50,000 rows as Python objects in memory.
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import re
-import shutil
-import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +26,7 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 import fsspec
 import pyarrow as pa
 
-from reelmae.pipeline.errors import InputError, ReelmaeError, StorageError, StorageFullError
+from reelmae.pipeline.errors import InputError
 from reelmae.pipeline.ingest.config import ShardConfig
 from reelmae.pipeline.ingest.plan.deal import LISTED, OPEN, ROWS, WHOLE, group_rows
 from reelmae.pipeline.ingest.plan.manifest import (
@@ -45,16 +40,12 @@ from reelmae.pipeline.ingest.plan.manifest import (
 )
 from reelmae.pipeline.schema import FORMAT
 from reelmae.pipeline.storage.access import Access
-from reelmae.pipeline.storage.retry import Outage, retry
 from reelmae.pipeline.storage.store import Store, require_folder
 
 MANIFESTS = (".csv", ".tsv", ".jsonl", ".parquet")
 _CLOUD = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "oci", "hf")
 _NETWORK = ("http", "https", "ftp", "sftp", "ssh", "hdfs", "webhdfs")
 REMOTE = (*_CLOUD, *_NETWORK, "memory")  # schemes that cannot reach a file of this machine
-_WEB = ("http", "https")
-_REFUSED_FOR_GOOD = (401, 403, 404, 410, 451)  # answers of a web server that waiting does not change
-_NO_SOURCE = {errno.ELOOP: "a link in a ring", errno.ENAMETOOLONG: "its name is too long"}
 _BATCH = 50_000  # rows turned into arrow at once
 _LONGEST = 4096  # characters of a path
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://")
@@ -62,19 +53,6 @@ _ALIASES = {"s3a": "s3", "gcs": "gs"}
 _DOTS = re.compile(r"(?:/|%2f)(?:\.|%2e){1,2}(?:/|%2f|$)", re.IGNORECASE)
 _CLOCK = re.compile(r"(?:([0-9]+):(?=[0-5]?[0-9]:))?([0-9]+):([0-5]?[0-9](?:\.[0-9]*)?)")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
-
-
-class NoSourceError(ReelmaeError):
-    """This is no source and will never be one: no plain file, a link that leads nowhere good, a refused web address."""
-
-
-@dataclass(frozen=True)
-class Fetched:
-    """A source's copy on local disk."""
-
-    bytes: int
-    is_checked: bool
-    """Whether its bytes are surely those of the store: it is local, or was held against a checksum."""
 
 
 @dataclass(frozen=True)
@@ -328,102 +306,13 @@ def access_of(url: str, src: str, access: Access) -> Access:
     The kind of a local manifest's options is that of its cloud URLs.
     """
     mine, theirs = _family(url), "" if _is_local(src) else _family(src)
-    if mine == theirs or (not theirs and mine not in (*_WEB, *_NETWORK)):
+    if mine == theirs or (not theirs and mine not in _NETWORK):
         return access
     return replace(access, options={})
 
 
-def fetch(url: str, to: Path, *, root: Path | None, access: Access | None = None) -> Fetched:
-    """Copy a source to `to` on local disk. A local file is hard-linked where that is possible.
-
-    FileNotFoundError where it is gone; NoSourceError where it is no plain file, or a link that leads out of `root` or
-    in a ring, or a web address that is refused for good; StorageError where it cannot be read; StorageFullError where
-    there is no room for the copy.
-    """
-    access = access or Access()
-    local = _local_path(url)
-    if local is not None:
-        retry(lambda number: _link_or_copy(local, to, root), url=url, access=access, outage=Outage())
-        return Fetched(to.stat().st_size, is_checked=True)
-    try:
-        content = Store(url, access).download("", to)
-    except StorageError as e:
-        status = _status_of(e)
-        if url.lower().startswith(_WEB) and status in _REFUSED_FOR_GOOD:
-            raise NoSourceError(f"the server answers {status}") from e
-        raise
-    return Fetched(to.stat().st_size, content.can_check)
-
-
-def _status_of(error: BaseException) -> int | None:
-    """The HTTP status that an error was raised from."""
-    cause: BaseException | None = error
-    while cause is not None:
-        status = getattr(cause, "status", None)
-        if isinstance(status, int):
-            return status
-        cause = cause.__cause__
-    return None
-
-
-def _link_or_copy(local: Path, to: Path, root: Path | None) -> None:
-    try:
-        real = local.resolve(strict=True)
-    except NotADirectoryError:  # a folder above it is a file now
-        raise FileNotFoundError(str(local)) from None
-    except (RuntimeError, OSError) as e:  # pathlib makes a RuntimeError of ELOOP
-        number = errno.ELOOP if isinstance(e, RuntimeError) else e.errno
-        if number in _NO_SOURCE:
-            raise NoSourceError(_NO_SOURCE[number]) from None  # its cause would be taken for the storage's
-        raise
-    if root is not None and not real.is_relative_to(root):
-        raise NoSourceError("a link that leads out of the bucket; not followed")
-    if not stat.S_ISREG(real.stat().st_mode):
-        raise NoSourceError("no plain file")
-    to.unlink(missing_ok=True)
-    try:
-        to.hardlink_to(real)
-    except OSError:  # another filesystem, or somebody else's file
-        try:
-            shutil.copyfile(real, to)
-        except OSError as e:
-            if e.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise StorageFullError(
-                    f"{to.parent}: no space left for temporary files; free some, or set TMPDIR, and run again"
-                ) from e
-            raise
-
-
-def refuse_lost_root(url: str, src: str, access: Access | None = None) -> None:
-    """StorageError where a source is missing and so is all around it: the storage is away, not the source.
-
-    For a folder or bucket `src`, it must be there and hold something. For a manifest, the nearest folder above the
-    source that is there must hold something, if that is a local one.
-    """
-    local = _local_path(url)
-    if not is_manifest(src):
-        store = Store(src, access)
-        if store.is_local:
-            _refuse_empty(Path(store.root), url)
-        elif next(iter(store.list()), None) is None:
-            raise StorageError(f"{url}: is missing, and {src} holds nothing any more; put it back and run again")
-    elif local is not None:
-        _refuse_empty(next(folder for folder in local.parents if folder.is_dir()), url)
-
-
-def _refuse_empty(folder: Path, url: str) -> None:
-    try:
-        empty = next(folder.iterdir(), None) is None
-    except OSError as e:
-        raise StorageError(f"{url}: is missing, and {folder} cannot be read ({e.strerror}); mount it, run again") from e
-    if empty:
-        raise StorageError(
-            f"{url}: is missing, and {folder} is empty: is a disk not mounted? Mount it and run again; where that "
-            "folder is empty for good, remove it"
-        )
-
-
-def _local_path(url: str) -> Path | None:
+def local_path(url: str) -> Path | None:
+    """The path of a source of this machine; None where its url is of another place."""
     if url.startswith("file://"):
         return Path(os.fsdecode(unquote_to_bytes(url.removeprefix("file://"))))
     return Path(url) if url.startswith("/") else None

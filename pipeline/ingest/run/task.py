@@ -44,7 +44,8 @@ from reelmae.pipeline.ingest.config import ShardConfig
 from reelmae.pipeline.ingest.ffmpeg import find_ffmpeg
 from reelmae.pipeline.ingest.plan import parts
 from reelmae.pipeline.ingest.plan.source_files import download_sources
-from reelmae.pipeline.ingest.plan.sources import NoSourceError, access_of, fetch, is_manifest, refuse_lost_root
+from reelmae.pipeline.ingest.plan.sources import access_of, is_manifest
+from reelmae.pipeline.ingest.run.fetch import NoSourceError, fetch, refuse_lost_root
 from reelmae.pipeline.ingest.sandbox import Sandbox
 from reelmae.pipeline.ingest.shards.commits import read_rejects
 from reelmae.pipeline.ingest.shards.pack import ClipRow, PackedShard, Packer

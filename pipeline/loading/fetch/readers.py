@@ -51,11 +51,14 @@ class Readers:
 
     def _run(self) -> None:
         while (work := self._work.get()) is not None:
-            future, call, values = work
-            if self._closing or not future.set_running_or_notify_cancel():
-                future.cancel()
-                continue
-            try:
-                future.set_result(call(*values))
-            except BaseException as e:  # noqa: BLE001  raised again where the result is taken
-                future.set_exception(e)
+            self._do(*work)
+            del work  # which has the result: a thread that waits must not keep a clip's bytes
+
+    def _do(self, future: Future[Any], call: Callable[..., Any], values: tuple[Any, ...]) -> None:
+        if self._closing or not future.set_running_or_notify_cancel():
+            future.cancel()
+            return
+        try:
+            future.set_result(call(*values))
+        except BaseException as e:  # noqa: BLE001  raised again where the result is taken
+            future.set_exception(e)

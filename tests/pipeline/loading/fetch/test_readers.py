@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
+import weakref
 
 import pytest
 
@@ -48,6 +50,19 @@ def test_closing_drops_what_has_not_begun() -> None:
     gate.set()
     closing.join()
     assert first.result() == "done" and second.cancelled()
+
+
+def test_a_result_that_was_taken_is_kept_by_nobody() -> None:
+    class Clip(bytearray):
+        pass
+
+    readers = Readers(2, "reelmae-test")
+    clips = [weakref.ref(readers.submit(Clip, 100).result()) for _ in range(4)]
+    deadline = time.monotonic() + HANGS_S
+    while any(clip() is not None for clip in clips) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert [clip() for clip in clips] == [None] * 4
+    readers.close()
 
 
 def test_a_read_that_never_returns_does_not_keep_the_process() -> None:
