@@ -30,7 +30,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "pipeline/ingest": (*BASE, "pipeline.cores", "pipeline.ingest"),
     "pipeline/ingest/run": (
         *BASE,
-        *(f"pipeline.ingest.{name}" for name in ("clips", "shards", "plan", "config", "ffmpeg", "sandbox")),
+        *(f"pipeline.ingest.{name}" for name in ("run", "clips", "shards", "plan", "config", "ffmpeg", "sandbox")),
     ),
     "pipeline/ingest/clips": (
         "pipeline.errors",
