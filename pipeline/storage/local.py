@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,11 +71,11 @@ class LocalFiles:
             for name in sorted([*names, *(f for f in folders if Path(folder, f).is_symlink())]):
                 path = f"{folder.rstrip('/')}/{name}"
                 try:
-                    stat = os.stat(path)  # noqa: PTH116 - a Path for each of a million files takes most of the time
+                    found = os.stat(path)  # noqa: PTH116 - a Path for each of a million files takes most of the time
                 except OSError:  # a dangling or circular link: listed, so that it ends among the rejects
                     yield Found(path, 0, "")
                     continue
-                yield Found(path, stat.st_size, str(stat.st_mtime_ns))
+                yield Found(path, found.st_size, str(found.st_mtime_ns))
 
     def exists(self, full: str, number: int) -> bool:
         """Whether there is such a file or folder."""
@@ -82,13 +83,21 @@ class LocalFiles:
 
     def look(self, full: str, number: int) -> Content:
         """Size and modification time."""
-        stat = Path(full).stat()
-        return Content(stat.st_size, str(stat.st_mtime_ns))
+        found = Path(full).stat()
+        return Content(found.st_size, str(found.st_mtime_ns))
 
     def read(self, full: str, offset: int, size: int, number: int) -> bytes:
-        """A part of a file."""
-        with Path(full).open("rb") as file:
-            return os.pread(file.fileno(), size, offset)
+        """A part of a file. What is no plain file, such as a named pipe, is refused: reading it might never end."""
+        handle = os.open(full, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            mode = os.fstat(handle).st_mode
+            if stat.S_ISDIR(mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), full)
+            if not stat.S_ISREG(mode):
+                raise OSError(errno.EINVAL, "is not a plain file", full)
+            return os.pread(handle, size, offset)
+        finally:
+            os.close(handle)
 
     def read_start(self, full: str, size: int, number: int) -> tuple[bytes, Content]:
         """The first bytes, and size and time."""

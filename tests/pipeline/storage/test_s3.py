@@ -144,7 +144,9 @@ def test_uploads_of_killed_writers_are_swept(s3_server: Any) -> None:
     store.publish_bytes(b"probe", f"{s3.PROBE}of-a-killed-job")
     assert store.sweep("shards", "commits", "index.parquet") == 4
     left = _ask(store, "list_multipart_uploads", Prefix=_key(store, ""))
-    assert sorted(upload["Key"] for upload in left["Uploads"]) == [_key(store, n) for n in ("index.parquet2", "shards2/c")]
+    assert sorted(upload["Key"] for upload in left["Uploads"]) == [
+        _key(store, n) for n in ("index.parquet2", "shards2/c")
+    ]
     assert list(store.list()) == []
     assert store.sweep("") == 2
 

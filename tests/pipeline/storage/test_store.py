@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import pickle
 import random
 from concurrent.futures import ThreadPoolExecutor
@@ -138,6 +139,14 @@ def test_a_publish_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest
         store.publish(tmp_path / "new", "x")
     assert [p.name for p in (tmp_path / "root").iterdir()] == ["x"]
     assert store.read_bytes("x") == b"old"
+
+
+def test_a_pipe_is_no_file_to_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(StorageError, match="is not a plain file"):
+        Store(str(tmp_path)).read_range("pipe", 0, 1)
+    with pytest.raises(IsADirectoryError):
+        Store(str(tmp_path)).read_range("", 0, 1)
 
 
 def test_sweep_removes_stumps_only(tmp_path: Path) -> None:
