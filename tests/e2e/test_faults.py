@@ -99,7 +99,7 @@ def test_flipped_bytes_of_sources_that_have_no_checksum_make_no_wrong_clips(
 def test_refusals_that_pass_cost_no_video(kind: str, undisturbed: Any, s3_server: S3Server, faulty: Faulty) -> None:
     """Half of the fetches: a token that is renewed late, a clock that is being set."""
     dst = f"faults/{kind}"
-    proxy = faulty(kind, share=0.5, method="GET", path="nine/raw/")
+    proxy = faulty(kind, share=0.5, method="GET", path="/nine/raw/")
     done = s3_jobs.shard(undisturbed.src, s3_server.url(dst), proxy.s3)
     assert done.status == 0, done
     assert proxy.counts[kind] > 5
@@ -115,10 +115,9 @@ AWAY_S = 4.0
 def test_a_source_bucket_that_is_away_for_a_while_loses_no_video(
     undisturbed: Any, s3_server: S3Server, faulty: Faulty
 ) -> None:
-    """The destination answers all the time."""
+    """Once it has been listed; the destination answers all the time."""
     dst = "faults/src-away"
-    proxy = faulty()
-    proxy.faults = Faults(("reset",), share=1, path="nine/raw/", method="GET")
+    proxy = faulty("reset", share=1, path="/nine/raw/")
     process = s3_jobs.start(["shard", undisturbed.src, s3_server.url(dst), *s3_jobs.FLAGS], proxy.s3)
     proxy.wait_for("reset")
     time.sleep(AWAY_S)
