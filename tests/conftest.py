@@ -224,7 +224,6 @@ def weed_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WeedServer
     server = WeedServer(tmp_path_factory.mktemp("weed"))
     try:
         server.start()
-        server.s3.make_bucket()
         yield server
     finally:
         server.kill()
@@ -242,11 +241,10 @@ def s3_server(weed_server: WeedServer) -> Iterator[S3Server]:
 
 @pytest.fixture(scope="session")
 def ceph_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """Ceph's gateway on loopback (some 35 s until it answers), killed at the end; skips where it is not installed."""
+    """Ceph's gateway on loopback (some 15 s until it answers), killed at the end; skips where it is not installed."""
     server = CephServer(tmp_path_factory.mktemp("ceph"))
     try:
         server.start()
-        server.s3.make_bucket()
         yield server.s3
     finally:
         server.kill()

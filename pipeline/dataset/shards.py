@@ -23,7 +23,7 @@ from reelmae.pipeline.dataset.faults import Fault, FaultList, Mend, first_line
 from reelmae.pipeline.dataset.tables import Row
 from reelmae.pipeline.errors import ChildCrashedError, ChildError, DatasetError, StorageError, StorageFullError
 from reelmae.pipeline.ingest.clips.probe import Prober
-from reelmae.pipeline.ingest.sandbox import Sandbox
+from reelmae.pipeline.ingest.sandbox import Sandbox, try_again
 from reelmae.pipeline.ingest.shards.pack import dali_index
 from reelmae.pipeline.storage.checked import read_checked
 from reelmae.pipeline.storage.store import Store
@@ -209,16 +209,19 @@ class Decoders:
     def _decode(self, path: Path, task: int, shard: str, row: Row) -> Fault | None:
         try:
             words = self._compare(path, row)
-        except ChildCrashedError:  # the kernel may have killed it for lack of memory: try once more
+        except ChildCrashedError:  # it may be the machine's fault: try once more
             words = self._compare(path, row, again=True)
         finally:
             path.unlink()
         return Fault(shard, f"{shard}: clip {row['key']}: {words}", Mend.TASK, task) if words else None
 
     def _compare(self, path: Path, row: Row, again: bool = False) -> str:
-        """What differs between the decoded clip and its row; "" where nothing does."""
+        """What differs between the decoded clip and its row; "" where nothing does.
+
+        A child that somebody else kills says nothing about its clip: another one is asked.
+        """
         try:
-            clip = self._prober.verify([path], wall_s=120 + row["frames"])[0]
+            clip = try_again(lambda: self._prober.verify([path], wall_s=120 + row["frames"])[0])
         except ChildCrashedError as e:
             if not again:
                 raise

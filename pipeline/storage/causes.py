@@ -175,9 +175,12 @@ def obstore_cause(error: BaseException) -> Cause | None:
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The exception and those that it was raised from, the last one first."""
+    """The exception and those that it was raised from, the last one first; before one of botocore, what it wraps."""
     seen: BaseException | None = error
     while seen is not None:
+        wrapped = getattr(seen, "kwargs", None)
+        if isinstance(wrapped, dict) and isinstance(wrapped.get("error"), BaseException):
+            yield wrapped["error"]
         yield seen
         seen = seen.__cause__  # not the context: what was tried before may have failed for another cause
 

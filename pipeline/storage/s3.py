@@ -24,6 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from reelmae.pipeline.errors import InputError
 from reelmae.pipeline.storage.causes import Cause, CausedError, WrongBytesError, find_cause
 from reelmae.pipeline.storage.checks import (
     METADATA,
@@ -75,8 +76,7 @@ class S3Files:
         """One request by botocore's client, with `size` bytes of a body. One that comes is read within its deadline."""
 
         async def call() -> dict[str, Any]:
-            await self._fs.set_session()
-            client = await self._fs.get_s3(wanted["Bucket"])
+            client = await self._client(wanted["Bucket"])
             extra = self._fs._get_s3_method_kwargs(getattr(client, method), **wanted)
             try:
                 answer: dict[str, Any] = await getattr(client, method)(**extra)
@@ -90,6 +90,18 @@ class S3Files:
             return answer
 
         return self._run(call(), deadline(number, size))
+
+    async def _client(self, bucket: str) -> Any:
+        try:
+            await self._fs.set_session()
+        except (TypeError, ValueError) as e:  # an unknown name, or an endpoint that is none; the text may hold more
+            names = ", ".join(sorted(self._fs.storage_options)) or "none"
+            words = (
+                f"its client cannot be made ({type(e).__name__}) with AWS_ENDPOINT_URL and these storage options: {names}; "
+                "give key, secret, token, endpoint_url, profile, …"
+            )
+            raise CausedError(Cause("final", "storage options", words, InputError)) from None
+        return await self._fs.get_s3(bucket)
 
     async def _renew(self) -> None:
         """Read the credentials anew: whoever renews them may write them to the place where they were found."""

@@ -17,6 +17,7 @@ from reelmae.pipeline.storage.causes import CausedError, obstore_cause
 from reelmae.pipeline.storage.retry import DEADLINE_S, deadline
 
 RANGES_GIVEN_UP = 3  # after so many reads in a row that only s3fs' client could do, obstore is not used any more
+SHORT = 1 << 20
 LONGEST = 16 << 20  # bytes of one range
 CREDENTIALS_LAST = timedelta(minutes=10)  # botocore renews its credentials before they have less time left
 
@@ -37,7 +38,16 @@ class S3Ranges:
         self._refused = ""
 
     @cached_property
-    def _store(self) -> S3Store:
+    def _short(self) -> S3Store:
+        """For ranges up to SHORT bytes."""
+        return self._make(SHORT)
+
+    @cached_property
+    def _long(self) -> S3Store:
+        """For longer ones: obstore has one deadline for all requests of a store."""
+        return self._make(LONGEST)
+
+    def _make(self, size: int) -> S3Store:
         fsspec.asyn.sync(self._fs.loop, self._fs.set_session)
         client = self._fs.s3.meta
         region = client.region_name if client.region_name != "aws-global" else None
@@ -49,8 +59,7 @@ class S3Ranges:
             client_options={
                 "allow_http": client.endpoint_url.startswith("http://"),
                 "connect_timeout": timedelta(seconds=DEADLINE_S),
-                "read_timeout": timedelta(seconds=DEADLINE_S),
-                "timeout": timedelta(seconds=deadline(0, LONGEST)),
+                "timeout": timedelta(seconds=deadline(0, size)),
             },
             retry_config={"max_retries": 0},
             **signed,
@@ -65,12 +74,14 @@ class S3Ranges:
             return None
         _, key, _ = self._fs.split_path(full)
         try:
-            data = bytes(obstore.get_range(self._store, key, start=offset, length=size))
+            store = self._short if size <= SHORT else self._long
+            data = bytes(obstore.get_range(store, key, start=offset, length=size))
         except (ObstoreError, OSError, ValueError) as e:
             cause = obstore_cause(e)
             if cause is not None:
                 if "Expired" in cause.short:
-                    self.__dict__.pop("_store", None)  # it keeps credentials for a while
+                    for name in ("_short", "_long"):
+                        self.__dict__.pop(name, None)  # they keep credentials for a while
                 raise CausedError(cause) from e
             self._refused = str(e).partition("\n")[0]
             return None

@@ -252,7 +252,7 @@ def test_a_loader_tells_that_a_server_never_answers_and_ends(
     s3_jobs.make_hasty(monkeypatch)
     proxy = faulty()
     index = ClipIndex.open(undisturbed.dst, access=proxy.s3.access(patience_s=2))
-    with ClipLoader(index, s3_jobs.LOADER) as loader:
+    with ClipLoader(index, s3_jobs.LOADER.model_copy(update={"workers": 0})) as loader:
         batches = iter(loader)
         next(batches)
         proxy.faults = Faults(("stall",), share=1)

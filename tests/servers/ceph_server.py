@@ -63,7 +63,7 @@ class CephServer:
         self.s3 = S3Server(f"http://127.0.0.1:{self._port + 1}")
 
     def start(self) -> None:
-        """Make the cluster, start it and wait until the gateway answers: about 15 seconds."""
+        """Make the cluster, start it and wait until it takes objects: about 15 seconds."""
         for name in ("mon", "osd", "mgr", "rgw"):
             (self._folder / name).mkdir()
         ports = {"mon_port": self._port, "first_port": self._port + 2, "last_port": self._port + PORTS - 1}
@@ -84,6 +84,7 @@ class CephServer:
         frontend = f"beast endpoint=127.0.0.1:{self._port + 1}"
         self._start("radosgw", "-n", "client.admin", "--rgw-frontends", frontend)
         wait_for_answer(self.s3.endpoint, self._processes, self._tail)
+        self.s3.make_bucket()
 
     def kill(self) -> None:
         """End all of it with SIGKILL."""

@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,8 @@ class S3Server:
         try:
             while True:
                 try:
-                    client.create_bucket(Bucket=self.bucket)
+                    with suppress(client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists):
+                        client.create_bucket(Bucket=self.bucket)
                     client.put_object(Bucket=self.bucket, Key="ready", Body=b"ready")
                     client.delete_object(Bucket=self.bucket, Key="ready")
                     return
@@ -109,7 +111,7 @@ class WeedServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it and wait until it answers."""
+        """Start it and wait until it takes objects."""
         keys = {"AWS_ACCESS_KEY_ID": self.s3.key, "AWS_SECRET_ACCESS_KEY": self.s3.secret}
         environment = {"PATH": os.environ["PATH"], "HOME": str(self._folder), "GOMEMLIMIT": "400MiB", **keys}
         with self._log.open("ab") as log:
@@ -117,6 +119,7 @@ class WeedServer:
                 self._argv, env=environment, stdout=log, stderr=log, cwd=self._folder, start_new_session=True
             )
         wait_for_answer(self.s3.endpoint, [self._process], self._tail)
+        self.s3.make_bucket()
 
     def kill(self) -> None:
         """End it with SIGKILL, at once; nothing where it does not run."""

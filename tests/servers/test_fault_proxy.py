@@ -17,12 +17,12 @@ DATA = bytes(range(256)) * 1000
 
 @pytest.fixture
 def open_client() -> Any:
-    """open_client(server) → a botocore client that tries once and waits half a second."""
+    """open_client(server) → a botocore client that tries once."""
     opened = []
 
-    def open_one(server: S3Server, secret: str | None = None) -> Any:
+    def open_one(server: S3Server, secret: str | None = None, patience_s: float = 20) -> Any:
         asked = replace(server, secret=secret or server.secret)
-        opened.append(asked.client(retries={"total_max_attempts": 1}, read_timeout=0.5))
+        opened.append(asked.client(retries={"total_max_attempts": 1}, read_timeout=patience_s))
         return opened[-1]
 
     yield open_one
@@ -66,7 +66,7 @@ def test_each_kind_happens_as_often_as_it_says(
     direct.put_object(Bucket=s3_server.bucket, Key=key, Body=DATA)
     writes = kind in ("flip_upload", "wrong_etag", "lost")
     proxy = faulty(kind, share=0.5)
-    client = open_client(proxy.s3)
+    client = open_client(proxy.s3, patience_s=0.5 if kind == "stall" else 20)
     wrong = []
     for i in range(6):
         body = DATA + bytes([i])

@@ -26,6 +26,7 @@ from reelmae.pipeline.loading.index.keys import key_text
 from reelmae.pipeline.loading.index.selection import Selection
 from reelmae.pipeline.loading.order.epochs import ShardRange
 from reelmae.pipeline.storage.access import Access
+from reelmae.pipeline.storage.checked import download_agreed, read_agreed
 from reelmae.pipeline.storage.scratch import scratch_folder
 from reelmae.pipeline.storage.store import Store
 
@@ -116,7 +117,7 @@ class ClipIndex:
                 f"{url}: none of its {columns.clips} clips is left by {selection}; "
                 f"{columns.repeats} of them as they repeat others"
             )
-        labels = json.loads(store.read_bytes(schema.LABELS)) if store.exists(schema.LABELS) else {}
+        labels = json.loads(read_agreed(store, schema.LABELS)) if store.exists(schema.LABELS) else {}
         return cls._from_columns(store, columns, labels)
 
     @classmethod
@@ -204,7 +205,7 @@ def _digest(rows: dict[str, np.ndarray]) -> str:
 def _read_about(store: Store, url: str) -> dict[str, Any]:
     """dataset.json, checked."""
     try:
-        about = json.loads(store.read_bytes(schema.DATASET_JSON))
+        about = json.loads(read_agreed(store, schema.DATASET_JSON))
     except FileNotFoundError as e:
         if not store.exists():
             raise InputError(f"{url}: no such folder or bucket; check the path") from e
@@ -227,7 +228,7 @@ def _local_copy(store: Store, name: str, folder: Path, url: str) -> Path:
             if not store.local_path(name).is_file():
                 raise FileNotFoundError(name)
             return store.local_path(name)
-        store.download(name, folder / "index")
+        download_agreed(store, name, folder / "index")
         return folder / "index"
     except FileNotFoundError as e:
         raise InputError(f"{url}: has no {name}; run reelmae shard again (it resumes)") from e

@@ -21,6 +21,7 @@ from reelmae.pipeline.errors import ConfigError, InputError
 from reelmae.pipeline.loading.index.keys import ORDINALS, parse_key
 from reelmae.pipeline.loading.index.where import Where
 from reelmae.pipeline.storage.access import Access
+from reelmae.pipeline.storage.checked import read_agreed
 from reelmae.pipeline.storage.store import Store
 
 
@@ -142,7 +143,7 @@ def keys_access(keys: str | None, url: str, access: Access | None) -> Access | N
 def _read(url: str, access: Access | None) -> str:
     folder, slash, name = url.rpartition("/")
     try:
-        return Store(folder or slash or ".", access).read_bytes(name).decode("ascii")
+        return read_agreed(Store(folder or slash or ".", access), name).decode("ascii")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as e:
         raise InputError(f"{url}: no such file; keys is a file or URL with one key a line") from e
     except UnicodeDecodeError as e:

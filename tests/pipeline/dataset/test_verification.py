@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from reelmae.pipeline import schema
+from reelmae.pipeline.dataset import shards
 from reelmae.pipeline.dataset.faults import Mend
 from reelmae.pipeline.dataset.repairs import repair
 from reelmae.pipeline.dataset.verification import verify
 from reelmae.pipeline.errors import InputError
+from reelmae.pipeline.ingest.clips.probe import Prober
 from reelmae.pipeline.ingest.config import ShardConfig
 from reelmae.pipeline.ingest.ffmpeg import find_ffmpeg
 from reelmae.pipeline.ingest.job import shard
 from reelmae.pipeline.ingest.plan import parts
+from reelmae.pipeline.ingest.sandbox import TRIES
 from reelmae.pipeline.storage.store import Store
 
 CONFIG = ShardConfig(short_side=48, sources_per_task=2, shard_bytes=1, labels="folder")
@@ -172,3 +179,27 @@ def _edit_motion(dst: Path) -> None:
     values = [m + 1 for m in table.column("motion").to_pylist()]
     values[1:] = table.column("motion").to_pylist()[1:]
     pq.write_table(table.set_column(at, table.schema.field(at), pa.array(values, "float32")), dst / schema.INDEX)
+
+
+@pytest.mark.parametrize("kills", [TRIES, 2 * TRIES - 1])
+def test_a_clip_whose_child_was_killed_is_decoded_again(
+    bucket: Path, monkeypatch: pytest.MonkeyPatch, kills: int
+) -> None:
+    """Whoever kills a child, such as the kernel for want of memory, says nothing about its clip."""
+    left = list(range(kills))
+
+    class Killed(Prober):
+        """Its child dies, a moment after it was asked about the first clip."""
+
+        def _ask(self, question: dict[str, Any], wall_s: float) -> dict[str, Any]:
+            if left and question["paths"][0].endswith("/1.mp4"):
+                left.pop()
+                super()._ask({"op": "verify", "paths": []}, wall_s)
+                assert self._child is not None
+                os.kill(self._child.pid, signal.SIGSTOP)  # it has not answered yet when it is killed
+                threading.Timer(0.05, os.kill, (self._child.pid, signal.SIGKILL)).start()
+            return super()._ask(question, wall_s)
+
+    monkeypatch.setattr(shards, "Prober", Killed)
+    assert verify(str(bucket / "dst"), deep=True).faults == ()
+    assert not left

@@ -97,6 +97,13 @@ def test_wrong_keys_are_told(s3_server: Any) -> None:
     assert store.access.retries.counts() == {}
 
 
+@pytest.mark.parametrize("options", [{"no_such": "hush"}, {"client_kwargs": {"no": "hush"}}, {"endpoint_url": "hush"}])
+def test_options_that_no_client_takes_are_told_without_their_values(s3_server: Any, options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"storage options: .*endpoint_url") as told:
+        Store(s3_server.url("x"), Access(options)).exists("y")
+    assert "hush" not in str(told.value) and next(iter(options)) in str(told.value)
+
+
 def test_what_is_written_carries_a_checksum(s3_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3, "PART_BYTES", 5 << 20)
     store = Store(s3_server.url("checksums"))
@@ -182,7 +189,7 @@ def test_what_obstore_cannot_read_is_read_by_s3fs_and_soon_by_it_alone(
     store.publish_bytes(b"0123456789", "x")
     assert store.read_range("x", 0, 5) == b"01234"
     ranges: Any = store._files._ranges  # type: ignore[attr-defined]
-    well = ranges._store
+    well = ranges._short
     strange = S3Store(
         "reelmae-test",
         endpoint=s3_server.endpoint,
@@ -193,13 +200,13 @@ def test_what_obstore_cannot_read_is_read_by_s3fs_and_soon_by_it_alone(
     )
     with caplog.at_level(logging.WARNING):
         for turn in range(s3_ranges.RANGES_GIVEN_UP):
-            ranges._store = strange
+            ranges._short = strange
             assert store.read_range("x", 2, 5) == b"23456"
             if turn == 0:
-                ranges._store = well  # a failure now and then is none
+                ranges._short = well  # a failure now and then is none
                 assert store.read_range("x", 2, 5) == b"23456"
         assert not caplog.records
-        ranges._store = strange
+        ranges._short = strange
         store.read_range("x", 2, 5)
         store.read_range("x", 2, 5)
     assert [r.levelname for r in caplog.records] == ["WARNING"]

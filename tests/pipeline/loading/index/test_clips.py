@@ -1,15 +1,19 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, ClassVar
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
 from reelmae.pipeline.errors import DatasetError, InputError
 from reelmae.pipeline.loading.index.clips import ClipIndex
 from reelmae.pipeline.loading.index.selection import Selection
+from reelmae.pipeline.storage.access import Access
 
 
 def test_columns_are_what_the_parquet_says(natural_index: ClipIndex) -> None:
@@ -182,3 +186,40 @@ def test_an_index_of_another_length_than_promised_is_refused(make_dataset: Calla
     index.store.local_path("dataset.json").write_text(json.dumps({"format": 1, "clips": 3}))
     with pytest.raises(DatasetError, match=r"has 2 clips.*says 3"):
         ClipIndex.open(index.store.url())
+
+
+class WrongOnce(LocalFileSystem):  # type: ignore[misc]
+    """Local files; of each, the first read gives a wrong byte."""
+
+    protocol = "wrong-once"
+    cachable = False
+    read: ClassVar[set[str]] = set()
+
+    @classmethod
+    def _strip_protocol(cls, path: Any) -> Any:
+        return str(path).removeprefix("wrong-once://")
+
+    def cat_file(self, path: str, start: Any = None, end: Any = None, **_: Any) -> bytes:
+        """Read, and change the middle byte at the first time."""
+        data = bytearray(Path(path).read_bytes()[start:end])
+        if path not in WrongOnce.read:
+            WrongOnce.read.add(path)
+            data[len(data) // 2] ^= 1
+        return bytes(data)
+
+
+def test_what_a_network_changes_is_read_again_where_the_store_has_no_checksum(
+    index_of_rows: Callable[..., str], tmp_path: Path
+) -> None:
+    fsspec.register_implementation("wrong-once", WrongOnce, clobber=True)
+    local = index_of_rows([{"key": f"0123456789abcdef_{i:04d}", "label": "a", "label_id": 0} for i in range(50)])
+    keys = [f"0123456789abcdef_{i:04d}" for i in range(9)]
+    (tmp_path / "keys.txt").write_text("\n".join(keys))
+    wanted = ClipIndex.open(local, Selection(keys=str(tmp_path / "keys.txt")))
+    access = Access(patience_s=5)
+    there = Selection(keys=f"wrong-once://{tmp_path / 'keys.txt'}")
+    index = ClipIndex.open(f"wrong-once://{Path(local)}", there, access=access)
+    assert (index.digest, len(index), index.labels) == (wanted.digest, 9, wanted.labels)
+    for name in ("offset", "size", "frames", "fps", "width", "height", "label_id"):
+        assert getattr(index, name).tolist() == getattr(wanted, name).tolist()
+    assert access.retries.counts() == {"checksum": len(WrongOnce.read)}
