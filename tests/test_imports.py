@@ -13,7 +13,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("pipeline", "model", "train", "tools")
 
-PUBLIC = ("pipeline/storage", "pipeline/ingest", "pipeline/loading", "pipeline/dataset", "model", "train")  # packages with public names
+PUBLIC = (
+    "pipeline/storage",
+    "pipeline/ingest",
+    "pipeline/loading",
+    "pipeline/dataset",
+    "model",
+    "train",
+)  # packages with public names
 BASE = ("pipeline.errors", "pipeline.schema", "pipeline.storage")
 
 # file or folder (the longest match counts) → what of ours it may import

@@ -118,7 +118,8 @@ def features(
     schema = table_schema(facts)
     # the same files elsewhere are the same; another batch or device rounds in another way
     same = {name: value for name, value in facts.items() if name not in ("checkpoint", "data")}
-    parts = FeatureParts(out, same | {"batch": batch, "device": str(on), "precision": precision}, schema)
+    same |= {"labels": _labels_digest(index), "batch": batch, "device": str(on), "precision": precision}
+    parts = FeatureParts(out, same, schema)
     before = parts.clips
     if on_progress is not None and parts.rows:
         on_progress(parts.rows, len(index))
@@ -240,6 +241,12 @@ def _file_digest(path: Path) -> str:
     """sha256 of the file, in hex: which weights they are, whatever its name."""
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _labels_digest(index: ClipIndex) -> str:
+    """sha256 of the clips' labels, in hex: the digest of an index does not name them."""
+    names = json.dumps(index.labels, sort_keys=True).encode()
+    return hashlib.sha256(names + index.label_id.tobytes()).hexdigest()
 
 
 def table_schema(facts: dict[str, Any]) -> pa.Schema:

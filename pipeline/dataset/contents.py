@@ -187,8 +187,7 @@ def facts(dataset: str | Store, *, access: Access | None = None) -> DatasetFacts
     store = dataset if isinstance(dataset, Store) else Store(dataset, access)
     about = _read_about(store)
     clips, rejects = ClipSums(about.get("columns") or {}), RejectSums()
-    wanted = [name for name in schema.clip_columns(1).names if name != "blocks"]
-    for batch in batches(store, schema.INDEX, [*wanted, *(about.get("columns") or {})]):
+    for batch in batches(store, schema.INDEX, [*schema.clip_columns(1).names, *(about.get("columns") or {})]):
         clips.add(batch)
     for batch in batches(store, schema.REJECTS_FILE, schema.REJECTS.names):
         rejects.add(batch)

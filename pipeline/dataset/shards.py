@@ -47,7 +47,7 @@ class ShardCheck:
         except StorageFullError:
             raise
         except StorageError as e:
-            self._faults.add(name, f"cannot be read: {first_line(e)}", Mend.NONE)
+            add_unreadable(self._faults, self._store, name, e)
 
     def _check_shard(self, task: int, name: str, rows: list[Row], size: int | None) -> None:
         def download() -> Path:
@@ -119,6 +119,12 @@ class ShardCheck:
         """Wait for the clips that are still being decoded."""
         if self._decoders is not None:
             self._faults.extend(self._decoders.wait())
+
+
+def add_unreadable(faults: FaultList, store: Store, name: str, error: StorageError) -> None:
+    """Add the fault that a file cannot be read; StorageError where its store does not answer at all."""
+    store.exists(schema.DATASET_JSON)
+    faults.add(name, f"cannot be read: {first_line(error)}", Mend.NONE)
 
 
 class _WrongError(DatasetError):

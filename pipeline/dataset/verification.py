@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 
 from reelmae.pipeline import schema
 from reelmae.pipeline.dataset.faults import Fault, FaultList, Mend, first_line, task_of
-from reelmae.pipeline.dataset.shards import Decoders, ShardCheck, by_shard
+from reelmae.pipeline.dataset.shards import Decoders, ShardCheck, add_unreadable, by_shard
 from reelmae.pipeline.dataset.tables import BROKEN, IndexRows, RejectRows, Row, check_repeats, difference
 from reelmae.pipeline.errors import DatasetError, InputError, StorageError, StorageFullError
 from reelmae.pipeline.ingest.plan import parts
@@ -77,7 +77,8 @@ class VerifyReport:
 def verify(dst: str, deep: bool = False, *, access: Access | None = None) -> VerifyReport:
     """Check the dataset at `dst`; with `deep`, decode every clip.
 
-    InputError where there is no finished dataset, or one of a format that this version does not know.
+    InputError where there is no finished dataset, or one of a format that this version does not know; StorageError where
+    the store does not answer for longer than its patience.
     """
     begin = time.monotonic()
     store = Store(dst, access)
@@ -234,7 +235,7 @@ class _Check:
         except StorageFullError:
             raise
         except StorageError as e:
-            self.faults.add(name, f"cannot be read: {first_line(e)}", Mend.NONE)
+            add_unreadable(self.faults, self._store, name, e)
         except DatasetError:
             self.faults.add(name, "its bytes are not those of its name (sha256)", mend)
         except BROKEN as e:
@@ -302,7 +303,7 @@ class _Check:
         except DatasetError as e:
             self.faults.add(name, str(e), Mend.TASK, task)
         except StorageError as e:
-            self.faults.add(name, f"cannot be read: {first_line(e)}", Mend.NONE)
+            add_unreadable(self.faults, self._store, name, e)
         except BROKEN as e:
             self.faults.add(name, f"cannot be read: {first_line(e)}", Mend.TASK, task)
         return None

@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # workers start without the index
     from reelmae.pipeline.loading.index.clips import ClipIndex
 
 DecodePolicy = Literal["auto", "windows", "span"]
-"""How the windows of a clip's samples are decoded: see decode/pyav.py."""
+"""How the windows of a clip's samples are decoded: see decode/passes.py."""
 
 
 @dataclass(frozen=True)

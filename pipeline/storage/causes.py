@@ -213,7 +213,7 @@ def _of_answer(code: str, status: int) -> Cause | None:
         return Cause("final", name, _KEYS.format(code=code))
     if code in ("InsufficientStorage", "EntityTooLarge", "QuotaExceeded") or status == 507:
         return Cause("full", name, f"no space left ({name})", StorageFullError)
-    if status >= 500 or status in (408, 425, 429):
+    if (status >= 500 and status != 501) or status in (408, 425, 429):
         return Cause("passing", name, f"the server answers {name}")
     if status in (401, 403):
         return Cause("final", name, _RIGHTS.format(code=name))

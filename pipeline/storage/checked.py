@@ -18,7 +18,7 @@ from reelmae.pipeline.storage.store import Store
 READS = 10
 """Reads at most. Where even one read in five is wrong, one file in 200,000 is not right twice in ten reads."""
 CAUSE = "checksum"
-_UNSTEADY = f"gave other bytes at each of {READS} reads; is it being written, or is the network damaged?"
+UNSTEADY = f"gave other bytes at each of {READS} reads; is it being written, or is the network damaged?"
 
 Read = TypeVar("Read", bytes, Path)
 Result = TypeVar("Result")
@@ -51,7 +51,7 @@ def read_checked(
             raise error
         seen.add(mark)
         if len(seen) == READS:
-            raise StorageError(f"{store.url()}: {error} ({_UNSTEADY})") from error
+            raise StorageError(f"{store.url()}: {error} ({UNSTEADY})") from error
         store.access.retries.add(CAUSE)
 
 
@@ -79,7 +79,7 @@ def download_agreed(store: Store, path: str, to: Path) -> None:
         if seen:
             store.access.retries.add(CAUSE)
         seen.add(mark)
-    raise StorageError(f"{store.url(path)}: {_UNSTEADY}")
+    raise StorageError(f"{store.url(path)}: {UNSTEADY}")
 
 
 def _digest(content: bytes | Path) -> str:

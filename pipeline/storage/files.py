@@ -52,7 +52,7 @@ class Files(Protocol):
     def look(self, full: str, number: int) -> Content:
         """What is said of a file now, never from a cache; FileNotFoundError where there is none."""
 
-    def read(self, full: str, offset: int, size: int, number: int) -> bytes:
+    def read(self, full: str, offset: int, size: int, number: int) -> bytes | memoryview:
         """A part of a file, shorter where the file ends before."""
 
     def read_start(self, full: str, size: int, number: int) -> tuple[bytes, Content]:

@@ -13,12 +13,14 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from reelmae.pipeline.storage.causes import WrongBytesError
+from reelmae.pipeline.storage.causes import CausedError, WrongBytesError, find_cause
 from reelmae.pipeline.storage.checks import Content, content_of_info
 from reelmae.pipeline.storage.files import Attempt, Found
 from reelmae.pipeline.storage.retry import deadline
 
 UNKNOWN_S = 3600.0  # for a whole file of unknown size
+WEB_SLOWER = 15  # than retry.SLOWEST: web servers that give a whole file at once may hold it back
+WEB_STALL_S = 30.0  # for a web server's next bytes
 
 
 class FsspecFiles:
@@ -79,7 +81,13 @@ class FsspecFiles:
 
     def _info(self, full: str, number: int) -> dict[str, Any]:
         self._fs.invalidate_cache()
-        return dict(self._call("info", full, seconds=deadline(number)))
+        try:
+            return dict(self._call("info", full, seconds=deadline(number)))
+        except FileNotFoundError as e:
+            cause = find_cause(e)
+            if cause is None or cause.kind == "gone":
+                raise
+            raise CausedError(cause) from e  # http raises it for any failure
 
     def read(self, full: str, offset: int, size: int, number: int) -> bytes:
         """A part of a file."""
@@ -102,7 +110,7 @@ class FsspecFiles:
     def copy_out(self, full: str, to: Path, number: int) -> None:
         """The whole file."""
         size = self.look(full, number).size
-        seconds = deadline(number, size) if size >= 0 else UNKNOWN_S
+        seconds = deadline(number, size * WEB_SLOWER) if size >= 0 else UNKNOWN_S
         self._call("get_file", full, str(to), seconds=seconds)
 
     def write(self, local: Path, full: str, attempt: Attempt[Any], *, create: bool) -> bool:
@@ -139,6 +147,14 @@ class FsspecFiles:
         """Facts for people."""
         protocol = self._fs.protocol
         return {"kind": protocol if isinstance(protocol, str) else protocol[0]}
+
+
+def web_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of the file system of web servers: aiohttp gives up a file after 5 minutes in all, however it comes."""
+    from aiohttp import ClientTimeout  # takes a while, and few need it
+
+    timeout = ClientTimeout(total=None, sock_connect=WEB_STALL_S, sock_read=WEB_STALL_S)
+    return options | {"client_kwargs": {"timeout": timeout} | dict(options.get("client_kwargs") or {})}
 
 
 def _run_apart(call: Callable[[], Any], seconds: float) -> Any:

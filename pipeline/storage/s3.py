@@ -6,6 +6,7 @@
 - Files above PART_BYTES are uploaded in parts, several at a time; an upload that fails is aborted, and `sweep` aborts
   those of killed writers.
 - `create` is `If-None-Match: *`. Some servers ignore it: `creates_exclusively` finds out by trying.
+- A server that refuses a checksum of this kind, or `If-None-Match`, is asked without it; its ETag is held against then.
 - Listing goes page by page, and where there are folders, several of them at a time.
 - Ranges are read by obstore (s3_ranges.py), which is faster. What it cannot read is tried again by botocore's client,
   and errors are that one's.
@@ -15,11 +16,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import os
 import time
 import uuid
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -46,11 +49,14 @@ MAX_PARTS = 10_000
 EXPIRED = ("ExpiredToken", "ExpiredTokenException", "RequestExpired")
 RENEW_EVERY_S = 30.0
 PROBE = ".reelmae-probe-"  # names by which `creates_exclusively` tries
+_NO_RIGHT = ("AccessDenied", "AllAccessDisabled", "403")
+_log = logging.getLogger("reelmae.storage")
 T = TypeVar("T")
 
 # of a client that tries once and does not wait for ever; the user's own come on top
 CONFIG = {
     "retries": {"max_attempts": 0},
+    "request_checksum_calculation": "when_required",  # ours are given; others come in trailers, which some refuse
     "connect_timeout": 10,
     "read_timeout": 120,
     "max_pool_connections": 64,
@@ -67,6 +73,7 @@ class S3Files:
         bucket, _, _ = fs.split_path(root)
         self._ranges = ranges_of(fs, bucket)
         self._renewed = -RENEW_EVERY_S
+        self._unknown: set[str] = set()  # headers that the server refuses
 
     def _split(self, full: str) -> tuple[str, str]:
         bucket, key, _ = self._fs.split_path(full)
@@ -90,6 +97,25 @@ class S3Files:
             return answer
 
         return self._run(call(), deadline(number, size))
+
+    def _call_with(
+        self, headers: dict[str, Any], method: str, number: int, size: int = 0, **wanted: Any
+    ) -> dict[str, Any]:
+        """One request with headers that not all servers know: one that refuses them is asked without, from then on."""
+        known = {name: value for name, value in headers.items() if name not in self._unknown}
+        try:
+            return self._call(method, number, size, **wanted, **known)
+        except Exception as e:
+            if not known or not _is_refused(e):
+                raise
+            condition = {name for name in known if name == "IfNoneMatch"}
+            for left_out in dict.fromkeys(map(frozenset, (set(known) - condition, condition, set(known)))):
+                kept = {name: value for name, value in known.items() if name not in left_out}
+                with suppress(Exception):  # the first refusal is told
+                    answer = self._call(method, number, size, **wanted, **kept)
+                    self._unknown |= left_out
+                    return answer
+            raise
 
     async def _client(self, bucket: str) -> Any:
         try:
@@ -152,12 +178,21 @@ class S3Files:
             cause = find_cause(e)
             if cause is None or cause.kind != "gone":
                 raise
-            found = self._call("list_objects_v2", number, Bucket=bucket, Prefix=key, MaxKeys=1)
-            if any(entry["Key"] == key for entry in found.get("Contents", ())):
+            if self._is_listed(bucket, key, number):
                 raise WrongBytesError("the server lists it and does not give it") from e
             raise FileNotFoundError(full) from e
         content = content_of(head)
         return content if not content.parts else self._with_part_size(bucket, key, content, number)
+
+    def _is_listed(self, bucket: str, key: str, number: int) -> bool:
+        """Whether a listing has this key; False where these credentials may not list."""
+        try:
+            found = self._call("list_objects_v2", number, Bucket=bucket, Prefix=key, MaxKeys=1)
+        except Exception as e:
+            if _code(e) in _NO_RIGHT:
+                return False
+            raise
+        return any(entry["Key"] == key for entry in found.get("Contents", ()))
 
     def _head(self, bucket: str, key: str, number: int, **wanted: Any) -> dict[str, Any]:
         """The answer to HEAD. One that refuses has no body that would tell the cause: then GET is asked, which has."""
@@ -178,7 +213,10 @@ class S3Files:
     def _with_part_size(self, bucket: str, key: str, content: Content, number: int) -> Content:
         """The content with the size of its first part, where the server tells it."""
         try:
-            first = self._head(bucket, key, number, PartNumber=1)
+            try:
+                first = self._head(bucket, key, number, PartNumber=1)
+            except CausedError:  # it has just answered GET: what it refuses again is the number
+                first = self._call("head_object", number, Bucket=bucket, Key=key, PartNumber=1)
         except Exception as e:
             cause = find_cause(e)
             if cause is None or cause.kind == "passing":
@@ -191,8 +229,8 @@ class S3Files:
             return content
         return Content(content.size, content.etag, content.algorithm, content.checksum, content.parts, size)
 
-    def read(self, full: str, offset: int, size: int, number: int) -> bytes:
-        """A range, by obstore at first."""
+    def read(self, full: str, offset: int, size: int, number: int) -> bytes | memoryview:
+        """A range, by obstore at first, of which the memory is used as it is."""
         if not size:
             return b""
         if number == 0:
@@ -241,12 +279,11 @@ class S3Files:
 
     def _put(self, data: bytes, full: str, number: int, checksum: int, *, create: bool) -> bool:
         bucket, key = self._split(full)
-        wanted: dict[str, Any] = {"Bucket": bucket, "Key": key, "Body": data, "ChecksumCRC64NVME": as_base64(checksum)}
+        wanted: dict[str, Any] = {"Bucket": bucket, "Key": key, "Body": data}
         wanted["Metadata"] = {METADATA: as_base64(checksum)}
-        if create:
-            wanted["IfNoneMatch"] = "*"
+        headers = {"ChecksumCRC64NVME": as_base64(checksum)} | ({"IfNoneMatch": "*"} if create else {})
         try:
-            answer = self._call("put_object", number, len(data), **wanted)
+            answer = self._call_with(headers, "put_object", number, len(data), **wanted)
         except Exception as e:
             if create and _status(e) == 412:
                 return self._is_ours(full, number, checksum)
@@ -263,7 +300,13 @@ class S3Files:
         told = answer.get("ChecksumCRC64NVME")
         if told is None or "ContentLength" not in answer:
             bucket, key = self._split(full)
-            answer = self._head(bucket, key, number)
+            try:
+                answer = self._head(bucket, key, number)
+            except Exception as e:
+                cause = find_cause(e)
+                if cause is None or cause.kind != "gone":
+                    raise
+                raise WrongBytesError("it was written and is not there") from e
             told = answer.get("ChecksumCRC64NVME") or told
             if answer["ContentLength"] != size:
                 raise WrongBytesError(f"{size} bytes were sent, {answer['ContentLength']} are there")
@@ -271,7 +314,8 @@ class S3Files:
         if told is not None:
             right = told == as_base64(checksum)
         else:  # no checksums at this server: its ETag is the MD5, or says nothing
-            right = len(etag.partition("-")[0]) != 32 or "ServerSideEncryption" in answer or etag == md5()
+            encrypted = "ServerSideEncryption" in answer or "SSECustomerAlgorithm" in answer
+            right = len(etag.partition("-")[0]) != 32 or encrypted or etag == md5()
         if not right:
             raise WrongBytesError("the server has other bytes than those that were sent")
 
@@ -283,32 +327,36 @@ class S3Files:
         where: dict[str, Any] = {"Bucket": bucket, "Key": key}
         size = local.stat().st_size
         part = max(PART_BYTES, -(-size // MAX_PARTS))
-        begun = self._call(
-            "create_multipart_upload",
-            number,
-            **where,
-            ChecksumAlgorithm="CRC64NVME",
-            ChecksumType="FULL_OBJECT",
-            Metadata={METADATA: as_base64(checksum)},
-        )
+        headers = {"ChecksumAlgorithm": "CRC64NVME", "ChecksumType": "FULL_OBJECT"}
+        metadata = {METADATA: as_base64(checksum)}
+        begun = self._call_with(headers, "create_multipart_upload", number, **where, Metadata=metadata)
         where["UploadId"] = begun["UploadId"]
 
         def send(index: int) -> dict[str, Any]:
             with local.open("rb") as file:
                 data = os.pread(file.fileno(), part, index * part)
             crc = as_base64(crc64nvme(data))
-            wanted = {**where, "PartNumber": index + 1, "Body": data, "ChecksumCRC64NVME": crc}
-            answer = attempt(lambda n: self._call("upload_part", n, len(data), **wanted))
+            wanted = {**where, "PartNumber": index + 1, "Body": data}
+
+            def put(n: int) -> dict[str, Any] | None:
+                try:
+                    return self._call_with({"ChecksumCRC64NVME": crc}, "upload_part", n, len(data), **wanted)
+                except Exception as e:
+                    if _code(e) == "NoSuchUpload":
+                        return None
+                    raise
+
+            answer = attempt(put)
+            if answer is None:  # no part will ever go there: the whole is begun anew
+                raise CausedError(Cause("passing", "404 NoSuchUpload", "the server lost the upload"))
             sent = {"PartNumber": index + 1, "ETag": answer["ETag"]}
             return sent | ({"ChecksumCRC64NVME": crc} if answer.get("ChecksumCRC64NVME") else {})
 
         try:
             with ThreadPoolExecutor(PARTS, thread_name_prefix="reelmae-upload") as pool:
                 sent = list(pool.map(send, range(-(-size // part))))
-            wanted: dict[str, Any] = {**where, "MultipartUpload": {"Parts": sent}}
-            if create:
-                wanted["IfNoneMatch"] = "*"
-            answer = self._call("complete_multipart_upload", number, size, **wanted)
+            parts, headers = {"Parts": sent}, {"IfNoneMatch": "*"} if create else {}
+            answer = self._call_with(headers, "complete_multipart_upload", number, size, **where, MultipartUpload=parts)
             self._hold_against(answer, checksum, lambda: md5_of_parts(local, part), full, size, number)
         except Exception as e:
             self._abort(where, number)
@@ -334,7 +382,8 @@ class S3Files:
         probe = f"{full}/{PROBE}{uuid.uuid4().hex}"
         attempt(lambda n: self._put(b"probe", probe, n, crc64nvme(b"probe"), create=False))
         try:
-            return not attempt(lambda n: self._put(b"probe", probe, n, crc64nvme(b"probe"), create=True))
+            other = b"other bytes, so that a second try does not take the first file for its own"
+            return not attempt(lambda n: self._put(other, probe, n, crc64nvme(other), create=True))
         finally:
             attempt(lambda n: self.remove(probe, n))
 
@@ -353,15 +402,31 @@ class S3Files:
         wanted: dict[str, Any] = {"Bucket": bucket, "Prefix": key}
         swept = 0
         while True:
-            page = attempt(lambda n: self._call("list_multipart_uploads", n, **wanted))
+            page = attempt(partial(self._list_uploads, wanted))
             for upload in page.get("Uploads", ()):
                 if not key or upload["Key"] == key or upload["Key"].startswith(f"{key}/"):
                     where: dict[str, Any] = {"Bucket": bucket, "Key": upload["Key"], "UploadId": upload["UploadId"]}
                     self._abort(where, 0)
                     swept += 1
-            if not page.get("IsTruncated"):
+            if not page.get("IsTruncated") or not page.get("NextKeyMarker"):
                 return swept
-            wanted["KeyMarker"], wanted["UploadIdMarker"] = page["NextKeyMarker"], page["NextUploadIdMarker"]
+            wanted["KeyMarker"] = page["NextKeyMarker"]
+            wanted["UploadIdMarker"] = page.get("NextUploadIdMarker") or ""
+
+    def _list_uploads(self, wanted: dict[str, Any], number: int) -> dict[str, Any]:
+        """A page of uploads in parts; none where the server, or the rights of these credentials, have no such listing."""
+        try:
+            return self._call("list_multipart_uploads", number, **wanted)
+        except Exception as e:
+            if not _is_refused(e) and _code(e) not in _NO_RIGHT:
+                raise
+            _log.warning(
+                "s3://%s: uploads in parts of killed jobs cannot be listed (%s), so they stay; let the bucket abort "
+                "incomplete uploads after a day",
+                wanted["Bucket"],
+                _code(e) or _status(e),
+            )
+            return {}
 
     def describe(self) -> dict[str, Any]:
         """Facts for people."""
@@ -374,3 +439,15 @@ def _status(error: Exception) -> int:
     """The HTTP status that botocore's error carries; 0 where there is none."""
     answer: Any = getattr(error, "response", None)
     return int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0) if isinstance(answer, dict) else 0
+
+
+def _code(error: Exception) -> str:
+    """S3's error code that botocore's error carries; "" where there is none."""
+    answer: Any = getattr(error, "response", None)
+    return str(answer.get("Error", {}).get("Code") or "") if isinstance(answer, dict) else ""
+
+
+def _is_refused(error: Exception) -> bool:
+    """Whether the server does not know what was asked, and never will."""
+    cause = find_cause(error)
+    return _status(error) in (400, 501) and cause is not None and cause.kind == "final"

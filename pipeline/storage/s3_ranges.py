@@ -65,7 +65,7 @@ class S3Ranges:
             **signed,
         )
 
-    def read(self, full: str, offset: int, size: int) -> bytes | None:
+    def read(self, full: str, offset: int, size: int) -> memoryview | None:
         """The bytes of a range; None where another client must read it or tell why not.
 
         CausedError where it failed for a cause that may pass.
@@ -75,7 +75,7 @@ class S3Ranges:
         _, key, _ = self._fs.split_path(full)
         try:
             store = self._short if size <= SHORT else self._long
-            data = bytes(obstore.get_range(store, key, start=offset, length=size))
+            data = memoryview(obstore.get_range(store, key, start=offset, length=size))
         except (ObstoreError, OSError, ValueError) as e:
             cause = obstore_cause(e)
             if cause is not None:

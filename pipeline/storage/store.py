@@ -16,6 +16,7 @@ files.Files.
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
@@ -30,14 +31,14 @@ from reelmae.pipeline.storage.causes import WrongBytesError, find_cause
 from reelmae.pipeline.storage.checks import Content, ContentCheck
 from reelmae.pipeline.storage.files import Entry, Files
 from reelmae.pipeline.storage.local import LocalFiles, whole_file
-from reelmae.pipeline.storage.remote import FsspecFiles
+from reelmae.pipeline.storage.remote import FsspecFiles, web_options
 from reelmae.pipeline.storage.retry import Outage, retry
 from reelmae.pipeline.storage.s3 import CONFIG, S3Files
 from reelmae.pipeline.storage.scratch import scratch_folder
 
 __all__ = ["Entry", "Store", "require_folder", "whole_file"]
 
-PIECE = 8 << 20  # bytes of one ranged read
+PIECE = 16 << 20  # bytes of one ranged read
 STREAMS = 8  # ranged reads of one call at a time
 MAX_GAP = 256 << 10  # bytes that are read for nothing to save a request
 _PROTOCOL = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*)://")
@@ -133,60 +134,27 @@ class Store:
 
         return self._retry(path, read)
 
-    def _pieces_of(self, path: str, content: Content, begin: int = 0) -> Iterator[bytes]:
+    def _pieces_of(self, path: str, content: Content, begin: int = 0) -> Iterator[bytes | memoryview]:
         """The bytes of a file from `begin` on."""
-        pieces = [(at, min(PIECE, content.size - at)) for at in range(begin, content.size, PIECE)]
-        try:
-            yield from self._read_pieces(path, pieces)
-        except ShortFileError as e:  # it has become shorter, or the answer was cut
-            raise WrongBytesError(str(e)) from e
+        pieces = sorted(
+            {(at, min(PIECE, end - at)) for begin, end in merged for at in range(begin, max(end, begin + 1), PIECE)}
+        )
+        data = list(self._read_pieces(path, pieces))
+        begins = [begin for begin, _ in pieces]
+        return [_cut(begins, data, offset, size) for offset, size in ranges]
 
-    def _read_by_copy(self, path: str, number: int) -> bytes:
-        with scratch_folder() as folder:
-            local = Path(folder, "data")
-            self._files.copy_out(self.full_path(path), local, number)
-            return local.read_bytes()
-
-    def read_range(self, path: str, offset: int, size: int) -> bytes:
-        """`size` bytes from `offset`; ShortFileError where the file is shorter."""
-        data = self._retry(path, lambda n: self._files.read(self.full_path(path), offset, size, n))
-        if len(data) != size:
-            raise ShortFileError(
-                f"{self.url(path)}: wanted {size} bytes at {offset}, got {len(data)}; the file is damaged"
-            )
-        return data
-
-    def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> Sequence[bytes]:
-        """The bytes of each (offset, size) of one file, as `read_range`.
-
-        Near ones are read by one request, long ones by several, STREAMS at a time.
-        """
-        order = sorted(range(len(ranges)), key=lambda i: ranges[i])
-        merged: list[list[int]] = []  # begin, end
-        for i in order:
-            begin, end = ranges[i][0], sum(ranges[i])
-            if merged and begin <= merged[-1][1] + MAX_GAP and max(end, merged[-1][1]) - merged[-1][0] <= PIECE:
-                merged[-1][1] = max(end, merged[-1][1])
-            else:
-                merged.append([begin, end])
-        pieces = [
-            (at, min(PIECE, end - at)) for begin, end in merged for at in range(begin, max(end, begin + 1), PIECE)
-        ]
-        data = dict(zip(pieces, self._read_pieces(path, pieces), strict=True))
-        return [_cut(data, offset, size) for offset, size in ranges]
-
-    def _read_pieces(self, path: str, pieces: Sequence[tuple[int, int]]) -> Iterator[bytes]:
+    def _read_pieces(self, path: str, pieces: Sequence[tuple[int, int]]) -> Iterator[bytes | memoryview]:
         """The bytes of each piece, in order, read by several threads, not much further than the consumer is."""
         if self.is_local or len(pieces) < 2:
-            yield from (self.read_range(path, offset, size) for offset, size in pieces)
+            yield from (self._read_piece(path, offset, size) for offset, size in pieces)
             return
         with ThreadPoolExecutor(min(STREAMS, len(pieces)), thread_name_prefix="reelmae-read") as pool:
-            waiting = [pool.submit(self.read_range, path, *piece) for piece in pieces[:STREAMS]]
+            waiting = [pool.submit(self._read_piece, path, *piece) for piece in pieces[:STREAMS]]
             try:
                 for piece in [*pieces[STREAMS:], *[None] * len(waiting)]:
                     data = waiting.pop(0).result()
                     if piece is not None:
-                        waiting.append(pool.submit(self.read_range, path, *piece))
+                        waiting.append(pool.submit(self._read_piece, path, *piece))
                     yield data
             finally:
                 for future in waiting:
@@ -279,11 +247,13 @@ class Store:
 
 
 def _file_system(url: str, protocol: str, access: Access) -> Any:
-    """The fsspec file system. For S3, its client tries once and gives up in time: retries are ours."""
+    """The fsspec file system. Of S3 and the web, its client tries once and gives up in time: retries are ours."""
     options = dict(access.options)
     try:
         if protocol in ("s3", "s3a"):
             options["config_kwargs"] = CONFIG | dict(options.get("config_kwargs") or {})
+        elif protocol in ("http", "https"):
+            options = web_options(options)
         return fsspec.filesystem(protocol, **options)
     except (ImportError, ValueError) as e:
         if access.options:  # the text may hold them
@@ -300,16 +270,18 @@ def _refuse(fault: str) -> None:
         raise WrongBytesError(fault)
 
 
-def _cut(data: dict[tuple[int, int], bytes], offset: int, size: int) -> bytes:
-    """The bytes of a range out of the pieces that cover it."""
-    if (offset, size) in data:
-        return data[offset, size]
-    found = b""
-    for (begin, length), piece in data.items():
-        first, last = max(offset, begin), min(offset + size, begin + length)
-        if first < last:
-            found += piece[first - begin : last - begin]
-    return found
+def _cut(begins: Sequence[int], data: Sequence[bytes | memoryview], offset: int, size: int) -> bytes:
+    """The bytes of a range out of sorted pieces that cover it: where each begins, and what it holds."""
+    at, end = max(0, bisect_right(begins, offset) - 1), offset + size
+    if begins[at] == offset and len(data[at]) == size:
+        return bytes(data[at])
+    found = []
+    while offset < end and at < len(begins):
+        part = memoryview(data[at])[offset - begins[at] : end - begins[at]]
+        found.append(part)
+        offset += len(part)
+        at += 1
+    return b"".join(found)
 
 
 def require_folder(url: str, access: Access | None = None) -> Store:

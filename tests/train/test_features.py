@@ -331,3 +331,21 @@ def test_parts_of_other_settings_or_damaged_ones_are_made_again(run_copy: Path, 
     summary = features(run, data, out, fps=20.0, on_progress=lambda done, of: told.append(done), **how)
     assert told[0] == summary["clips_before"] == 2
     assert out.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_parts_of_the_same_clips_with_other_labels_are_made_again(run_copy: Path, tmp_path: Path) -> None:
+    run, data, out = run_copy / "train", run_copy / "shards", tmp_path / "f.parquet"
+    with pytest.raises(CrashError):
+        features(run, str(data), out, batch=2, workers=0, on_progress=crash_at(4))
+    table = pq.read_table(data / schema.INDEX)
+    for name, column in (
+        ("label", pa.repeat("new", len(table))),
+        ("label_id", pa.repeat(pa.scalar(0, pa.int32()), len(table))),
+    ):
+        at = table.schema.get_field_index(name)
+        table = table.set_column(at, table.schema.field(at), pa.chunked_array([column]))
+    pq.write_table(table, data / schema.INDEX)
+    (data / schema.LABELS).write_text(json.dumps({"new": 0}))
+    assert features(run, str(data), out, batch=2, workers=0)["clips_before"] == 0
+    assert set(pq.read_table(out)["label"].to_pylist()) == {"new"}

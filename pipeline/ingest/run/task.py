@@ -51,6 +51,7 @@ from reelmae.pipeline.ingest.shards.commits import read_rejects
 from reelmae.pipeline.ingest.shards.pack import ClipRow, PackedShard, Packer
 from reelmae.pipeline.schema import CLIP, LABELS, REJECT, Reason, commit_columns, commit_name
 from reelmae.pipeline.storage.access import Access
+from reelmae.pipeline.storage.checked import read_agreed
 from reelmae.pipeline.storage.claim import refuse_others
 from reelmae.pipeline.storage.scratch import Scratch
 from reelmae.pipeline.storage.store import Store
@@ -117,7 +118,7 @@ class JobSpec:
         holders: tuple[str, ...] = (),
     ) -> JobSpec:
         """The spec of a plan at its dataset, with the labels that are there. The dataset is reached as `store` is."""
-        labels = json.loads(store.read_bytes(LABELS)) if store.exists(LABELS) else {}
+        labels = json.loads(read_agreed(store, LABELS)) if store.exists(LABELS) else {}
         return cls(store.url(), plan, labels, repairs, src_access or Access(), store.access, holders)
 
     @property

@@ -91,7 +91,9 @@ def _read_track(data: bytes, whole: int) -> Track:
     codec, extradata = _codec(stbl[b"stsd"])
     sizes = _sizes(stbl[b"stsz"])
     offsets = _offsets(stbl, sizes)
-    if len(sizes) and (offsets + sizes).max() > whole:
+    if not len(sizes):
+        raise ValueError("holds no picture")
+    if (offsets + sizes).max() > whole:
         raise ValueError(f"ends before its last picture ({whole} of {(offsets + sizes).max()} bytes)")
     keyframes = _table(stbl[b"stss"], 1)[:, 0] - 1 if b"stss" in stbl else np.arange(len(sizes))
     return Track(codec, extradata, offsets, sizes, _numbers(stbl, len(sizes)), keyframes)

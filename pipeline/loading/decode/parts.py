@@ -27,10 +27,9 @@ def needed_of(task: ClipTask, head: bytes, frames: int, policy: DecodePolicy) ->
     if end is None or end > len(head):
         return None if end is None else Need(end)
     try:
-        track = read_track(head, task.size)
-    except ValueError:
+        return Need(end, tuple(picture_ranges(read_track(head, task.size), wanted_RT, policy)))
+    except (ValueError, IndexError):
         return None  # who decodes the whole clip says what is wrong with it
-    return Need(end, tuple(picture_ranges(track, wanted_RT, policy)))
 
 
 def picture_ranges(track: Track, wanted_RT: np.ndarray, policy: DecodePolicy) -> list[tuple[int, int]]:

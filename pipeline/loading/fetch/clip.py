@@ -73,8 +73,10 @@ class ClipSource:
         BadClipError where the shard is missing, ends within the clip, or holds other bytes than the index says;
         StorageError where the storage fails after retries, which says nothing about the clip.
         """
+        return self._fetch(task, self._cached(task))
+
+    def _fetch(self, task: ClipTask, cached: bytes | None) -> bytes:
         store = self.stores[task.dataset]
-        cached = self._cached(task)
         if cached is not None and check_of(cached) == task.check:
             return cached
         try:
@@ -88,8 +90,9 @@ class ClipSource:
     def fetch_needed(self, task: ClipTask, needed: Needed) -> bytes | ClipParts:
         """What is needed of the video's bytes, where that is much less than all; else as `fetch`."""
         store = self.stores[task.dataset]
-        if task.blocks is None or store.is_local or self._cached(task) is not None:
-            return self.fetch(task)
+        cached = self._cached(task)
+        if task.blocks is None or store.is_local or cached is not None:
+            return self._fetch(task, cached)
         try:
             return _fetch_part(store, task, needed)
         except FileNotFoundError as e:

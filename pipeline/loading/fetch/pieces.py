@@ -2,9 +2,9 @@
 
 No store checks a range: S3 has no checksum of one. So a byte that was changed on its way is noticed here, by the hash
 that the index keeps. What is wrong may be wrong in the store, or only in this answer: on a remote store it is read
-again, and counted as a retry. It is damage where two reads gave the same wrong bytes, or after READS reads, as for
-whole files (pipeline/storage/checked.py). A file that ends too early is treated alike, since a cut answer looks like a
-cut file.
+again, and counted as a retry. It is damage where two reads gave the same wrong bytes. Where each of READS reads gave
+others, it is the network or the store that fails, as for whole files (pipeline/storage/checked.py). A file that ends
+too early is treated alike, since a cut answer looks like a cut file.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from reelmae.pipeline.errors import ShortFileError
-from reelmae.pipeline.storage.checked import CAUSE, READS
+from reelmae.pipeline.errors import ShortFileError, StorageError
+from reelmae.pipeline.storage.checked import CAUSE, READS, UNSTEADY
 from reelmae.pipeline.storage.store import Store
 
 
@@ -46,7 +46,8 @@ def check_of(data: bytes | memoryview) -> int:
 def read_pieces(store: Store, shard: str, pieces: Sequence[Piece]) -> list[bytes | Damage]:
     """The bytes of each piece, or what is wrong with them; several pieces are read by as few requests as possible.
 
-    FileNotFoundError where there is no such shard, StorageError where the storage fails after all retries.
+    FileNotFoundError where there is no such shard, StorageError where the storage fails after all retries, or gives
+    other wrong bytes each time.
     """
     found: dict[int, bytes] = {}
     wrong: dict[int, list[tuple[object, str]]] = {at: [] for at in range(len(pieces))}  # (what tells them apart, words)
@@ -64,6 +65,8 @@ def read_pieces(store: Store, shard: str, pieces: Sequence[Piece]) -> list[bytes
         left = [at for at in left if at not in found and not _is_settled(wrong[at])]
         if not left:
             break
+    if left and not store.is_local:
+        raise StorageError(f"{wrong[left[0]][-1][1]} ({UNSTEADY})")
     return [found[at] if at in found else Damage(wrong[at][-1][1]) for at in range(len(pieces))]
 
 

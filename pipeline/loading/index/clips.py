@@ -215,9 +215,9 @@ def _read_about(store: Store, url: str) -> dict[str, Any]:
         ) from e
     except ValueError as e:
         raise InputError(f"{url}: its {schema.DATASET_JSON} is not JSON ({e}); run reelmae shard again") from e
-    found = about.get("format") if isinstance(about, dict) else None
-    if found not in schema.FORMATS:
-        raise InputError(f"{url}: dataset format {found!r}, this version reads {schema.FORMATS}; shard the bucket anew")
+    words = schema.format_fault(about.get("format") if isinstance(about, dict) else None)
+    if words:
+        raise InputError(f"{url}: {words}")
     return about
 
 

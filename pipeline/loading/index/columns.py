@@ -94,7 +94,7 @@ def read_columns(
     try:
         with pq.ParquetFile(path) as file:
             facts, names = file.metadata, file.schema_arrow
-        if missing := {*_NEEDED, "duplicate_of"} - set(names.names):
+        if missing := {*_NEEDED, "duplicate_of", *(["blocks"] if blocks else [])} - set(names.names):
             raise InputError(f"{url}: {schema.INDEX} lacks the columns {sorted(missing)}; shard the bucket anew")
         chooser = Chooser(selection, names, keys_access(selection.keys, url, access))
         reader = _Reader(path, url, facts, chooser, selection.duplicates, blocks)

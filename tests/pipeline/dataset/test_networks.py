@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 import shutil
@@ -39,6 +40,8 @@ class Flaky(LocalFileSystem):  # type: ignore[misc]
     protocol = "flaky"
     cachable = False
     share: ClassVar[float] = 0.0
+    away_from: ClassVar[str] = ""
+    refused: ClassVar[set[str]] = set()
     draws: ClassVar[random.Random] = random.Random(0)
     flips: ClassVar[Counter[str]] = Counter()
     reads: ClassVar[Counter[str]] = Counter()
@@ -51,12 +54,27 @@ class Flaky(LocalFileSystem):  # type: ignore[misc]
     def cat_file(self, path: str, start: Any = None, end: Any = None, **_: Any) -> bytes:
         """Read, and flip a bit by chance."""
         data = bytearray(Path(path).read_bytes()[start:end])
+        if Path(path).name == Flaky.away_from:
+            Flaky.away_from = "*"
+        Flaky.refuse(path)
         with Flaky.lock:
             Flaky.reads[Path(path).name] += 1
             if data and Flaky.draws.random() < Flaky.share:
                 Flaky.flips[Path(path).name] += 1
                 data[Flaky.draws.randrange(len(data))] ^= 1 << Flaky.draws.randrange(8)
         return bytes(data)
+
+    def info(self, path: str, **options: Any) -> dict[str, Any]:
+        """As the disk's."""
+        Flaky.refuse(path)
+        return dict(super().info(path, **options))
+
+    @classmethod
+    def refuse(cls, path: str) -> None:
+        """From the read of `away_from` on nothing answers."""
+        if cls.away_from == "*":
+            cls.refused.add(Path(path).name)
+            raise ConnectionRefusedError(errno.ECONNREFUSED, "refused")
 
 
 @pytest.fixture
@@ -71,6 +89,8 @@ def flaky(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[float], None]]:
         Flaky.reads.clear()
 
     begin(0.0)
+    monkeypatch.setattr(Flaky, "away_from", "")
+    Flaky.refused.clear()
     yield begin
 
 
@@ -121,6 +141,15 @@ def test_what_is_really_damaged_is_still_found(dst: Path, flaky: Callable[..., N
     flaky(0.15, seed)
     found = {Path(fault.file).name for fault in verify(_url(dst)).found}
     assert found == wanted
+
+
+@pytest.mark.parametrize("name", ["000000.parquet", "000001-00.tar", "rejects.parquet"])
+def test_a_store_that_stays_away_ends_the_search(dst: Path, flaky: Callable[..., None], name: str) -> None:
+    """Else each of its files would be waited for in turn."""
+    Flaky.away_from = name
+    with pytest.raises(StorageError, match="connection refused; waited"):
+        verify(_url(dst), access=Access(patience_s=0.2))
+    assert Flaky.refused == {name, schema.DATASET_JSON}
 
 
 def test_a_sound_network_costs_one_read_of_each_shard(dst: Path, flaky: Callable[..., None]) -> None:

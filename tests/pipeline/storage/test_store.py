@@ -181,6 +181,17 @@ def test_ranges_come_in_the_order_asked_for_near_ones_by_one_request(store: Stor
         store.read_ranges("x", [(0, 10), ((3 << 20) - 5, 10)])
 
 
+def test_ranges_may_overlap(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "PIECE", 1000)
+    monkeypatch.setattr(store_module, "MAX_GAP", 10)
+    draw = random.Random(0)
+    data = draw.randbytes(5000)
+    store.publish_bytes(data, "x")
+    for _ in range(5):
+        ranges = [(at, draw.randrange(5000 - at)) for at in draw.sample(range(5000), 12)]
+        assert store.read_ranges("x", ranges) == [data[at : at + size] for at, size in ranges]
+
+
 def test_long_files_are_read_and_written_in_pieces(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,6 +73,15 @@ def test_what_is_no_clip_is_a_value_error(data: bytes, message: str) -> None:
         read_track(data)
 
 
+def test_a_clip_without_pictures_is_told(make_video: Callable, tmp_path: Path) -> None:
+    data = bytearray(make_video(tmp_path / "a.mp4", frames=4).read_bytes())
+    for box, at, count in ((b"stsz", 12, 0), (b"stco", 8, 0), (b"stsc", 8, 1)):
+        begin = data.index(box) + at
+        data[begin : begin + 4] = count.to_bytes(4, "big")
+    with pytest.raises(ValueError, match="holds no picture"):
+        read_track(bytes(data))
+
+
 def test_a_clip_that_ends_early_is_told(make_video: Callable, tmp_path: Path) -> None:
     path: Path = make_video(tmp_path / "a.mp4", frames=45)
     with (

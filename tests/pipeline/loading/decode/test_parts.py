@@ -176,6 +176,10 @@ def test_a_clip_whose_tables_are_damaged_is_bad_as_if_it_were_read_whole(open_la
     assert needed_of(task, head.replace(b"moov", b"free"), 4, "auto") is None
     assert needed_of(task, head.replace(b"stco", b"xxxx"), 4, "auto") is None
     assert needed_of(task, b"not an mp4 at all" * 10, 4, "auto") is None
+    at = head.index(b"stss") + 8
+    last = at + 4 * int.from_bytes(head[at : at + 4], "big")
+    beyond = head[:last] + (400).to_bytes(4, "big") + head[last + 4 :]  # a keyframe behind the last picture
+    assert needed_of(replace(task_of(index, 500), frames=1000), beyond, 4, "auto") is None
 
 
 def test_long_tables_are_asked_for_first() -> None:

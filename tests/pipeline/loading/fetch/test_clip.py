@@ -16,6 +16,7 @@ from reelmae.pipeline.errors import BadClipError, StorageError
 from reelmae.pipeline.loading.fetch.clip import ClipSource, SourceSettings
 from reelmae.pipeline.loading.fetch.shard_cache import CacheSettings, ShardCache
 from reelmae.pipeline.loading.tasks import ClipTask
+from reelmae.pipeline.storage.checked import READS
 from reelmae.pipeline.storage.store import Store
 
 SHARD = "shards/000000-00.tar"
@@ -150,3 +151,25 @@ def test_local_datasets_leave_the_cache_alone(make_store: Any, cache: CacheSetti
     file.write_bytes(bytes(30000))
     assert [ClipSource(SourceSettings((store,), cache)).fetch(task) for task in tasks()] == CLIPS
     assert cached_files(cache) == [file]
+
+
+class Unsteady(Store):
+    """Each read gives one wrong bit, and every time another one."""
+
+    reads = 0
+
+    def read_range(self, path: str, offset: int, size: int) -> bytes:
+        """Read, and change a bit."""
+        data = bytearray(super().read_range(path, offset, size))
+        data[self.reads] ^= 1
+        self.reads += 1
+        return bytes(data)
+
+
+def test_a_network_that_gives_other_bytes_each_time_is_no_fault_of_a_clip(make_store: Any) -> None:
+    store = Unsteady(make_store("s3").url())
+    source = ClipSource(SourceSettings((store,)))
+    source.stores = (store,)
+    with pytest.raises(StorageError, match=rf"{store.url(SHARD)}.*gave other bytes at each of {READS} reads"):
+        source.fetch(tasks()[0])
+    assert store.access.retries.counts() == {"checksum": READS - 1}

@@ -14,6 +14,7 @@ from reelmae.pipeline.errors import DatasetError, InputError
 from reelmae.pipeline.loading.index.clips import ClipIndex
 from reelmae.pipeline.loading.index.selection import Selection
 from reelmae.pipeline.storage.access import Access
+from reelmae.pipeline.storage.store import Store
 
 
 def test_columns_are_what_the_parquet_says(natural_index: ClipIndex) -> None:
@@ -223,3 +224,13 @@ def test_what_a_network_changes_is_read_again_where_the_store_has_no_checksum(
     for name in ("offset", "size", "frames", "fps", "width", "height", "label_id"):
         assert getattr(index, name).tolist() == getattr(wanted, name).tolist()
     assert access.retries.counts() == {"checksum": len(WrongOnce.read)}
+
+
+def test_an_index_without_the_column_of_blocks_is_refused_by_name(index_of_rows: Callable[..., str]) -> None:
+    folder, there = Path(index_of_rows([{}, {}])), Store("memory://no-blocks")
+    table = pq.read_table(folder / "index.parquet")
+    pq.write_table(table.drop_columns(["blocks"]), folder / "index.parquet")
+    for file in folder.iterdir():
+        there.publish(file, file.name)
+    with pytest.raises(InputError, match=r"index\.parquet lacks the columns \['blocks'\]"):
+        ClipIndex.open(there.url())
