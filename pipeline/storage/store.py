@@ -136,6 +136,44 @@ class Store:
 
     def _pieces_of(self, path: str, content: Content, begin: int = 0) -> Iterator[bytes | memoryview]:
         """The bytes of a file from `begin` on."""
+        pieces = [(at, min(PIECE, content.size - at)) for at in range(begin, content.size, PIECE)]
+        try:
+            yield from self._read_pieces(path, pieces)
+        except ShortFileError as e:  # it has become shorter, or the answer was cut
+            raise WrongBytesError(str(e)) from e
+
+    def _read_by_copy(self, path: str, number: int) -> bytes:
+        with scratch_folder() as folder:
+            local = Path(folder, "data")
+            self._files.copy_out(self.full_path(path), local, number)
+            return local.read_bytes()
+
+    def read_range(self, path: str, offset: int, size: int) -> bytes:
+        """`size` bytes from `offset`; ShortFileError where the file is shorter."""
+        data = self._read_piece(path, offset, size)
+        return data if isinstance(data, bytes) else bytes(data)
+
+    def _read_piece(self, path: str, offset: int, size: int) -> bytes | memoryview:
+        data = self._retry(path, lambda n: self._files.read(self.full_path(path), offset, size, n))
+        if len(data) != size:
+            raise ShortFileError(
+                f"{self.url(path)}: wanted {size} bytes at {offset}, got {len(data)}; the file is damaged"
+            )
+        return data
+
+    def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> Sequence[bytes]:
+        """The bytes of each (offset, size) of one file, as `read_range`.
+
+        Near ones are read by one request, long ones by several, STREAMS at a time.
+        """
+        order = sorted(range(len(ranges)), key=lambda i: ranges[i])
+        merged: list[list[int]] = []  # begin, end
+        for i in order:
+            begin, end = ranges[i][0], sum(ranges[i])
+            if merged and begin <= merged[-1][1] + MAX_GAP and max(end, merged[-1][1]) - merged[-1][0] <= PIECE:
+                merged[-1][1] = max(end, merged[-1][1])
+            else:
+                merged.append([begin, end])
         pieces = sorted(
             {(at, min(PIECE, end - at)) for begin, end in merged for at in range(begin, max(end, begin + 1), PIECE)}
         )
