@@ -101,12 +101,14 @@ def _check_writing(store: Store) -> dict[str, Any]:
         store.publish_bytes(b"probe", probe)
     except (StorageError, InputError, NotImplementedError, OSError) as e:
         return {"writable": False, "problem": str(e)}
+    facts: dict[str, Any] = {"writable": True}
     try:
-        checksum = store.look(probe).algorithm
-        exclusive = store.creates_exclusively
-    finally:
+        facts["checksum"] = store.look(probe).algorithm or "none"
+        facts["exclusive_create"] = store.creates_exclusively
         store.remove(probe)
-    return {"writable": True, "exclusive_create": exclusive, "checksum": checksum or "none"}
+    except (StorageError, InputError, OSError) as e:  # such as no right to remove
+        facts["problem"] = str(e)
+    return facts
 
 
 def _store_warnings(store: dict[str, Any]) -> list[str]:
@@ -117,6 +119,8 @@ def _store_warnings(store: dict[str, Any]) -> list[str]:
         return [f"cannot be reached: {store['problem']}"]
     lacks = [name for name in STORE_MEANING if store.get(name) in (False, "none")]
     found = [f"{url} {STORE_MEANING[name]}" for name in lacks]
+    if store.get("writable") and "problem" in store:
+        found.append(f"what was written to try it may be left there: {store['problem']}")
     if store["retries"]:
         asked = retries_text(store["retries"])
         found.append(f"{url} had to be asked again: {asked}; jobs there are slower, and wait while it fails")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import threading
+import weakref
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from reelmae.pipeline.errors import ConfigError
 from reelmae.pipeline.storage.outage import Outage
 
 PATIENCE_MINUTES = 10.0
+_alive: weakref.WeakValueDictionary[int, Access] = weakref.WeakValueDictionary()
 
 
 class Retries:
@@ -52,6 +56,10 @@ class Access:
     outages: dict[str, Outage] = field(default_factory=dict, repr=False, compare=False)
     """Place → what is told about it while it does not answer."""
 
+    def __post_init__(self) -> None:
+        """Let `interruptible` know it."""
+        _alive[id(self)] = self
+
     def stop(self) -> None:
         """End all waiting soon, with a StorageError. May be called from any thread."""
         self.stopping.set()
@@ -63,6 +71,22 @@ class Access:
     def __reduce__(self) -> tuple[type[Access], tuple[dict[str, Any], float]]:
         """Pickle without the count and the event, which belong to this process."""
         return type(self), (dict(self.options), self.patience_s)
+
+
+@contextmanager
+def interruptible(pool: ThreadPoolExecutor) -> Iterator[None]:
+    """For a block that waits for threads that read or write: where it is interrupted (Ctrl-C), they stop waiting for
+    their stores, so that leaving the pool does not take as long as their patience."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        stopped = [access for access in list(_alive.values()) if not access.stopping.is_set()]
+        for access in stopped:
+            access.stop()
+        pool.shutdown(cancel_futures=True)
+        for access in stopped:  # whoever is interrupted in a notebook goes on with it
+            access.stopping.clear()
+        raise
 
 
 def parse_options(text: str | None) -> dict[str, Any]:

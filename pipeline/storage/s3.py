@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from reelmae.pipeline.errors import InputError
+from reelmae.pipeline.storage.access import interruptible
 from reelmae.pipeline.storage.causes import Cause, CausedError, WrongBytesError, find_cause
 from reelmae.pipeline.storage.checks import (
     METADATA,
@@ -353,7 +354,7 @@ class S3Files:
             return sent | ({"ChecksumCRC64NVME": crc} if answer.get("ChecksumCRC64NVME") else {})
 
         try:
-            with ThreadPoolExecutor(PARTS, thread_name_prefix="reelmae-upload") as pool:
+            with ThreadPoolExecutor(PARTS, thread_name_prefix="reelmae-upload") as pool, interruptible(pool):
                 sent = list(pool.map(send, range(-(-size // part))))
             parts, headers = {"Parts": sent}, {"IfNoneMatch": "*"} if create else {}
             answer = self._call_with(headers, "complete_multipart_upload", number, size, **where, MultipartUpload=parts)

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from reelmae.pipeline.storage.access import interruptible
+
 LISTERS = 8
 PAGES = 2
 KEYS = 1000  # in one answer, the most that a server gives
@@ -56,6 +58,11 @@ def _pages_after(page: Page, prefix: str, last: dict[str, Any]) -> Iterator[list
         yield list(last.get("Contents", ()))
 
 
+def _next_of(pages: queue.Queue[_Item], pool: ThreadPoolExecutor) -> _Item:
+    with interruptible(pool):
+        return pages.get()
+
+
 def _fan_out(page: Page, files: list[dict[str, Any]], folders: list[str]) -> Iterator[dict[str, Any]]:
     """Files and the contents of folders, in the order of their keys."""
     stopped = threading.Event()
@@ -93,7 +100,7 @@ def _fan_out(page: Page, files: list[dict[str, Any]], folders: list[str]) -> Ite
                 if file is not None:
                     yield file
                     continue
-                while (item := queues[name].get()) is not None:
+                while (item := _next_of(queues[name], pool)) is not None:
                     if isinstance(item, BaseException):
                         raise item
                     yield from item

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 import fsspec
 
 from reelmae.pipeline.errors import InputError, ShortFileError, StorageError
-from reelmae.pipeline.storage.access import Access
+from reelmae.pipeline.storage.access import Access, interruptible
 from reelmae.pipeline.storage.causes import WrongBytesError, find_cause
 from reelmae.pipeline.storage.checks import Content, ContentCheck
 from reelmae.pipeline.storage.files import Entry, Files
@@ -170,13 +170,14 @@ class Store:
         merged: list[list[int]] = []  # begin, end
         for i in order:
             begin, end = ranges[i][0], sum(ranges[i])
-            if merged and begin <= merged[-1][1] + MAX_GAP and max(end, merged[-1][1]) - merged[-1][0] <= PIECE:
+            near = merged and begin <= merged[-1][1] + MAX_GAP and end - merged[-1][0] <= PIECE
+            if near or (merged and begin < merged[-1][1]):  # overlapping ones are always joined
                 merged[-1][1] = max(end, merged[-1][1])
             else:
                 merged.append([begin, end])
-        pieces = sorted(
-            {(at, min(PIECE, end - at)) for begin, end in merged for at in range(begin, max(end, begin + 1), PIECE)}
-        )
+        pieces = [
+            (at, min(PIECE, end - at)) for begin, end in merged for at in range(begin, max(end, begin + 1), PIECE)
+        ]
         data = list(self._read_pieces(path, pieces))
         begins = [begin for begin, _ in pieces]
         return [_cut(begins, data, offset, size) for offset, size in ranges]
@@ -190,7 +191,8 @@ class Store:
             waiting = [pool.submit(self._read_piece, path, *piece) for piece in pieces[:STREAMS]]
             try:
                 for piece in [*pieces[STREAMS:], *[None] * len(waiting)]:
-                    data = waiting.pop(0).result()
+                    with interruptible(pool):
+                        data = waiting.pop(0).result()
                     if piece is not None:
                         waiting.append(pool.submit(self._read_piece, path, *piece))
                     yield data

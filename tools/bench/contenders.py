@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -211,6 +212,25 @@ class _Files(Contender):
                 check_bytes(file, iter(partial(data.read, PIECE), b""), self.job.name)
 
 
+class ObstoreFile(_Files):
+    """obstore's get_range, each thread writing its pieces to their place in a file. The baseline of downloads."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(job)
+        self._store = obstore_of(job.target)
+        obstore.head(self._store, job.key(job.files[0].path))
+
+    def bring(self, file: File, to: Path) -> None:
+        key = self.job.key(file.path)
+        with to.open("wb") as out, ThreadPoolExecutor(self.job.threads) as pool:
+
+            def copy(piece: tuple[int, int]) -> None:
+                offset, size = piece
+                os.pwrite(out.fileno(), obstore.get_range(self._store, key, start=offset, length=size), offset)
+
+            list(pool.map(copy, _pieces(file.size)))
+
+
 class OurDownload(_Files):
     """Store.download, to a file."""
 
@@ -308,11 +328,13 @@ class ObstorePut(_Writer):
         obstore.put(self._store, self.job.key(path), local)
 
 
-# the first of each group is what the others are compared with
+# the first of each group is what the others are compared with, but for these
+BASELINES = {"reelmae download": "obstore to a file"}
 READ = {
     "obstore get_range": ObstoreRanges,
     "reelmae read_range": OurRange,
     "reelmae read_ranges": OurRanges,
+    "obstore to a file": ObstoreFile,
     "reelmae download": OurDownload,
     "s3fs cat_file": S3fsWhole,
 }

@@ -213,7 +213,9 @@ def summary(config: BenchStorageConfig, rounds: Rounds) -> dict[str, Any]:
     groups: dict[str, dict[str, Any]] = {}
     for group, names in ((group, GROUPS[group]) for group in GROUPS if group in config.what):
         baseline = names[0] if group != "load" else GROUPS["read"][0]
-        groups[group] = {name: _row(name, baseline, rounds) for name in names if name in rounds[0]}
+        groups[group] = {
+            name: _row(name, contenders.BASELINES.get(name, baseline), rounds) for name in names if name in rounds[0]
+        }
     return {**groups, "missing": contenders.missing(), "targets": dict(_targets(config, groups))}
 
 
@@ -243,7 +245,7 @@ def _targets(config: BenchStorageConfig, groups: Mapping[str, Mapping[str, Any]]
                 continue
             if "ratio" in row:
                 yield (
-                    f"{name} / {GROUPS[group][0]} ≥ {LEAST_RATIO:g}",
+                    f"{name} / {contenders.BASELINES.get(name, GROUPS[group][0])} ≥ {LEAST_RATIO:g}",
                     _judge(row["ratio"]["median"], least=LEAST_RATIO),
                 )
             text = f"{name}: extra memory ≤ {MOST_EXTRA_MIB:g} MiB"

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from reelmae.pipeline.errors import DatasetError
 from reelmae.pipeline.schema import REJECT, REJECTS, commit_name
+from reelmae.pipeline.storage.access import interruptible
 from reelmae.pipeline.storage.checked import read_agreed
 from reelmae.pipeline.storage.store import Store
 
@@ -55,12 +56,17 @@ def read_commits(store: Store, tasks: Iterable[int], format: int) -> Generator[p
         waiting: deque[Future[pa.Table]] = deque()
         for task in tasks:
             if len(waiting) == READ_AHEAD:
-                yield waiting.popleft().result()
+                yield _result(waiting.popleft(), pool)
             waiting.append(pool.submit(read_commit, store, task, format))
         while waiting:
-            yield waiting.popleft().result()
+            yield _result(waiting.popleft(), pool)
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _result(commit: Future[pa.Table], pool: ThreadPoolExecutor) -> pa.Table:
+    with interruptible(pool):
+        return commit.result()
 
 
 def read_rejects(store: Store, task: int, format: int) -> dict[str, dict[str, Any]]:

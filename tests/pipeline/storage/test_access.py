@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,3 +49,28 @@ def test_a_copy_has_the_options_and_counts_for_itself() -> None:
     assert (there.options, there.patience_s, there.retries.counts()) == ({"key": "k"}, 5, {})
     assert not there.stopping.is_set()
     assert access.retries.counts() == {"timed out": 2}
+
+
+WAITS = """
+import logging
+from reelmae.pipeline.storage.access import Access
+from reelmae.pipeline.storage.store import Store
+logging.basicConfig()
+store = Store("s3://b/x", Access({"key": "k", "secret": "s", "endpoint_url": "http://127.0.0.1:9"}))
+try:
+    store.read_ranges("y", [(i << 22, 5) for i in range(9)])
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_ctrl_c_ends_the_waiting_of_threads() -> None:
+    with subprocess.Popen([sys.executable, "-c", WAITS], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        assert child.stderr is not None
+        assert b"waiting for" in child.stderr.readline()
+        child.send_signal(signal.SIGINT)
+        try:
+            out, _ = child.communicate(timeout=60)
+        finally:
+            child.kill()
+    assert out == b"interrupted\n"
