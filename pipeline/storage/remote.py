@@ -151,9 +151,9 @@ class FsspecFiles:
 
 def web_options(options: dict[str, Any]) -> dict[str, Any]:
     """Options of the file system of web servers: aiohttp gives up a file after 5 minutes in all, however it comes."""
-    from aiohttp import ClientTimeout  # takes a while, and few need it
+    from fsspec.implementations import http  # takes a while, and few need it
 
-    timeout = ClientTimeout(total=None, sock_connect=WEB_STALL_S, sock_read=WEB_STALL_S)
+    timeout = http.aiohttp.ClientTimeout(total=None, sock_connect=WEB_STALL_S, sock_read=WEB_STALL_S)
     return options | {"client_kwargs": {"timeout": timeout} | dict(options.get("client_kwargs") or {})}
 
 

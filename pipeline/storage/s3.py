@@ -22,7 +22,6 @@ import time
 import uuid
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -110,13 +109,21 @@ class S3Files:
             if not known or not _is_refused(e):
                 raise
             condition = {name for name in known if name == "IfNoneMatch"}
-            for left_out in dict.fromkeys(map(frozenset, (set(known) - condition, condition, set(known)))):
+            for left_out in dict.fromkeys(
+                map(frozenset, filter(None, (set(known) - condition, condition, set(known))))
+            ):
                 kept = {name: value for name, value in known.items() if name not in left_out}
-                with suppress(Exception):  # the first refusal is told
+                try:
                     answer = self._call(method, number, size, **wanted, **kept)
-                    self._unknown |= left_out
-                    return answer
-            raise
+                except Exception as other:
+                    if _is_refused(other):
+                        continue
+                    if _status(other) == 412:  # it was understood: the name is taken
+                        self._unknown |= left_out
+                    raise
+                self._unknown |= left_out
+                return answer
+            raise  # the first refusal is told
 
     async def _client(self, bucket: str) -> Any:
         try:

@@ -295,7 +295,7 @@ def _file_system(url: str, protocol: str, access: Access) -> Any:
         elif protocol in ("http", "https"):
             options = web_options(options)
         return fsspec.filesystem(protocol, **options)
-    except (ImportError, ValueError) as e:
+    except (ImportError, ValueError, OSError) as e:
         if access.options:  # the text may hold them
             raise InputError(
                 f"{url}: no filesystem for '{protocol}://' with these options ({type(e).__name__})"

@@ -68,6 +68,15 @@ def test_a_server_that_refuses_if_none_match_is_asked_without(refusing: Refuse, 
     assert store.access.retries.counts() == {}
 
 
+def test_what_is_left_out_does_not_let_a_file_be_overwritten(refusing: Refuse, tmp_path: Any) -> None:
+    """The first thing that is written there at all is a name that another has just taken."""
+    store = refusing(400, "InvalidArgument", _knows("x-amz-checksum-crc64nvme"))("raced")
+    Store(store.url(), store.access).publish_bytes(b"first", "x")
+    (tmp_path / "x").write_bytes(b"second")
+    assert not store._files.write(tmp_path / "x", store.full_path("x"), lambda call: call(0), create=True)
+    assert store.read_bytes("x") == b"first"
+
+
 @pytest.mark.parametrize(("status", "code"), [(400, "InvalidArgument"), (501, "NotImplemented")])
 def test_a_server_that_has_no_parts_when_it_is_read(refusing: Refuse, tmp_path: Any, status: int, code: str) -> None:
     """What another tool wrote in parts can be held against its size alone."""
