@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 def deadline(number: int, size: int = 0) -> float:
     """Seconds that the try of this number (from 0) of one request of `size` bytes may take."""
-    return float(min(DEADLINE_S * 2 ** min(number, 10), LONGEST_DEADLINE_S) + size / SLOWEST * 2 ** min(number, 3))
+    return float(min(DEADLINE_S * 2 ** min(number, 10), LONGEST_DEADLINE_S) + size / SLOWEST * 2 ** min(number, 6))
 
 
 def retry(

@@ -1,6 +1,6 @@
 """Files of S3 and what speaks it: by the client that s3fs sets up, with checksums on every transfer.
 
-- One request at a time, each with a deadline; botocore's own retries are off, so that each retry is counted and told.
+- Requests are those of s3_client.py: one at a time, each with a deadline.
 - What is written carries a CRC-64/NVME, as a checksum that the server checks and keeps (where it does), and among the
   object's own metadata. After the write the server's size and checksum (or MD5) are held against the file.
 - Files above PART_BYTES are uploaded in parts, several at a time; an upload that fails is aborted, and `sweep` aborts
@@ -14,19 +14,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import logging
 import os
-import time
 import uuid
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from reelmae.pipeline.errors import InputError
 from reelmae.pipeline.storage.access import interruptible
 from reelmae.pipeline.storage.causes import Cause, CausedError, WrongBytesError, find_cause
 from reelmae.pipeline.storage.checks import (
@@ -40,111 +37,27 @@ from reelmae.pipeline.storage.checks import (
 )
 from reelmae.pipeline.storage.files import Attempt, Found
 from reelmae.pipeline.storage.retry import deadline
+from reelmae.pipeline.storage.s3_client import S3Client, code_of, is_refused, status_of
 from reelmae.pipeline.storage.s3_list import list_keys
 from reelmae.pipeline.storage.s3_ranges import ranges_of
 
 PART_BYTES = 16 << 20
 PARTS = 4  # of one file that are uploaded at a time
 MAX_PARTS = 10_000
-EXPIRED = ("ExpiredToken", "ExpiredTokenException", "RequestExpired")
-RENEW_EVERY_S = 30.0
 PROBE = ".reelmae-probe-"  # names by which `creates_exclusively` tries
 _NO_RIGHT = ("AccessDenied", "AllAccessDisabled", "403")
 _log = logging.getLogger("reelmae.storage")
-T = TypeVar("T")
-
-# of a client that tries once and does not wait for ever; the user's own come on top
-CONFIG = {
-    "retries": {"max_attempts": 0},
-    "request_checksum_calculation": "when_required",  # ours are given; others come in trailers, which some refuse
-    "connect_timeout": 10,
-    "read_timeout": 120,
-    "max_pool_connections": 64,
-}
 
 
-class S3Files:
+class S3Files(S3Client):
     """Files (see files.Files) of one bucket, by an s3fs file system."""
 
     reads_ranges = True
 
     def __init__(self, fs: Any, root: str) -> None:
-        self._fs = fs
+        super().__init__(fs)
         bucket, _, _ = fs.split_path(root)
         self._ranges = ranges_of(fs, bucket)
-        self._renewed = -RENEW_EVERY_S
-        self._unknown: set[str] = set()  # headers that the server refuses
-
-    def _split(self, full: str) -> tuple[str, str]:
-        bucket, key, _ = self._fs.split_path(full)
-        return bucket, key
-
-    def _call(self, method: str, number: int, size: int = 0, **wanted: Any) -> dict[str, Any]:
-        """One request by botocore's client, with `size` bytes of a body. One that comes is read within its deadline."""
-
-        async def call() -> dict[str, Any]:
-            client = await self._client(wanted["Bucket"])
-            extra = self._fs._get_s3_method_kwargs(getattr(client, method), **wanted)
-            try:
-                answer: dict[str, Any] = await getattr(client, method)(**extra)
-            except client.exceptions.ClientError as e:
-                if e.response.get("Error", {}).get("Code") in EXPIRED:
-                    await self._renew()
-                raise
-            if "Body" in answer:
-                async with answer["Body"] as body:
-                    answer["Body"] = await body.read()
-            return answer
-
-        return self._run(call(), deadline(number, size))
-
-    def _call_with(
-        self, headers: dict[str, Any], method: str, number: int, size: int = 0, **wanted: Any
-    ) -> dict[str, Any]:
-        """One request with headers that not all servers know: one that refuses them is asked without, from then on."""
-        known = {name: value for name, value in headers.items() if name not in self._unknown}
-        try:
-            return self._call(method, number, size, **wanted, **known)
-        except Exception as e:
-            if not known or not _is_refused(e):
-                raise
-            condition = {name for name in known if name == "IfNoneMatch"}
-            for left_out in dict.fromkeys(
-                map(frozenset, filter(None, (set(known) - condition, condition, set(known))))
-            ):
-                kept = {name: value for name, value in known.items() if name not in left_out}
-                try:
-                    answer = self._call(method, number, size, **wanted, **kept)
-                except Exception as other:
-                    if _is_refused(other):
-                        continue
-                    if _status(other) == 412:  # it was understood: the name is taken
-                        self._unknown |= left_out
-                    raise
-                self._unknown |= left_out
-                return answer
-            raise  # the first refusal is told
-
-    async def _client(self, bucket: str) -> Any:
-        try:
-            await self._fs.set_session()
-        except (TypeError, ValueError) as e:  # an unknown name, or an endpoint that is none; the text may hold more
-            names = ", ".join(sorted(self._fs.storage_options)) or "none"
-            words = (
-                f"its client cannot be made ({type(e).__name__}) with AWS_ENDPOINT_URL and these storage options: {names}; "
-                "give key, secret, token, endpoint_url, profile, …"
-            )
-            raise CausedError(Cause("final", "storage options", words, InputError)) from None
-        return await self._fs.get_s3(bucket)
-
-    async def _renew(self) -> None:
-        """Read the credentials anew: whoever renews them may write them to the place where they were found."""
-        if time.monotonic() - self._renewed > RENEW_EVERY_S:
-            self._renewed = time.monotonic()
-            await self._fs.set_session(refresh=True)
-
-    def _run(self, work: Coroutine[Any, Any, T], seconds: float) -> T:
-        return asyncio.run_coroutine_threadsafe(asyncio.wait_for(work, seconds), self._fs.loop).result()
 
     def list(self, full: str, attempt: Attempt[Any]) -> Iterator[Found]:
         """Every object below a prefix, sorted by the whole key.
@@ -197,26 +110,10 @@ class S3Files:
         try:
             found = self._call("list_objects_v2", number, Bucket=bucket, Prefix=key, MaxKeys=1)
         except Exception as e:
-            if _code(e) in _NO_RIGHT:
+            if code_of(e) in _NO_RIGHT:
                 return False
             raise
         return any(entry["Key"] == key for entry in found.get("Contents", ()))
-
-    def _head(self, bucket: str, key: str, number: int, **wanted: Any) -> dict[str, Any]:
-        """The answer to HEAD. One that refuses has no body that would tell the cause: then GET is asked, which has."""
-        try:
-            return self._call("head_object", number, Bucket=bucket, Key=key, ChecksumMode="ENABLED", **wanted)
-        except Exception as e:
-            if _status(e) not in (400, 403):
-                raise
-            try:
-                self._call("get_object", number, Bucket=bucket, Key=key, Range="bytes=0-0")
-            except Exception as told:
-                if _status(told) != 416:  # an empty object, which is an answer
-                    raise
-            raise CausedError(
-                Cause("passing", f"{_status(e)} of HEAD", "the server refuses HEAD and answers GET")
-            ) from e
 
     def _with_part_size(self, bucket: str, key: str, content: Content, number: int) -> Content:
         """The content with the size of its first part, where the server tells it."""
@@ -248,7 +145,7 @@ class S3Files:
         try:
             return self._read_by_client(full, offset, size, number)
         except Exception as e:
-            if _status(e) == 416:
+            if status_of(e) == 416:
                 return b""
             raise
 
@@ -266,7 +163,7 @@ class S3Files:
         try:
             answer = self._call("get_object", number, size, Bucket=bucket, Key=key, Range=f"bytes=0-{size - 1}")
         except Exception as e:
-            if _status(e) == 416:  # it is empty
+            if status_of(e) == 416:  # it is empty
                 return b"", self.look(full, number)
             raise
         data, total = bytes(answer["Body"]), str(answer.get("ContentRange") or "").rpartition("/")[2]
@@ -293,7 +190,7 @@ class S3Files:
         try:
             answer = self._call_with(headers, "put_object", number, len(data), **wanted)
         except Exception as e:
-            if create and _status(e) == 412:
+            if create and status_of(e) == 412:
                 return self._is_ours(full, number, checksum)
             raise
         self._hold_against(
@@ -350,7 +247,7 @@ class S3Files:
                 try:
                     return self._call_with({"ChecksumCRC64NVME": crc}, "upload_part", n, len(data), **wanted)
                 except Exception as e:
-                    if _code(e) == "NoSuchUpload":
+                    if code_of(e) == "NoSuchUpload":
                         return None
                     raise
 
@@ -368,7 +265,7 @@ class S3Files:
             self._hold_against(answer, checksum, lambda: md5_of_parts(local, part), full, size, number)
         except Exception as e:
             self._abort(where, number)
-            if create and _status(e) == 412:
+            if create and status_of(e) == 412:
                 return self._is_ours(full, number, checksum)
             raise
         return True
@@ -426,13 +323,13 @@ class S3Files:
         try:
             return self._call("list_multipart_uploads", number, **wanted)
         except Exception as e:
-            if not _is_refused(e) and _code(e) not in _NO_RIGHT:
+            if not is_refused(e) and code_of(e) not in _NO_RIGHT:
                 raise
             _log.warning(
                 "s3://%s: uploads in parts of killed jobs cannot be listed (%s), so they stay; let the bucket abort "
                 "incomplete uploads after a day",
                 wanted["Bucket"],
-                _code(e) or _status(e),
+                code_of(e) or status_of(e),
             )
             return {}
 
@@ -441,21 +338,3 @@ class S3Files:
         self._run(self._fs.set_session(), deadline(2))
         meta = self._fs.s3.meta
         return {"kind": "s3", "endpoint": meta.endpoint_url, "region": meta.region_name}
-
-
-def _status(error: Exception) -> int:
-    """The HTTP status that botocore's error carries; 0 where there is none."""
-    answer: Any = getattr(error, "response", None)
-    return int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0) if isinstance(answer, dict) else 0
-
-
-def _code(error: Exception) -> str:
-    """S3's error code that botocore's error carries; "" where there is none."""
-    answer: Any = getattr(error, "response", None)
-    return str(answer.get("Error", {}).get("Code") or "") if isinstance(answer, dict) else ""
-
-
-def _is_refused(error: Exception) -> bool:
-    """Whether the server does not know what was asked, and never will."""
-    cause = find_cause(error)
-    return _status(error) in (400, 501) and cause is not None and cause.kind == "final"

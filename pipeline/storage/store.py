@@ -33,7 +33,8 @@ from reelmae.pipeline.storage.files import Entry, Files
 from reelmae.pipeline.storage.local import LocalFiles, whole_file
 from reelmae.pipeline.storage.remote import FsspecFiles, web_options
 from reelmae.pipeline.storage.retry import Outage, retry
-from reelmae.pipeline.storage.s3 import CONFIG, S3Files
+from reelmae.pipeline.storage.s3 import S3Files
+from reelmae.pipeline.storage.s3_client import CONFIG
 from reelmae.pipeline.storage.scratch import scratch_folder
 
 __all__ = ["Entry", "Store", "require_folder", "whole_file"]
