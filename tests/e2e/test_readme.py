@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,8 @@ def test_the_journey_on_s3_runs_as_written(
     folder: Path, s3_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only the name of the bucket is another, and the options are those of a server that is here."""
+    s3_server = replace(s3_server, bucket="reelmae-readme")  # other tests have a `raw` in theirs
+    s3_server.make_bucket()
     raw, store = folder / "runs" / "demo" / "bucket", Store(s3_server.url("raw"), s3_server.access())
     for path in sorted(p for p in raw.rglob("*") if p.is_file()):
         store.publish(path, path.relative_to(raw).as_posix())

@@ -57,13 +57,13 @@ def test_a_run_outlives_an_outage_counts_it_and_learns_the_same(
     local: str, remote: str, faulty: Any, tiny: MakeConfig, tmp_path: Path, workers: int
 ) -> None:
     whole = tmp_path / "whole"
-    pretrain(tiny(f"data.url={local}", f"run.out={whole}"))
+    pretrain(tiny(f"data.url={local}", f"run.out={whole}", "run.steps=24"))
     proxy = faulty()
     how = [
         f"data.url={remote}",
         f"data.storage_options=@{options_file(tmp_path, proxy.s3)}",
         f"loader.workers={workers}",
-    ]
+    ]  # more steps than batches that are fetched ahead
     back: list[threading.Timer] = []
 
     def stop_the_store(row: Row) -> None:
@@ -73,14 +73,14 @@ def test_a_run_outlives_an_outage_counts_it_and_learns_the_same(
             back[0].start()
 
     out = tmp_path / "run"
-    summary = pretrain(tiny(*how), on_step=stop_the_store)
+    summary = pretrain(tiny(*how, "run.steps=24"), on_step=stop_the_store)
     back[0].join()
     assert losses(out) == losses(whole), "bit for bit"
     assert sum(summary.retries.values()) > 0
     rows = read_rows(out / "metrics.jsonl")
     assert rows[0]["retries"] == 0 and rows[-1]["retries"] == sum(summary.retries.values())
     assert json.loads((out / "summary.json").read_text())["retries"] == summary.retries
-    resumed = pretrain(tiny(*how, "run.steps=8"))
+    resumed = pretrain(tiny(*how, "run.steps=26"))
     assert resumed.retries == summary.retries, "those of the first session are kept"
     assert "Reading the clips was tried again" in write_report(out).read_text()
 

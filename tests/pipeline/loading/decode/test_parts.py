@@ -55,9 +55,9 @@ class Wire(Store):
         self.ranges: list[tuple[int, int]] = []
         self.spoil: Callable[[int, bytes], bytes] = lambda offset, data: data
 
-    def read_range(self, path: str, offset: int, size: int) -> bytes:
+    def _read_piece(self, path: str, offset: int, size: int) -> bytes:
         self.ranges.append((offset, size))
-        return self.spoil(offset, super().read_range(path, offset, size))
+        return self.spoil(offset, bytes(super()._read_piece(path, offset, size)))
 
 
 @pytest.fixture
