@@ -59,6 +59,7 @@ def _play(index: ClipIndex, config: BenchLoadConfig) -> dict[str, Any]:
         for _ in range(config.batches):
             batch = next(batches)
             stored += int(index.size[batch.clip_B[:: config.repeats]].sum())
+            del batch  # its memory is used again for the next one
         seconds = time.perf_counter() - began
         spent = cpu_between(cpu, cpu_seconds())
         after, growth = dataclasses.asdict(loader.stats), memory_bytes("VmRSS") - rss
