@@ -99,7 +99,9 @@ def _check_writing(store: Store) -> dict[str, Any]:
     probe = f".reelmae-probe-{secrets.token_hex(16)}"
     try:
         store.publish_bytes(b"probe", probe)
-    except (StorageError, InputError, NotImplementedError, OSError) as e:
+    except NotImplementedError:  # how file systems of fsspec that are read only, such as an archive, answer a write
+        return {"writable": False, "problem": "this kind of file system is read only"}
+    except (StorageError, InputError, OSError) as e:  # what it answers is the fact that is told
         return {"writable": False, "problem": str(e)}
     facts: dict[str, Any] = {"writable": True}
     try:

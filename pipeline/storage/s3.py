@@ -93,17 +93,23 @@ class S3Files(S3Client):
     def look(self, full: str, number: int) -> Content:
         """Size, ETag and checksum."""
         bucket, key = self._split(full)
+        head = self._find(bucket, key, number)
+        if head is None:
+            if self._is_listed(bucket, key, number):
+                raise WrongBytesError("the server lists it and does not give it")
+            raise FileNotFoundError(full)
+        content = content_of(head)
+        return content if not content.parts else self._with_part_size(bucket, key, content, number)
+
+    def _find(self, bucket: str, key: str, number: int) -> dict[str, Any] | None:
+        """The answer to HEAD; None where the server says that there is no such object."""
         try:
-            head = self._head(bucket, key, number)
+            return self._head(bucket, key, number)
         except Exception as e:
             cause = find_cause(e)
             if cause is None or cause.kind != "gone":
                 raise
-            if self._is_listed(bucket, key, number):
-                raise WrongBytesError("the server lists it and does not give it") from e
-            raise FileNotFoundError(full) from e
-        content = content_of(head)
-        return content if not content.parts else self._with_part_size(bucket, key, content, number)
+            return None
 
     def _is_listed(self, bucket: str, key: str, number: int) -> bool:
         """Whether a listing has this key; False where these credentials may not list."""
@@ -172,8 +178,11 @@ class S3Files(S3Client):
         return data, content if content.can_check else self.look(full, number)
 
     def copy_out(self, full: str, to: Path, number: int) -> None:
-        """Never needed: ranges are read."""
-        raise NotImplementedError("S3 is read by ranges")
+        """The whole object, range after range. Store reads several ranges at a time instead."""
+        size = self.look(full, number).size
+        with to.open("wb") as file:
+            for offset in range(0, size, PART_BYTES):
+                file.write(self.read(full, offset, min(PART_BYTES, size - offset), number))
 
     def write(self, local: Path, full: str, attempt: Attempt[Any], *, create: bool) -> bool:
         """Put a file, or upload it in parts; with `create`, False where the name is taken."""
@@ -205,13 +214,10 @@ class S3Files(S3Client):
         told = answer.get("ChecksumCRC64NVME")
         if told is None or "ContentLength" not in answer:
             bucket, key = self._split(full)
-            try:
-                answer = self._head(bucket, key, number)
-            except Exception as e:
-                cause = find_cause(e)
-                if cause is None or cause.kind != "gone":
-                    raise
-                raise WrongBytesError("it was written and is not there") from e
+            there = self._find(bucket, key, number)
+            if there is None:
+                raise WrongBytesError("it was written and is not there")
+            answer = there
             told = answer.get("ChecksumCRC64NVME") or told
             if answer["ContentLength"] != size:
                 raise WrongBytesError(f"{size} bytes were sent, {answer['ContentLength']} are there")

@@ -144,6 +144,17 @@ def test_a_download_of_other_bytes_than_the_store_knows_is_fetched_again(
     assert store.access.retries.counts() == {"checksum": 1}
 
 
+def test_a_whole_object_is_copied_without_ranges_being_known(
+    s3_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "PART_BYTES", 1000)
+    store = Store(s3_server.url("copied"))
+    for data in (b"", random.Random(4).randbytes(2500)):
+        _put_bare(store, "x", data)
+        store._files.copy_out(store.full_path("x"), tmp_path / "x", 0)
+        assert (tmp_path / "x").read_bytes() == data
+
+
 def test_uploads_of_killed_writers_are_swept(s3_server: Any) -> None:
     store = Store(s3_server.url("dangling"))
     for name in ("shards/a.tar", "shards/0001/b.tar", "commits/b", "index.parquet", "index.parquet2", "shards2/c"):
