@@ -19,11 +19,12 @@ from typing import Any
 import pytest
 import s3_jobs
 from fault_proxy import PASSING, FaultProxy, Faults
-from s3_servers import S3Server, free_ports
+from s3_servers import S3Server
 
 from reelmae.pipeline.errors import StorageError
 from reelmae.pipeline.loading.index.clips import ClipIndex
 from reelmae.pipeline.loading.loader import ClipLoader
+from reelmae.tools.bench.seaweed import free_ports
 
 Faulty = Callable[..., FaultProxy]
 KINDS = [(kind,) for kind in (*PASSING, "wrong_etag")]

@@ -130,16 +130,25 @@ def test_of_two_jobs_with_different_sources_one_works_and_the_other_is_told(
     assert s3_jobs.files_at(s3_server, name) == alone[works]
 
 
+LISTING = {"method": "GET", "path": "prefix=two/a"}  # of the first of the two sources
+
+
+def _start_held(faulty: Faulty, src: str, dst: str, **where: str) -> tuple[FaultProxy, Any]:
+    """A job that hangs at the first request of this kind, and the proxy that holds it."""
+    proxy = faulty("stall", share=1, **where)
+    job = _start(src, dst, proxy.s3)
+    proxy.wait_for("stall")
+    return proxy, job
+
+
 @pytest.mark.parametrize("at", ["listing", "commit"])
 def test_a_second_job_is_told_who_works_there_and_since_when(
     at: str, two_sources: tuple[str, str], alone: list[dict[str, bytes]], s3_server: S3Server, faulty: Faulty
 ) -> None:
     """However long the first one takes, and wherever it is."""
     name = f"two/held-{at}"
-    where = {"listing": {"method": "GET", "path": "prefix=two/a"}, "commit": {"method": "PUT", "path": "commits/"}}[at]
-    proxy = faulty("stall", share=1, **where)
-    first = _start(two_sources[0], s3_server.url(name), proxy.s3)
-    proxy.wait_for("stall")
+    where = {"listing": LISTING, "commit": {"method": "PUT", "path": "commits/"}}[at]
+    proxy, first = _start_held(faulty, two_sources[0], s3_server.url(name), **where)
     second = s3_jobs.end(_start(two_sources[1], s3_server.url(name), s3_server))
     proxy.faults = None
     ended = s3_jobs.end(first)
@@ -153,9 +162,7 @@ def test_a_job_that_another_has_taken_over_stops_and_writes_nothing_more(
     two_sources: tuple[str, str], alone: list[dict[str, bytes]], s3_server: S3Server, faulty: Faulty
 ) -> None:
     name = "two/taken"
-    proxy = faulty("stall", share=1, method="GET", path="prefix=two/a")
-    first = _start(two_sources[0], s3_server.url(name), proxy.s3)
-    proxy.wait_for("stall")
+    proxy, first = _start_held(faulty, two_sources[0], s3_server.url(name), **LISTING)
     second = s3_jobs.end(_start(two_sources[1], s3_server.url(name), s3_server, "--takeover"))
     proxy.faults = None
     ended = s3_jobs.end(first)
@@ -169,9 +176,7 @@ def test_a_claim_of_a_killed_job_stops_nobody(
     two_sources: tuple[str, str], alone: list[dict[str, bytes]], s3_server: S3Server, faulty: Faulty
 ) -> None:
     name = "two/killed"
-    proxy = faulty("stall", share=1, method="GET", path="prefix=two/a")
-    first = _start(two_sources[0], s3_server.url(name), proxy.s3)
-    proxy.wait_for("stall")
+    _, first = _start_held(faulty, two_sources[0], s3_server.url(name), **LISTING)
     _kill_job(first)
     first.communicate()
     assert list(s3_jobs.files_at(s3_server, name)) == ["claim.json"]

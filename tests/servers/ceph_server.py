@@ -12,7 +12,9 @@ import uuid
 from pathlib import Path
 
 import pytest
-from s3_servers import S3Server, free_ports, kill_group, wait_for_answer
+from s3_servers import S3Server, kill_group, wait_for_answer
+
+from reelmae.tools.bench.seaweed import free_ports
 
 DAEMONS = ("ceph-mon", "ceph-osd", "ceph-mgr", "radosgw")
 TOOLS = ("ceph", "ceph-authtool", "monmaptool", "radosgw-admin")

