@@ -217,13 +217,14 @@ def _losses(run: Path) -> list[float]:
 def test_pretraining_waits_for_a_store_that_comes_back(
     undisturbed: Any, s3_server: S3Server, faulty: Faulty, tmp_path: Path
 ) -> None:
-    proxy = faulty()
+    proxy = faulty("stall", share=1, path="/shards/0")  # no clip comes before the store goes away
     small = ["run.steps=4", "run.log_every=1", "model.depth=1", "model.decoder_depth=1", "loader.batch_videos=2"]
     args = ["pretrain", "demo", f"data.url={undisturbed.dst}", "loader.workers=1", "loader.prefetch=1", *small]
     other = s3_jobs.start([*args, f"run.out={tmp_path / 'undisturbed'}"], s3_server)
     process = s3_jobs.start([*args, f"run.out={tmp_path / 'run'}"], proxy.s3)
-    proxy.wait_for_requests(1, path="/shards/0")
+    proxy.wait_for("stall")
     proxy.down()
+    proxy.faults = None
     time.sleep(AWAY_S)
     proxy.up()
     done = s3_jobs.end(process)
