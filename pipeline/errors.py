@@ -7,6 +7,7 @@ ReelmaeError                        exit status 1: failed while running
 │   │   └── WeightsError            a file of weights that cannot be read, or does not fit the model or layout
 │   └── JobMismatchError            DST holds another job, or one that needs other tools than this machine has
 ├── ClaimedError                    another job works at the same destination
+├── ClusterError                    a Ray cluster that does not answer, has no room for a task, or loses it again and again
 ├── StorageError                    reading or writing failed after retries
 │   ├── StorageFullError            no space left
 │   └── ShortFileError              a file ends before the bytes that were asked for
@@ -54,6 +55,10 @@ class JobMismatchError(UsageError):
 
 class ClaimedError(ReelmaeError):
     """Another job works at the same destination, or has taken it over."""
+
+
+class ClusterError(ReelmaeError):
+    """A Ray cluster that does not answer, has no room for a task, or loses it again and again."""
 
 
 class StorageError(ReelmaeError):

@@ -33,11 +33,16 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "pipeline/lazy.py": (),
     **{f"{package}/__init__.py": ("pipeline.lazy", package.replace("/", ".")) for package in PUBLIC},
     "pipeline/storage": ("pipeline.errors", "pipeline.storage"),
+    "pipeline/runners": ("pipeline.errors", "pipeline.cores", "pipeline.runners"),
     # sharding, from the top down: job → run → clips → shards → plan → settings
-    "pipeline/ingest": (*BASE, "pipeline.cores", "pipeline.ingest"),
+    "pipeline/ingest": (*BASE, "pipeline.cores", "pipeline.runners", "pipeline.ingest"),
     "pipeline/ingest/run": (
         *BASE,
-        *(f"pipeline.ingest.{name}" for name in ("run", "clips", "shards", "plan", "config", "ffmpeg", "sandbox")),
+        "pipeline.runners",
+        *(
+            f"pipeline.ingest.{name}"
+            for name in ("run", "clips", "shards", "plan", "tars", "config", "ffmpeg", "sandbox")
+        ),
     ),
     "pipeline/ingest/clips": (
         "pipeline.errors",
@@ -45,7 +50,9 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         *(f"pipeline.ingest.{name}" for name in ("clips", "shards", "config", "encoders", "ffmpeg", "sandbox")),
     ),
     "pipeline/ingest/clips/cut.py": (),
-    "pipeline/ingest/shards": (*BASE, "pipeline.ingest.shards", "pipeline.ingest.plan"),
+    "pipeline/ingest/shards": (*BASE, *(f"pipeline.ingest.{name}" for name in ("shards", "plan", "tars"))),
+    "pipeline/ingest/tars/child.py": (),
+    "pipeline/ingest/tars/webdataset_child.py": ("pipeline.errors", "pipeline.ingest.sandbox"),
     "pipeline/ingest/plan": (*BASE, *(f"pipeline.ingest.{name}" for name in ("plan", "config", "encoders", "ffmpeg"))),
     "pipeline/ingest/plan/deal.py": ("pipeline.schema",),
     "pipeline/ingest/config.py": (),
@@ -80,7 +87,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     ),
     "pipeline/loading/decode/mp4.py": (),
     "pipeline/loading/decode/passes.py": ("pipeline.loading.tasks",),
-    "pipeline/dataset": (*BASE, "pipeline.cores", "pipeline.ingest", "pipeline.dataset"),
+    "pipeline/dataset": (*BASE, "pipeline.cores", "pipeline.runners", "pipeline.ingest", "pipeline.dataset"),
     "model": ("model",),
     "model/weights": ("pipeline.errors", "model"),
     "model/config.py": (),
@@ -89,7 +96,10 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "model/motion.py": ("model.config",),
     "model/hog.py": ("model.config", "model.patches"),
     "model/positions.py": ("model.config",),
-    "train": ("pipeline.errors", "pipeline.storage", "pipeline.devices", "pipeline.loading", "model", "train"),
+    "train": (
+        *(f"pipeline.{name}" for name in ("errors", "storage", "devices", "runners", "loading")),
+        *("model", "train"),
+    ),
     "train/recipe.py": ("pipeline.errors",),
     "tools": ("pipeline", "model", "train", "tools"),
 }
@@ -98,6 +108,7 @@ TORCH_FREE = (
     "pipeline/cores.py",
     "pipeline/schema.py",
     "pipeline/storage",
+    "pipeline/runners",
     "pipeline/ingest",
     "pipeline/dataset",
     "tools/cli.py",

@@ -32,6 +32,7 @@ MEANING = {
     "nvenc_h264": "no NVENC for H.264 (it needs an NVIDIA GPU with NVENC and an ffmpeg with h264_nvenc): clips are encoded on the CPU",
     "nvenc_hevc": "no NVENC for HEVC (it needs an NVIDIA GPU with NVENC and an ffmpeg with hevc_nvenc): profile small is encoded on the CPU",
     "tonemaps": "this ffmpeg has no zscale and tonemap: HDR and wide gamut sources are rejected as unsupported_colour; set REELMAE_FFMPEG",
+    "ray": "Ray is not installed: --runner ray is refused; install reelmae[ray]",
     "scenes": "PySceneDetect is not installed: --cut scenes is refused; install reelmae[curate]",
     "gpu": "torch sees no GPU: clips are decoded and models trained on the CPU",
 }
@@ -45,7 +46,7 @@ STORE_MEANING = {
 
 
 def doctor(url: str | None = None, access: Access | None = None) -> dict[str, Any]:
-    """ffmpeg and its encoders, scene detection, the sandbox's limits, machine and versions, and a warning for each thing
+    """ffmpeg and its encoders, scene detection, Ray, the sandbox's limits, machine and versions, and a warning for each thing
     that is missing. With `url` also `store`, what `check_store` finds; `exit_status` is 1 where it cannot be reached."""
     import torch
 
@@ -53,13 +54,14 @@ def doctor(url: str | None = None, access: Access | None = None) -> dict[str, An
 
     tool, can = find_ffmpeg(), sandbox.capabilities().as_dict()
     encoding = _encoders(tool.path)
-    scenes = importlib.util.find_spec("scenedetect") is not None
-    has = can | encoding | {"tonemaps": tool.tonemaps, "scenes": scenes, "gpu": torch.cuda.is_available()}
+    extras = {"scenes": importlib.util.find_spec("scenedetect") is not None}
+    extras |= {"ray": importlib.util.find_spec("ray") is not None}
+    has = can | encoding | extras | {"tonemaps": tool.tonemaps, "gpu": torch.cuda.is_available()}
     return {
         **({"store": store, "exit_status": 0 if store["reachable"] else 1} if store else {}),
         "ffmpeg": asdict(tool),
         "encoders": encoding,
-        "scenes": scenes,
+        **extras,
         "sandbox": can,
         "machine": machine(),
         "versions": versions(),

@@ -22,17 +22,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import reelmae.pipeline.schema as schema
-from reelmae.pipeline.cores import usable_cores
 from reelmae.pipeline.errors import ConfigError, InputError, JobMismatchError, NothingKeptError
 from reelmae.pipeline.ingest.clips import scenes
 from reelmae.pipeline.ingest.config import ShardConfig
 from reelmae.pipeline.ingest.ffmpeg import Tool, find_ffmpeg
 from reelmae.pipeline.ingest.plan import parts
 from reelmae.pipeline.ingest.plan.sources import is_manifest
-from reelmae.pipeline.ingest.run.local import LocalRunner
+from reelmae.pipeline.ingest.run.nodes import refuse_other_tools, refuse_unreachable
 from reelmae.pipeline.ingest.run.task import JobSpec, TaskReport, TaskWorker
 from reelmae.pipeline.ingest.shards.commits import committed_tasks
 from reelmae.pipeline.ingest.shards.ledger import finish
+from reelmae.pipeline.runners.local import LocalRunner
+from reelmae.pipeline.runners.runner import Runner
 from reelmae.pipeline.storage import scratch
 from reelmae.pipeline.storage.access import Access
 from reelmae.pipeline.storage.claim import Claim
@@ -137,6 +138,7 @@ def shard(
     config: ShardConfig | None = None,
     *,
     workers: int | None = None,
+    runner: Runner | None = None,
     append: bool = False,
     retry_rejected: str | None = None,
     limit: int | None = None,
@@ -148,6 +150,7 @@ def shard(
     """Make a shard dataset at `dst` from the videos at `src` (folder, fsspec URL or manifest), or go on making it.
 
     workers: videos at a time, default one per core.
+    runner: where the tasks run, instead of on this machine; it knows its number of workers itself.
     append: plan the sources of `src` that DST does not know.
     retry_rejected: plan the sources again that were rejected for this reason ("all": any).
     limit: plan at most so many sources, a fair draw of all; `append` takes the others later.
@@ -157,14 +160,16 @@ def shard(
     on_progress: called in this thread a few times a second.
 
     Raises InputError, JobMismatchError, ConfigError, ClaimedError, StorageError, StorageFullError, DatasetError,
-    NothingKeptError.
+    NothingKeptError, and of a cluster ClusterError.
     """
     begin = time.monotonic()
+    runner = runner or LocalRunner(workers)
     config = (config or ShardConfig()).resolve()
     if config.cut == "scenes":
         scenes.require()
     src_access, dst_access = src_access or Access(), dst_access or Access()
     store, tool, retries = Store(dst, dst_access), find_ffmpeg(), _Retries(src_access, dst_access)
+    refuse_other_tools(runner, tool)
     _refuse_overlap(Store(src, src_access), store, is_manifest(src))
     with Claim(store, takeover=takeover) as claim:
         before = parts.read_plan(store)
@@ -172,8 +177,8 @@ def shard(
         plan, changed = _freeze_plan(wanted, store, before, src_access, claim)
         done = committed_tasks(store, plan.format)
         if not parts.is_finished(store, plan):
-            run = _Run(store, plan, claim, src_access, retries, begin)
-            run.run_tasks(set(range(plan.tasks)) - done, workers, on_progress)
+            run = _Run(store, plan, claim, src_access, retries, begin, runner)
+            run.run_tasks(set(range(plan.tasks)) - done, on_progress)
             finish(store, plan, claim.confirm)
         facts = json.loads(store.read_bytes(schema.DATASET_JSON))
     if facts["sources_kept"] == 0:
@@ -198,21 +203,23 @@ def rerun_tasks(
     tasks: Iterable[int],
     *,
     workers: int | None = None,
+    runner: Runner | None = None,
     src_access: Access | None = None,
     dst_access: Access | None = None,
     claim: Claim | None = None,
 ) -> None:
     """Run these tasks of a job again, whatever files they have left, and join all commits where none is missing.
 
-    The same sources and tools give the same bytes. `claim`: the one that the caller holds on `dst`; else it is taken
+    The same sources and tools give the same bytes. `workers`, `runner`: as `shard` has them. `claim`: the one that the caller holds on `dst`; else it is taken
     here. StorageError where a source is gone (nothing of its task is touched then), JobMismatchError where this
     machine has another ffmpeg, InputError where there is no plan, ClaimedError where a job works at `dst`.
     """
+    runner = runner or LocalRunner(workers)
     src_access, dst_access = src_access or Access(), dst_access or Access()
     store = Store(dst, dst_access)
     if claim is None:
         with Claim(store) as claim:
-            rerun_tasks(dst, tasks, workers=workers, src_access=src_access, dst_access=dst_access, claim=claim)
+            rerun_tasks(dst, tasks, runner=runner, src_access=src_access, dst_access=dst_access, claim=claim)
         return
     plan = parts.read_plan(store)
     if plan is None:
@@ -222,8 +229,10 @@ def rerun_tasks(
     if differences:
         raise JobMismatchError(f"{store.url()}: {'; '.join(differences)}; the clips would not be the same")
     done = committed_tasks(store, plan.format) | again
-    run = _Run(store, plan, claim, src_access, _Retries(src_access, dst_access), time.monotonic())
-    run.run_tasks(again, workers, None, repairs=True)
+    if again:
+        refuse_other_tools(runner, find_ffmpeg())
+    run = _Run(store, plan, claim, src_access, _Retries(src_access, dst_access), time.monotonic(), runner)
+    run.run_tasks(again, None, repairs=True)
     if set(range(plan.tasks)) <= done:  # else an append has not finished: `shard` joins when it has
         finish(store, plan, claim.confirm)
 
@@ -303,22 +312,20 @@ class _Run:
     retries: _Retries
     begin: float
     """By time.monotonic."""
+    runner: Runner
 
     def run_tasks(
         self,
         tasks: set[int],
-        workers: int | None,
         on_progress: Callable[[Progress], None] | None,
         *,
         repairs: bool = False,
     ) -> None:
         """Run these tasks to their commits."""
-        workers = usable_cores() if workers is None else workers
-        if workers < 1:
-            raise ConfigError(f"workers={workers}: must be at least 1")
         spec = JobSpec.of(
             self.store, self.plan, repairs=repairs, src_access=self.src_access, holders=self.claim.holders
         )
+        refuse_unreachable(self.runner, spec, tasks)
         scratch.sweep()
         waiting, counts = sorted(tasks), _Counts()
         sources = sum(part.sources for part in self.plan.parts)
@@ -331,10 +338,9 @@ class _Run:
             if on_progress is not None:
                 on_progress(self._progress(total, before, sources))
 
-        runner = LocalRunner(max(1, min(workers, len(waiting))))
         make_worker = functools.partial(TaskWorker, spec)
         try:
-            with closing(runner.run(waiting, make_worker, on_source=counts.see, tick=tick)) as reports:
+            with closing(self.runner.run(waiting, make_worker, on_report=counts.see, tick=tick)) as reports:
                 for report in reports:
                     counts.end(report)
             tick()

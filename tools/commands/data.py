@@ -13,6 +13,7 @@ from reelmae.pipeline.storage.access import PATIENCE_MINUTES
 from reelmae.tools import show
 from reelmae.tools.commands.access import AccessFlags, make_access
 from reelmae.tools.commands.command import Command
+from reelmae.tools.commands.runner import RunnerFlags
 from reelmae.tools.show import Result
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ class Shard(Command):
     """Folder or fsspec URL for the shards."""
     config: Annotated[ShardConfig, arg(name="")] = field(default_factory=ShardConfig)
     workers: int | None = None
-    """Number of sources to work on at once. None: one per core."""
+    """Number of sources to work on at once. None: one per core, of all nodes with --runner ray."""
+    where: Annotated[RunnerFlags, arg(name="")] = field(default_factory=RunnerFlags)
     append: bool = False
     """Add the sources of SRC that are not in DST yet."""
     retry_rejected: str | None = None
@@ -55,6 +57,8 @@ class Shard(Command):
 
         if self.dry_run and self.retry_rejected is not None:
             raise ConfigError("--dry-run estimates new sources only; leave out --retry-rejected")
+        if self.dry_run and self.where.runner != "local":
+            raise ConfigError(f"--dry-run estimates by a trial on this machine; leave out --runner {self.where.runner}")
         src_access = make_access(self.src_storage_options, self.patience, flag="--src-storage-options")
         dst_access = make_access(self.dst_storage_options, self.patience, flag="--dst-storage-options")
         if self.dry_run:
@@ -68,12 +72,13 @@ class Shard(Command):
                 src_access=src_access,
                 dst_access=dst_access,
             )
-        with show.ShardProgress() as progress:
+        with self.where.open(self.workers) as runner, show.ShardProgress() as progress:
             summary = shard(
                 self.src,
                 self.dst,
                 self.config,
                 workers=self.workers,
+                runner=runner,
                 append=self.append,
                 retry_rejected=self.retry_rejected,
                 limit=self.limit,

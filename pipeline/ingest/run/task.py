@@ -26,7 +26,7 @@ import json
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -49,6 +49,8 @@ from reelmae.pipeline.ingest.run.fetch import NoSourceError, fetch, refuse_lost_
 from reelmae.pipeline.ingest.sandbox import Sandbox
 from reelmae.pipeline.ingest.shards.commits import read_rejects
 from reelmae.pipeline.ingest.shards.pack import ClipRow, PackedShard, Packer
+from reelmae.pipeline.ingest.tars.webdataset_child import TarChild
+from reelmae.pipeline.runners.runner import Watch
 from reelmae.pipeline.schema import CLIP, LABELS, REJECT, Reason, commit_columns, commit_name
 from reelmae.pipeline.storage.access import Access
 from reelmae.pipeline.storage.checked import read_agreed
@@ -57,6 +59,7 @@ from reelmae.pipeline.storage.scratch import Scratch
 from reelmae.pipeline.storage.store import Store
 
 READS = 3  # of a source that looks damaged each time
+BEGINS = 5  # workers that may die over a source, on a cluster, before it is rejected
 LOOKS = 2  # at a source that is missing
 WORK = "work-"  # kind of a worker's folder of temporary files
 DAMAGE = frozenset(
@@ -157,9 +160,6 @@ class TaskReport:
         )
 
 
-OnSource = Callable[[TaskReport], None]
-
-
 @dataclass
 class _Work:
     """A task under way."""
@@ -181,10 +181,10 @@ class _Work:
 
     def keep(self, source_bytes: int, clips: SourceClips) -> None:
         """End a source as these clips."""
+        size = sum(clip.stat().st_size for clip in clips.clips)
         for clip, row in zip(clips.clips, clips.rows, strict=True):
             self.packer.add(clip, row)
         self.rejects += clips.dropped
-        size = sum(clip.stat().st_size for clip in clips.clips)
         self.report += TaskReport(self.report.task, 1, source_bytes, len(clips.rows), size)
 
 
@@ -204,6 +204,7 @@ class TaskWorker:
         self._scratch = Scratch(WORK)
         self._folder = self._scratch.path
         self._prober = Prober(self._sandbox, self._folder)
+        self._tars = TarChild(self._sandbox, self._folder)
 
     def __enter__(self) -> TaskWorker:
         return self
@@ -212,6 +213,7 @@ class TaskWorker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._prober.close()
+        self._tars.close()
         self._scratch.close()
 
     def stop(self) -> None:
@@ -224,8 +226,8 @@ class TaskWorker:
         self._dst_access.stop()
         self._sandbox.kill_all()
 
-    def run(self, task: int, on_source: OnSource | None = None) -> TaskReport:
-        """Run one task to its commit. `on_source` is called after each source with the report so far, in this thread.
+    def run(self, task: int, watch: Watch[TaskReport] | None = None) -> TaskReport:
+        """Run one task to its commit. `watch` is told of each source before it and after it, in this thread.
 
         JobMismatchError, before any work, where this machine's ffmpeg is not the one of the task's plan.
         """
@@ -240,15 +242,18 @@ class TaskWorker:
             part = self._spec.plan.part_of(task)
             sources = self._read_sources(task, part)
             kept = read_rejects(self._store, task, self._spec.plan.format) if self._spec.repairs else {}
-            with Packer(folder, task, self._spec.config.shard_bytes, self._spec.plan.format) as packer:
+            with Packer(folder, task, self._spec.config.shard_bytes, self._spec.plan.format, self._tars) as packer:
                 work = _Work(part.src, _bucket_root(part.src), folder, packer, TaskReport(task))
                 for source in sources:
+                    begun = 1 if watch is None else watch.begin(source["url"])
                     if source["url"] in kept:
                         work.reject(kept[source["url"]])
+                    elif begun > BEGINS:
+                        work.reject(_reject_row(source, Rejected(Reason.CRASHED, f"{begun - 1} workers died over it")))
                     else:
                         self._run_source(source, work)
-                    if on_source is not None:
-                        on_source(report())
+                    if watch is not None:
+                        watch.report(report())
             self._publish(task, packer.shards, packer.rows, work.rejects)
             return report()
         except OSError as e:
@@ -293,8 +298,7 @@ class TaskWorker:
                 shutil.rmtree(folder)
                 raise StoppedError("stopped")
         if isinstance(outcome, Rejected):
-            row = {"source": source["url"], "reason": outcome.reason.value, "detail": outcome.detail}
-            work.reject(row, size)
+            work.reject(_reject_row(source, outcome), size)
         else:
             work.keep(size, outcome)
         shutil.rmtree(folder)
@@ -377,6 +381,10 @@ class TaskWorker:
                 f"{self._store.url(name)}: another job has written it meanwhile, with other rows; this job stops. "
                 "Let one job end, then run reelmae verify"
             )
+
+
+def _reject_row(source: dict[str, Any], why: Rejected) -> dict[str, Any]:
+    return {"source": source["url"], "reason": why.reason.value, "detail": why.detail}
 
 
 def _reject_empty(source: Source) -> Rejected | None:

@@ -24,9 +24,9 @@ from reelmae.pipeline.ingest.config import ShardConfig
 from reelmae.pipeline.ingest.ffmpeg import find_ffmpeg
 from reelmae.pipeline.ingest.job import shard
 from reelmae.pipeline.ingest.plan import parts
-from reelmae.pipeline.ingest.run.local import LocalRunner
 from reelmae.pipeline.ingest.run.task import JobSpec, StoppedError, TaskReport, TaskWorker
 from reelmae.pipeline.ingest.shards.commits import committed_tasks, read_commit
+from reelmae.pipeline.runners.local import LocalRunner
 from reelmae.pipeline.schema import CLIP, commit_name
 from reelmae.pipeline.storage.access import Access
 from reelmae.pipeline.storage.claim import Claim
@@ -109,7 +109,7 @@ def test_the_local_runner_reports_sources_of_running_tasks_in_the_callers_thread
         threads.add(threading.get_ident())
         seen[report.task] = max(seen[report.task], report.sources)
 
-    reports = list(LocalRunner(2).run([2, 0], lambda: TaskWorker(spec), on_source=see))
+    reports = list(LocalRunner(2).run([2, 0], lambda: TaskWorker(spec), on_report=see))
     assert threads == {threading.get_ident()}
     assert {r.task: r.sources for r in reports} == seen
     assert seen.total() == 6 + 4

@@ -1,12 +1,7 @@
-"""Runs the tasks of a job: here on threads of this machine.
+"""Runs tasks on threads of this process.
 
-A runner takes the numbers of the tasks that are still to do and a maker of workers, and yields one report per
-finished task, in any order. The heavy work is done by the worker's child processes, so threads are enough and no
-crash of a codec reaches them.
-
-A runner of a cluster has the same form: the maker of workers is pickled and goes to each node, which makes its own
-workers (`functools.partial(TaskWorker, spec)` holds nothing else than the spec); task numbers go there, reports come
-back, never video. `on_source` is for the display only and may be left out there.
+The heavy work of a task is done by its worker's child processes, so threads are enough, and no crash of a codec
+reaches them.
 """
 
 from __future__ import annotations
@@ -17,23 +12,12 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic
 
-TICK_S = 0.2
-R = TypeVar("R")  # the report of a task
-R_co = TypeVar("R_co", covariant=True)
-
-
-class Worker(AbstractContextManager["Worker[R_co]"], Protocol[R_co]):
-    """Runs whole tasks, one at a time, in the thread that made it."""
-
-    def run(self, task: int, on_source: Callable[[R_co], None] | None = None) -> R_co:
-        """Run one task to its commit and report. `on_source` is called with the report so far, after each source."""
-
-    def stop(self) -> None:
-        """Make `run` end soon, with an error and without a commit. May be called from any thread."""
+from reelmae.pipeline.cores import usable_cores
+from reelmae.pipeline.errors import ConfigError
+from reelmae.pipeline.runners.runner import TICK_S, R, T, Worker
 
 
 @dataclass(frozen=True)
@@ -51,26 +35,48 @@ class _Ended:
     error: BaseException | None
 
 
-class LocalRunner:
-    """`workers` threads of this process."""
+class _Watch(Generic[R]):
+    """Puts the reports of a worker into a queue. No worker dies in this process without the process."""
 
-    def __init__(self, workers: int) -> None:
-        self._workers = workers
+    def __init__(self, events: queue.SimpleQueue[_Report[R] | _Ended]) -> None:
+        self._events = events
+
+    def begin(self, item: str) -> int:
+        """Always the first."""
+        return 1
+
+    def report(self, report: R) -> None:
+        """To the thread of the runner."""
+        self._events.put(_Report(report, at_end=False))
+
+
+class LocalRunner:
+    """Threads of this process, by default one per core."""
+
+    def __init__(self, workers: int | None = None) -> None:
+        self.workers = usable_cores() if workers is None else workers
+        if self.workers < 1:
+            raise ConfigError(f"workers={workers}: must be at least 1")
+
+    def __enter__(self) -> LocalRunner:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing outlives `run`."""
+
+    def ask_nodes(self, question: Callable[[], T]) -> dict[str, T]:
+        """There is no other machine."""
+        return {}
 
     def run(
         self,
         tasks: Iterable[int],
         make_worker: Callable[[], Worker[R]],
         *,
-        on_source: Callable[[R], None] | None = None,
+        on_report: Callable[[R], None] | None = None,
         tick: Callable[[], None] | None = None,
     ) -> Generator[R, None, None]:
-        """Reports of the tasks as they finish.
-
-        Both callbacks are called in the caller's thread: `on_source` with the report so far of a running task, `tick`
-        after each task and a few times a second. Each thread makes one worker and closes it at its end. On an error
-        in a worker, or in the caller (Ctrl-C), all workers are stopped and all threads joined; then the error goes on.
-        """
+        """As Runner.run. Each thread makes one worker and closes it at its end; all threads are joined."""
         waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
         for task in tasks:
             waiting.put(task)
@@ -78,8 +84,8 @@ class LocalRunner:
         halted = threading.Event()
         workers: list[Worker[R]] = []
 
-        def send(report: R) -> None:
-            events.put(_Report(report, at_end=False))
+        watch = None if on_report is None else _Watch(events)
+        threads = max(1, min(self.workers, waiting.qsize()))
 
         def work() -> None:
             try:
@@ -90,18 +96,18 @@ class LocalRunner:
                             task = waiting.get_nowait()
                         except queue.Empty:
                             break
-                        report = worker.run(task, None if on_source is None else send)
+                        report = worker.run(task, watch)
                         events.put(_Report(report, at_end=True))
             except BaseException as e:
                 events.put(_Ended(e))
                 raise
             events.put(_Ended(None))
 
-        with ThreadPoolExecutor(self._workers, thread_name_prefix="shard") as pool:
+        with ThreadPoolExecutor(threads, thread_name_prefix="shard") as pool:
             try:
-                for _ in range(self._workers):
+                for _ in range(threads):
                     pool.submit(work)
-                running = self._workers
+                running = threads
                 next_tick = time.monotonic() + TICK_S
                 while running:
                     event: _Report[R] | _Ended | None = None
@@ -114,8 +120,8 @@ class LocalRunner:
                     elif event is not None and event.at_end:
                         yield event.report
                         next_tick = 0.0
-                    elif event is not None and on_source is not None:
-                        on_source(event.report)
+                    elif event is not None and on_report is not None:
+                        on_report(event.report)
                     if time.monotonic() >= next_tick:
                         if tick is not None:
                             tick()

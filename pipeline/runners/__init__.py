@@ -1,0 +1,1 @@
+"""Where the tasks of a job run: on threads of this machine, or on a Ray cluster."""
