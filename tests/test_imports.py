@@ -33,7 +33,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "pipeline/lazy.py": (),
     **{f"{package}/__init__.py": ("pipeline.lazy", package.replace("/", ".")) for package in PUBLIC},
     "pipeline/storage": ("pipeline.errors", "pipeline.storage"),
-    "pipeline/runners": ("pipeline.errors", "pipeline.cores", "pipeline.runners"),
+    "pipeline/runners": ("pipeline.errors", "pipeline.cores", "pipeline.storage.scratch", "pipeline.runners"),
     # sharding, from the top down: job → run → clips → shards → plan → settings
     "pipeline/ingest": (*BASE, "pipeline.cores", "pipeline.runners", "pipeline.ingest"),
     "pipeline/ingest/run": (

@@ -16,11 +16,11 @@ import logging
 import os
 import signal
 import socket
-import tempfile
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -28,16 +28,28 @@ from reelmae.pipeline.cores import usable_cores
 from reelmae.pipeline.errors import ClusterError, ConfigError
 from reelmae.pipeline.runners.ray_watch import Failed, Tracker, WorkerMaker, answer, run_task
 from reelmae.pipeline.runners.runner import TICK_S, R, T, Worker
+from reelmae.pipeline.storage.scratch import Scratch
 
 RETRIES = 20  # of a task whose worker or node died
 AHEAD = 2  # tasks submitted for each one that the cluster has room for
 CONNECT_S = 10.0  # for the first answer of a cluster's address
+JOIN_S = 30.0  # for a trial process to join it
 ANSWER_S = 120.0  # for a node's answer, which may have to start a process first
 STOP_S = 10.0  # for running tasks to end
 LOOK_S = 2.0  # from one look at the cluster's room to the next
 SAY_S = 30.0  # from one warning that there is no room to the next
+LONGEST = 45  # characters of a folder for Ray's sockets
 _OBJECTS_BYTES = 80 << 20  # of a local Ray's object store: nothing large passes through it
 _LOCAL = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # the second one: loopback only
+_TRIAL = """
+import sys, warnings, logging
+warnings.simplefilter("ignore")
+import ray
+try:
+    ray.init(sys.argv[1], log_to_driver=False, logging_level=logging.CRITICAL)
+except Exception as e:
+    sys.exit(f"{type(e).__name__}: " + (str(e).strip().splitlines() or [""])[0])
+"""  # joins and leaves at once: where nothing answers, Ray tries for minutes, and may end the process
 _log = logging.getLogger("reelmae.runners")
 
 
@@ -102,6 +114,8 @@ class RayRunner:
                 for task in itertools.islice(waiting, max(0, room.tasks() - len(flying))):
                     flying[submit.remote(maker, tracker.actor, task)] = task
                 if not flying and not room.is_none:
+                    for _ in range(2):  # the first answer may be older than the last message
+                        tracker.pass_on(set(), wait_s=STOP_S)
                     return
                 ended: list[Any] = []
                 if flying:
@@ -200,10 +214,9 @@ class RayRunner:
         quiet = {"logging_level": logging.CRITICAL, "log_to_driver": False, "configure_logging": True}
         before = signal.getsignal(signal.SIGTERM) if threading.current_thread() is threading.main_thread() else None
         if self.address is None:
-            cores = self.workers or usable_cores()
-            folder = self._stack.enter_context(_short_folder())
-            make = {"address": "local", "num_cpus": cores, "include_dashboard": False, "_temp_dir": str(folder)}
-            make |= {"object_store_memory": _OBJECTS_BYTES}
+            cores, self.workers = self.workers or usable_cores(), None  # they are all the room that there is
+            make = {"address": "local", "num_cpus": cores, "include_dashboard": False}
+            make |= {"object_store_memory": _OBJECTS_BYTES, **self._stack.enter_context(_folder())}
         else:
             make = {"address": self.address}
             _refuse_silent(self.address)
@@ -212,10 +225,7 @@ class RayRunner:
             with _environment(_LOCAL if self.address is None else {}):
                 ray.init(**make, **({} if _is_client(self.address) else quiet))
         except Exception as e:
-            raise ClusterError(
-                f"{self._words()}: cannot be joined ({_first_line(e)}); check the address, and that Ray and Python have "
-                "the same versions there as here"
-            ) from e
+            raise ClusterError(f"{self._words()}: cannot be joined ({_first_line(e)})") from e
         finally:
             if before is not None:
                 signal.signal(signal.SIGTERM, before)
@@ -265,7 +275,7 @@ class _Room:
         if time.monotonic() - self._looked > LOOK_S:
             self._room, self._looked = self._runner.count_room(), time.monotonic()
         most = self._runner.workers
-        return AHEAD * self._room if most is None else min(most, AHEAD * self._room)
+        return AHEAD * self._room if most is None else min(most, AHEAD * self._room)  # `workers` bounds what runs
 
     def warn(self, flying: int) -> None:
         """Say now and then that nothing can run."""
@@ -283,9 +293,9 @@ class _Messages:
         self._ray, self.actor, self._on_report = ray, actor, on_report
         self._asked = actor.take.remote()
 
-    def pass_on(self, running: set[int]) -> None:
+    def pass_on(self, running: set[int], wait_s: float = 0.0) -> None:
         """What came since the last call. A report of a task that has ended meanwhile is left out."""
-        ready, _ = self._ray.wait([self._asked], timeout=0)
+        ready, _ = self._ray.wait([self._asked], timeout=wait_s)
         if not ready:
             return
         reports, lines = self._ray.get(self._asked)
@@ -333,32 +343,46 @@ def _is_client(address: str | None) -> bool:
 
 
 def _refuse_silent(address: str) -> None:
-    """ClusterError where nothing listens at the address; Ray itself would try for minutes."""
-    if address in ("auto", "local"):
-        return
+    """ClusterError where nothing listens at the address, or what answers there is no Ray that can be joined."""
     try:
         place = urlsplit(address if "://" in address else f"//{address}")
         host, port = place.hostname, place.port
     except ValueError:
         host, port = None, None
-    if not host or not port:
-        raise ConfigError(f"--ray-address {address}: give HOST:PORT, ray://HOST:PORT or auto")
+    if address != "auto":
+        if not host or not port:
+            raise ConfigError(f"--ray-address {address}: give HOST:PORT, ray://HOST:PORT or auto")
+        try:
+            socket.create_connection((host, port), CONNECT_S).close()
+        except OSError as e:
+            raise ClusterError(
+                f"Ray at {address}: does not answer ({e}); check the address, and that `ray start --head` runs there"
+            ) from e
     try:
-        socket.create_connection((host, port), CONNECT_S).close()
-    except OSError as e:
+        argv = [sys.executable, "-c", _TRIAL, address]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=JOIN_S, check=False)
+        words = "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["it died"])[-1]
+    except subprocess.TimeoutExpired:
+        words = f"no answer within {JOIN_S:g} s"
+    if words:
         raise ClusterError(
-            f"Ray at {address}: does not answer ({e}); check the address, and that `ray start --head` runs there"
-        ) from e
+            f"Ray at {address}: cannot be joined ({words}); check the address, that a node of the cluster runs on this "
+            "machine (else give ray://HOST:10001), and that Ray and Python have the same versions there as here"
+        )
 
 
 @contextlib.contextmanager
-def _short_folder() -> Iterator[Path]:
-    """A folder for a local Ray's sockets, whose paths must be short."""
-    inside = tempfile.gettempdir()
-    with tempfile.TemporaryDirectory(
-        prefix="reelmae-ray-", dir=inside if len(inside) < 30 else "/tmp", ignore_cleanup_errors=True
-    ) as folder:
-        yield Path(folder)
+def _folder() -> Iterator[dict[str, str]]:
+    """Where a local Ray keeps its sockets and logs, as ray.init takes it: a scratch folder.
+
+    Below a long TMPDIR the sockets' paths would be too long for the system; there Ray takes its own default.
+    """
+    scratch = Scratch("ray-")
+    try:
+        yield {"_temp_dir": str(scratch.path)} if len(str(scratch.path)) <= LONGEST else {}
+    finally:
+        with contextlib.suppress(OSError):  # a process of Ray was still writing: the next job's sweep removes it
+            scratch.close()
 
 
 @contextlib.contextmanager
