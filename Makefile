@@ -43,6 +43,7 @@ build/ns/reelmae:
 check: $(STAMP) build/ns/reelmae
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/hadolint docker/Dockerfile
 	$(BIN)/mypy
 
 format: $(STAMP)

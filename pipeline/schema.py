@@ -11,7 +11,8 @@
       commits/000017.parquet    COMMITS: the clip rows and reject rows of task 17; its presence says the task is done
       commits/0001/000117.parquet
       plan/plan.json            the frozen job: format, source root, config, seed, number of tasks
-      plan/sources-HEX.parquet  SOURCES, in task order, with their task; HEX: the first 16 hex of the file's sha256
+      plan/sources-HEX.parquet  SOURCES, in task order, with their task; where some are members of tars, also
+                                TAR_COLUMNS. HEX: the first 16 hex of the file's sha256
 
 KEY has no dot: `<first 16 hex of sha256(source url)>_<clip ordinal, 4 digits>`.
 
@@ -103,7 +104,8 @@ def reason_meaning(reason: str) -> str:
 
 SOURCES = pa.schema(
     [
-        pa.field("url", pa.string(), nullable=False),  # full URL; a plain absolute path for local files
+        # full URL; a plain absolute path for local files; TAR#MEMBER for a member of a tar
+        pa.field("url", pa.string(), nullable=False),
         pa.field("size", pa.int64(), nullable=False),  # bytes
         pa.field("etag", pa.string(), nullable=False),  # etag, else modification time; "" where storage has neither
         pa.field("label", pa.string()),  # null = unlabelled
@@ -122,6 +124,15 @@ SOURCES = pa.schema(
             ),
         ),
         pa.field("task", pa.int32(), nullable=False),
+    ]
+)
+# further columns of a part of the plan that has sources out of tars; the url of such a source is TAR#MEMBER
+TAR_COLUMNS = pa.schema(
+    [
+        pa.field("tar", pa.string()),  # url of its tar; null: the source is a file of its own
+        pa.field("offset", pa.int64()),  # of the member's first header block in the tar; -1: the tar itself
+        pa.field("end", pa.int64()),  # of the member's bytes in the tar: they are the `size` bytes before it
+        pa.field("fault", pa.string()),  # why it cannot be read, as was seen when it was planned; null: it can
     ]
 )
 
@@ -208,6 +219,11 @@ def format_fault(found: object) -> str:
         return ""
     known = " and ".join(map(str, FORMATS))
     return f"is of format {found!r}, this version of reelmae reads {known}; use the version that wrote it"
+
+
+def source_columns(tars: bool) -> pa.Schema:
+    """The columns of a plan's sources: SOURCES, and TAR_COLUMNS where some of them are members of tars."""
+    return pa.schema([*SOURCES, *TAR_COLUMNS]) if tars else SOURCES
 
 
 def with_columns(columns: pa.Schema, extra: Mapping[str, str]) -> pa.Schema:

@@ -3,7 +3,7 @@
     .OUT.parquet.parts/000000000000-000000000512.parquet   rows 0 to 511 of the index: their features, their bad clips
 
 Properties that hold:
-- a part under its name is whole, and the parts that count follow each other from row 0 without a gap;
+- a part under its name is whole. Parts may be written in any order, and no two have a row in common;
 - parts of another table (other weights, clips or settings) are removed;
 - the table has the same bytes whatever parts it was made of: its row groups are cut anew.
 """
@@ -14,6 +14,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,61 +26,84 @@ from reelmae.pipeline.storage.store import whole_file
 _PART = b"reelmae part"  # key of a part's own facts in its metadata
 
 
+@dataclass(frozen=True)
+class _Part:
+    rows: range
+    path: Path
+    clips: int
+    """Clips with features."""
+    bad: dict[str, str]
+    """key → reason of the others."""
+
+
 class FeatureParts:
     """The parts beside `out` that are of the table with this `identity` and `schema`; others are removed."""
 
     def __init__(self, out: Path, identity: dict[str, Any], schema: pa.Schema) -> None:
         self.folder = out.with_name(f".{out.name}.parts")
-        self.rows = 0
-        """Rows of the index that are done, from the first on."""
-        self.clips = 0
-        """Clips of them that have features."""
-        self.bad: dict[str, str] = {}
-        """key → reason of the others, in the index's order."""
         self._schema = schema
         self._identity = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        self._paths: list[Path] = []
-        while (found := self._next()) is not None:
-            self._take(*found)
-        for left in set(self.folder.glob("*")) - set(self._paths):
-            left.unlink()
+        self._parts: dict[int, _Part] = {}  # first row → part
+        stop = 0
+        for path in sorted(self.folder.glob("*")):
+            part = self._read(path)
+            if part is None or part.rows.start < stop:
+                path.unlink()
+            else:
+                self._parts[part.rows.start], stop = part, part.rows.stop
+        self.rows = sum(len(part.rows) for part in self._parts.values())
+        """Rows of the index that are done, wherever they lie."""
+        self.clips = sum(part.clips for part in self._parts.values())
+        """Clips of them that have features."""
 
-    def add(self, stop: int, tables: Iterable[pa.Table], clips: int, bad: dict[str, str]) -> None:
-        """Write the features of the rows from `rows` up to `stop` as one part: `clips` with features, the others `bad`."""
+    @property
+    def bad(self) -> dict[str, str]:
+        """key → reason of the clips without features, in the index's order."""
+        return {key: reason for part in self._in_order() for key, reason in part.bad.items()}
+
+    def missing(self, rows: int) -> list[range]:
+        """The rows of an index of so many rows that are in no part."""
+        found, last = [], 0
+        for part in self._in_order():
+            found.append(range(last, part.rows.start))
+            last = part.rows.stop
+        return [gap for gap in (*found, range(last, rows)) if gap]
+
+    def add(self, rows: range, tables: Iterable[pa.Table], clips: int, bad: dict[str, str]) -> None:
+        """Write the features of these rows as one part: `clips` with features, the others `bad`."""
         facts = {"identity": self._identity, "clips": clips, "bad": bad}
         table = pa.concat_tables([self._schema.empty_table(), *tables])
-        path = self.folder / f"{self.rows:012d}-{stop:012d}.parquet"
+        path = self.folder / f"{rows.start:012d}-{rows.stop:012d}.parquet"
         with whole_file(path) as part:
             pq.write_table(table.replace_schema_metadata({_PART: json.dumps(facts)}), part)
-        self._take(path, facts)
+        self._parts[rows.start] = _Part(rows, path, clips, bad)
+        self.rows += len(rows)
+        self.clips += clips
 
     def join(self, file: Path, group: int) -> None:
         """Write the table, with `group` rows in each row group but the last."""
         with pq.ParquetWriter(file, self._schema) as writer:
-            for table in _cut((pq.ParquetFile(path).read() for path in self._paths), group):
+            for table in _cut((pq.ParquetFile(part.path).read() for part in self._in_order()), group):
                 writer.write_table(table)
 
     def remove(self) -> None:
         """Remove all parts."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _next(self) -> tuple[Path, dict[str, Any]] | None:
-        """The part that begins where the last one ended, and its facts; None where there is none, or one of another table."""
-        for path in self.folder.glob(f"{self.rows:012d}-*.parquet"):
-            try:
-                metadata = pq.read_schema(path).metadata or {}
-            except pa.ArrowInvalid:  # damaged on the disk: those rows are made again
-                continue
-            facts = json.loads(metadata.get(_PART, b"{}"))
-            if facts.get("identity") == self._identity:
-                return path, facts
-        return None
+    def _in_order(self) -> list[_Part]:
+        return [self._parts[start] for start in sorted(self._parts)]
 
-    def _take(self, path: Path, facts: dict[str, Any]) -> None:
-        self._paths.append(path)
-        self.rows = int(path.stem.partition("-")[2])
-        self.clips += facts["clips"]
-        self.bad |= facts["bad"]
+    def _read(self, path: Path) -> _Part | None:
+        """The part; None where the file is of another table, damaged, or no part."""
+        try:
+            metadata = pq.read_schema(path).metadata or {}
+            start, stop = (int(number) for number in path.stem.split("-"))
+        except (pa.ArrowException, OSError, ValueError):  # those rows are made again
+            return None
+        facts = json.loads(metadata.get(_PART, b"{}"))
+        if facts.get("identity") != self._identity or path.suffix != ".parquet":
+            return None
+        return _Part(range(start, stop), path, facts["clips"], facts["bad"])
 
 
 def _cut(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:

@@ -26,9 +26,13 @@ from reelmae.pipeline.errors import DatasetError, JobMismatchError, StorageError
 from reelmae.pipeline.ingest import job
 from reelmae.pipeline.ingest.ffmpeg import find_ffmpeg
 from reelmae.pipeline.ingest.plan import parts
+from reelmae.pipeline.ingest.plan.source_files import read_places
 from reelmae.pipeline.ingest.plan.sources import access_of
+from reelmae.pipeline.ingest.run.nodes import refuse_other_tools, refuse_unreachable
+from reelmae.pipeline.ingest.run.task import JobSpec
 from reelmae.pipeline.ingest.shards.commits import committed_tasks, read_rejects
 from reelmae.pipeline.ingest.shards.pack import dali_index
+from reelmae.pipeline.runners.runner import Runner
 from reelmae.pipeline.storage.access import Access
 from reelmae.pipeline.storage.checked import download_agreed
 from reelmae.pipeline.storage.claim import Claim
@@ -67,21 +71,25 @@ def repair(
     deep: bool = False,
     *,
     workers: int | None = None,
+    runner: Runner | None = None,
     access: Access | None = None,
     src_access: Access | None = None,
 ) -> RepairReport:
     """Verify the dataset at `dst`, mend what can be mended, and verify it again.
 
+    workers: sources at a time that are made into clips again, default one per core.
+    runner: where the shards are checked and tasks run again, instead of on this machine; it knows its number of workers.
     access, src_access: how the dataset and its sources are reached.
 
     Raises before anything is touched: DatasetError (the plan is damaged), StorageError (sources are gone),
-    JobMismatchError (another ffmpeg), InputError (no finished dataset), ClaimedError (a job is at work there).
+    JobMismatchError (another ffmpeg), InputError (no finished dataset), ClaimedError (a job is at work there),
+    ClusterError (a node of the runner's cluster cannot take part).
     """
     store, src_access = Store(dst, access), src_access or Access()
     counts = Counter(store.access.retries.counts()) + Counter(src_access.retries.counts())
     require_dataset(store)
     with Claim(store) as claim:
-        before, after, tasks = _repair(store, deep, workers, src_access, claim)
+        before, after, tasks = _repair(store, deep, workers, runner, src_access, claim)
     left = set(after.faults)
     mended = tuple(t for t in before.faults if t not in left)
     retries = Counter(store.access.retries.counts()) + Counter(src_access.retries.counts()) - counts
@@ -89,12 +97,12 @@ def repair(
 
 
 def _repair(
-    store: Store, deep: bool, workers: int | None, src_access: Access, claim: Claim
+    store: Store, deep: bool, workers: int | None, runner: Runner | None, src_access: Access, claim: Claim
 ) -> tuple[VerifyReport, VerifyReport, tuple[int, ...]]:
     """The reports before and after the repair, and the tasks that were run again."""
 
     def look() -> VerifyReport:
-        return verify(store.url(), deep, access=store.access)
+        return verify(store.url(), deep, access=store.access, runner=runner)
 
     before = look()
     if before.ok:
@@ -106,7 +114,13 @@ def _repair(
     if tasks or any(f.mend == Mend.JOIN for f in before.found):
         committed_tasks(store, plan.format)  # DatasetError at a file that is not a commit: the join would stop there
     _refuse_other_sources(store, plan, set(tasks), src_access)
-    job_mends = functools.partial(_mend, store, plan, workers=workers, src_access=src_access, claim=claim)
+    if tasks and runner is not None:
+        refuse_other_tools(runner, find_ffmpeg())
+        spec = JobSpec(store.url(), plan, {}, True, src_access, store.access, claim.holders)
+        refuse_unreachable(runner, spec, set(tasks))
+    job_mends = functools.partial(
+        _mend, store, plan, workers=workers, runner=runner, src_access=src_access, claim=claim
+    )
     job_mends(before.found, tasks)
     after = look()
     if any(f.mend == Mend.EXTRA for f in after.found):  # shards of a task whose commit was missing before
@@ -141,19 +155,19 @@ def _refuse_other_sources(store: Store, plan: parts.Plan, tasks: set[int], acces
 
 
 def _sources(store: Store, plan: parts.Plan, tasks: set[int]) -> list[tuple[str, str]]:
-    """The sources that these tasks read when they run again, each with its part's `src`.
+    """The sources that these tasks read when they run again, a member of a tar as its tar, each with its part's `src`.
 
     A repair keeps the rejects of readable commits.
     """
-    sources: list[tuple[str, str]] = []
+    rejected = {url for task in tasks for url in read_rejects(store, task, plan.format)}
+    sources: dict[tuple[str, str], None] = {}
     for part in plan.parts:
         here = sorted(t - part.first_task for t in tasks if part.holds(t))
         if here:
             with parts.part_file(store, part) as file:
-                urls = file.read_row_groups(here, ["url"]).column("url").to_pylist()
-            sources += [(url, part.src) for url in urls]
-    rejected = {url for task in tasks for url in read_rejects(store, task, plan.format)}
-    return [(url, src) for url, src in sources if url not in rejected]
+                places = read_places(file, here)
+            sources |= {(place, part.src): None for url, place in places if place is not None and url not in rejected}
+    return list(sources)
 
 
 def _exists(url: str, access: Access) -> bool:
@@ -169,6 +183,7 @@ def _mend(
     tasks: tuple[int, ...],
     *,
     workers: int | None,
+    runner: Runner | None,
     src_access: Access,
     claim: Claim,
 ) -> None:
@@ -181,7 +196,13 @@ def _mend(
             _mend_idx(store, fault.file)
     if tasks or any(f.mend == Mend.JOIN for f in found):
         job.rerun_tasks(
-            store.url(), tasks, workers=workers, dst_access=store.access, src_access=src_access, claim=claim
+            store.url(),
+            tasks,
+            workers=workers,
+            runner=runner,
+            dst_access=store.access,
+            src_access=src_access,
+            claim=claim,
         )
     claim.confirm()
     for fault in found:

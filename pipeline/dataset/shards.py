@@ -38,6 +38,8 @@ class ShardCheck:
         self._store, self._format, self._decoders, self._faults = store, format, decoders, faults
         self._tar = folder / "shard.tar"
         self._decoded: set[str] = set()  # keys of the shard under way that were given to the decoders
+        self.undecodable = FaultList()
+        """Faults that only decoding found, in the order of the clips. They come later than the others: see `drain`."""
         self.count = self.clips = self.bytes = 0
 
     def check(self, task: int, name: str, rows: list[Row], size: int | None) -> None:
@@ -113,12 +115,12 @@ class ShardCheck:
         """Have a clip decoded, once, however often its shard is read."""
         if self._decoders is not None and row["key"] not in self._decoded:
             self._decoded.add(row["key"])
-            self._faults.extend(self._decoders.add(task, name, row, data))
+            self.undecodable.extend(self._decoders.add(task, name, row, data))
 
     def drain(self) -> None:
         """Wait for the clips that are still being decoded."""
         if self._decoders is not None:
-            self._faults.extend(self._decoders.wait())
+            self.undecodable.extend(self._decoders.wait())
 
 
 def add_unreadable(faults: FaultList, store: Store, name: str, error: StorageError) -> None:
@@ -180,12 +182,12 @@ def _read_member(file: IO[bytes], start: int, name: str) -> bytes:
 
 
 class Decoders:
-    """Decodes clips in full on all cores, one child process for each core. Few clips wait. A context manager."""
+    """Decodes clips in full, one child process for each core (None: all cores). Few clips wait. A context manager."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, cores: int | None = None) -> None:
         self._folder = folder
         self._sandbox = Sandbox()
-        self._cores = usable_cores()
+        self._cores = cores or usable_cores()
         self._pool = ThreadPoolExecutor(self._cores, thread_name_prefix="verify")
         self._mine = threading.local()
         self._probers: list[Prober] = []
@@ -196,13 +198,22 @@ class Decoders:
         """Decode one more clip. Returns faults of clips that were added before."""
         self._number += 1
         path = self._folder / f"{self._number}.mp4"
-        path.write_bytes(data)
+        try:
+            path.write_bytes(data)
+        except OSError as e:
+            raise StorageFullError(
+                f"{path}: cannot be written ({e}); free some space, or set TMPDIR, and run again"
+            ) from e
         self._waiting.append(self._pool.submit(self._decode, path, task, shard, row))
         return self._collect(3 * self._cores)
 
     def wait(self) -> list[Fault]:
         """Wait for all clips. Returns their faults."""
         return self._collect(0)
+
+    def stop(self) -> None:
+        """Kill all children; what is being decoded counts as damaged. Any thread may call it."""
+        self._sandbox.kill_all()
 
     def _collect(self, waiting: int) -> list[Fault]:
         """The faults of the oldest clips, until only `waiting` clips are left."""
@@ -255,7 +266,7 @@ class Decoders:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
-            self._sandbox.kill_all()
+            self.stop()
         self._pool.shutdown(cancel_futures=True)
         for prober in self._probers:
             prober.close()

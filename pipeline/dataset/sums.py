@@ -80,7 +80,7 @@ class RejectGroup:
 def batches(store: Store, name: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """The rows of a table, in order, one batch at a time."""
     try:
-        with _local_file(store, name) as path, pq.ParquetFile(path) as file:
+        with _local_file(store, name) as path, pq.ParquetFile(path, pre_buffer=False) as file:
             absent = [c for c in columns if c not in file.schema_arrow.names]
             if absent:
                 raise DatasetError(

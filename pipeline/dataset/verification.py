@@ -3,7 +3,8 @@
 Always checked: the ledger, task by task; index.parquet and rejects.parquet row by row against the commits;
 dataset.json against their sums; labels.json against the plan and the clips; every tar byte by byte (headers, KEY.json
 against its row, the clip's sha256, padding, length) and against its DALI index; that no shard is missing or extra.
-A deep check also decodes every clip in full in the sandbox, on all cores, and compares it with its row.
+A deep check also decodes every clip in full in the sandbox, on all cores, and compares it with its row. A runner, such
+as of a Ray cluster, takes the shards and their clips to its workers (task_check.py); all else stays on this machine.
 
 No file is trusted. Every fault is named, and no fault stops the search. Where the index and the commits differ, the
 commits are right: the index can be joined from them again. While an append or a retry has not finished, the index is
@@ -18,7 +19,8 @@ import json
 import re
 import time
 from collections import Counter
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -31,11 +33,13 @@ from reelmae.pipeline import schema
 from reelmae.pipeline.dataset.faults import Fault, FaultList, Mend, first_line, task_of
 from reelmae.pipeline.dataset.shards import Decoders, ShardCheck, add_unreadable, by_shard
 from reelmae.pipeline.dataset.tables import BROKEN, IndexRows, RejectRows, Row, check_repeats, difference
+from reelmae.pipeline.dataset.task_check import CheckSpec, Commit, TaskCheck, check_tasks, commit_of_task, read_each
 from reelmae.pipeline.errors import DatasetError, InputError, StorageError, StorageFullError
 from reelmae.pipeline.ingest.plan import parts
 from reelmae.pipeline.ingest.plan.source_files import download_sources
 from reelmae.pipeline.ingest.shards import ledger
-from reelmae.pipeline.ingest.shards.commits import FOREIGN, committed_tasks, read_commit
+from reelmae.pipeline.ingest.shards.commits import FOREIGN, READ_AHEAD, committed_tasks
+from reelmae.pipeline.runners.runner import Runner
 from reelmae.pipeline.storage.access import Access
 from reelmae.pipeline.storage.checked import download_agreed, read_agreed
 from reelmae.pipeline.storage.scratch import scratch_folder
@@ -74,11 +78,14 @@ class VerifyReport:
         return values | {"faults": list(self.faults), "damaged_tasks": list(self.damaged_tasks)}
 
 
-def verify(dst: str, deep: bool = False, *, access: Access | None = None) -> VerifyReport:
+def verify(dst: str, deep: bool = False, *, access: Access | None = None, runner: Runner | None = None) -> VerifyReport:
     """Check the dataset at `dst`; with `deep`, decode every clip.
 
+    `runner`: where the shards are read and decoded, task by task, instead of on all cores of this machine. The report
+    is the same. What has no good commit to be compared with is checked here.
+
     InputError where there is no finished dataset, or one of a format that this version does not know; StorageError where
-    the store does not answer for longer than its patience.
+    the store does not answer for longer than its patience; ClusterError where a node cannot take part.
     """
     begin = time.monotonic()
     store = Store(dst, access)
@@ -88,7 +95,7 @@ def verify(dst: str, deep: bool = False, *, access: Access | None = None) -> Ver
         folder = Path(name).resolve()
         decoders = stack.enter_context(Decoders(folder)) if deep else None
         check = _Check(store, folder, decoders, stack)
-        check.run()
+        check.run(runner)
     seconds = time.monotonic() - begin
     return VerifyReport(
         dst=store.url(),
@@ -114,23 +121,11 @@ def require_dataset(store: Store) -> None:
         raise InputError(f"{store.url()}: no {schema.DATASET_JSON} there: {state}")
 
 
-@dataclass(frozen=True)
-class _Commit:
-    """A commit without faults."""
-
-    table: pa.Table
-    """All its rows."""
-    clips: pa.Table
-    """The rows of its clips."""
-    shards: dict[str, int]
-    """Shard → bytes."""
-
-
 class _Check:
     """Checks one dataset: `run` fills `faults`."""
 
     def __init__(self, store: Store, folder: Path, decoders: Decoders | None, stack: ExitStack) -> None:
-        self._store, self._folder, self._stack = store, folder, stack
+        self._store, self._folder, self._stack, self._deep = store, folder, stack, decoders is not None
         self.faults = FaultList()
         self._plan, self._facts = self._read_plan(), self._read_facts()
         self._format = self._find_format()
@@ -140,9 +135,13 @@ class _Check:
         self._labels: dict[str | None, int] = {}  # label → number, by the rows of the clips
         self._named: set[str] = set()  # shards of the good commits
         self._open: set[int] = set()  # tasks without a good commit
+        self._checked: dict[int, TaskCheck] = {}  # what the workers of a runner have found
 
-    def run(self) -> None:
+    def run(self, runner: Runner | None = None) -> None:
         plan, facts = self._plan, self._facts
+        if runner is not None and plan is not None:
+            spec = CheckSpec(self._store.url(), plan.format, plan.columns, self._deep, self._store.access)
+            self._checked = check_tasks(runner, spec, sorted(self._committed & set(range(plan.tasks))))
         joined = None if plan is None else self._index_plan(plan, facts)
         index = self._open_table(schema.INDEX, plan and schema.clip_columns(plan.format, plan.columns))
         rows = IndexRows(index, None if plan is None else plan.tasks, self._format, self.faults)
@@ -158,6 +157,7 @@ class _Check:
                 self._sums.duplicates = check_repeats(index, self.faults)
                 self._check_facts(facts, ledger.dataset_facts(joined, self._sums))
         self.shards.drain()
+        self.faults.extend(sorted(self.shards.undecodable, key=lambda fault: fault.task or 0))
 
     def _read_plan(self) -> parts.Plan | None:
         try:
@@ -226,7 +226,7 @@ class _Check:
                 download_agreed(self._store, name, path)
             else:
                 download_sources(self._store, part.file, path)
-            file = self._stack.enter_context(pq.ParquetFile(path))
+            file = self._stack.enter_context(pq.ParquetFile(path, pre_buffer=False))
             if columns is None or file.schema_arrow.equals(columns):
                 return file
             self.faults.add(name, "its columns are not those of the format and the plan", mend)
@@ -265,24 +265,26 @@ class _Check:
         files = [self._open_part(part) for part in plan.parts]
         rejects = RejectRows(self._open_table(schema.REJECTS_FILE, schema.REJECTS), self._format, self.faults)
         retried = ledger.retry_urls(self._store, joined) if joined is not None and all(files) else None
+        ahead = READ_AHEAD if self._checked and not self._store.is_local else 0  # else the shards take longer anyway
         for number, (part, file) in enumerate(zip(plan.parts, files, strict=True)):
             inside = joined is not None and number < len(joined.parts)
-            for task in range(part.first_task, part.first_task + part.tasks):
-                mine = rows.take(task) if inside else None
-                if joined is not None and not inside and task not in self._committed:
+            all_tasks = range(part.first_task, part.first_task + part.tasks)
+            tasks = [task for task in all_tasks if joined is None or inside or task in self._committed]
+            self._open |= set(all_tasks).difference(tasks)
+            with closing(read_each(self._store, tasks, self._format, ahead=ahead)) as commits:
+                for task, read in zip(tasks, commits, strict=True):
+                    mine = rows.take(task) if inside else None
+                    urls = None if file is None else file.read_row_group(task - part.first_task, ["url"])
+                    commit = self._read_commit(task, read, plan, urls)
+                    if commit is not None:
+                        self._check_shards(task, commit)
+                        if inside and retried is not None:
+                            self._compare_rows(task, commit.table, retried[number], mine, rejects)
+                        continue
                     self._open.add(task)
-                    continue
-                urls = None if file is None else file.read_row_group(task - part.first_task, ["url"])
-                commit = self._read_commit(task, plan, urls)
-                if commit is not None:
-                    self._check_shards(task, commit)
-                    if inside and retried is not None:
-                        self._compare_rows(task, commit.table, retried[number], mine, rejects)
-                    continue
-                self._open.add(task)
-                rejects.stop()
-                for name, clips in by_shard(mine):
-                    self.shards.check(task, name, clips, None)
+                    rejects.stop()
+                    for name, clips in by_shard(mine):
+                        self.shards.check(task, name, clips, None)
         if joined is not None:
             rows.end()
             rejects.end(complete=retried is not None)
@@ -290,11 +292,13 @@ class _Check:
             self._check_labels(parts.labels_of(self._store, plan))
         return retried is not None and not rejects.stopped
 
-    def _read_commit(self, task: int, plan: parts.Plan, sources: pa.Table | None) -> _Commit | None:
+    def _read_commit(
+        self, task: int, read: Callable[[], pa.Table], plan: parts.Plan, sources: pa.Table | None
+    ) -> Commit | None:
         name = schema.commit_name(task, self._format)
         try:
-            table = read_commit(self._store, task, self._format)
-            commit = _commit_of_task(task, table, plan)
+            table = read()
+            commit = commit_of_task(task, table, plan.format, plan.columns)
             if sources is not None:
                 ledger.check_commit(sources, table)
             return commit
@@ -308,10 +312,17 @@ class _Check:
             self.faults.add(name, f"cannot be read: {first_line(e)}", Mend.TASK, task)
         return None
 
-    def _check_shards(self, task: int, commit: _Commit) -> None:
-        before = len(self.faults)
-        for name, clips in by_shard(commit.clips):
-            self.shards.check(task, name, clips, commit.shards[name])
+    def _check_shards(self, task: int, commit: Commit) -> None:
+        before, checked = len(self.faults), self._checked.pop(task, None)
+        if checked is not None and checked.is_checked:
+            self.faults.extend(checked.faults)
+            self.shards.undecodable.extend(checked.undecodable)
+            self.shards.count += checked.shards
+            self.shards.clips += checked.clips
+            self.shards.bytes += checked.bytes
+        else:
+            for name, clips in by_shard(commit.clips):
+                self.shards.check(task, name, clips, commit.shards[name])
         self._named |= commit.shards.keys()
         if len(self.faults) == before:
             pairs = commit.clips.select(["label", "label_id"]).group_by(["label", "label_id"]).aggregate([])
@@ -372,19 +383,3 @@ class _Check:
             task = task_of(name, self._format)
             if task not in self._open and task not in beyond:
                 self.faults.add(entry.path, "no commit names it", Mend.EXTRA)
-
-
-def _commit_of_task(task: int, table: pa.Table, plan: parts.Plan) -> _Commit:
-    """The commit with its clips and shards; DatasetError or ValueError where it is not the commit of this task."""
-    if not table.schema.equals(schema.commit_columns(plan.format, plan.columns)):
-        raise DatasetError("its columns are not those of the format and the plan")
-    clips = table.filter(pc.equal(table.column("kind"), schema.CLIP))
-    columns = schema.clip_columns(plan.format, plan.columns)
-    clips = clips.select(columns.names).replace_schema_metadata(None).cast(columns)
-    shards = json.loads((table.schema.metadata or {})[b"shards"])
-    foreign = [name for name in shards if task_of(name, plan.format) != task]
-    if foreign:
-        raise DatasetError(f"names {foreign[0]}: it is another task's")
-    if set(pc.unique(clips.column("shard")).to_pylist()) != set(shards):
-        raise DatasetError("its clips are not in the shards that it names")
-    return _Commit(table, clips, shards)

@@ -19,7 +19,7 @@ from reelmae.pipeline.ingest.ffmpeg import find_ffmpeg
 from reelmae.pipeline.ingest.job import shard
 from reelmae.pipeline.ingest.plan import parts
 from reelmae.pipeline.ingest.plan.deal import sources_per_task
-from reelmae.pipeline.ingest.plan.sources import list_sources
+from reelmae.pipeline.ingest.plan.sources import list_sources, source_url
 from reelmae.pipeline.storage.access import Access
 from reelmae.pipeline.storage.scratch import scratch_folder
 from reelmae.pipeline.storage.store import Store
@@ -44,10 +44,10 @@ def estimate(
     DST is read and not claimed. src_access, dst_access: how `src` and `dst` are reached. Raises the errors of `shard`, for the same reasons.
     """
     config = (config or ShardConfig()).resolve()
-    source, store = Store(src, src_access), Store(dst, dst_access)
+    url, store = source_url(src, src_access), Store(dst, dst_access)
     there = parts.read_plan(store)
     if there is not None:
-        parts.refuse_mismatch(store, there, there.parts[0].src if append else source.url(), config, find_ffmpeg())
+        parts.refuse_mismatch(store, there, there.parts[0].src if append else url, config, find_ffmpeg())
     listing = list_sources(src, config, src_access)
     table, known = listing.table, 0 if there is None else there.sources
     if there is not None:
@@ -59,7 +59,7 @@ def estimate(
     sizes = table.filter(pc.greater_equal(table.column("size"), 0)).column("size")
     rows = pc.sum(pc.list_value_length(table.column("rows"))).as_py()
     return {
-        "src": source.url(),
+        "src": url,
         "dst": store.url(),
         "listed_sources": listing.table.num_rows,
         "sources_in_dst": known,

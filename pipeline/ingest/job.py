@@ -27,7 +27,7 @@ from reelmae.pipeline.ingest.clips import scenes
 from reelmae.pipeline.ingest.config import ShardConfig
 from reelmae.pipeline.ingest.ffmpeg import Tool, find_ffmpeg
 from reelmae.pipeline.ingest.plan import parts
-from reelmae.pipeline.ingest.plan.sources import is_manifest
+from reelmae.pipeline.ingest.plan.sources import is_folder, source_url
 from reelmae.pipeline.ingest.run.nodes import refuse_other_tools, refuse_unreachable
 from reelmae.pipeline.ingest.run.task import JobSpec, TaskReport, TaskWorker
 from reelmae.pipeline.ingest.shards.commits import committed_tasks
@@ -96,15 +96,17 @@ class ShardSummary:
 
 
 @dataclass
-class _Counts:
+class Counts:
     """What this run has done: the sums of the reports of ended tasks, and the reports so far of running ones."""
 
     ended: TaskReport = field(default_factory=lambda: TaskReport(task=-1))
     running: dict[int, TaskReport] = field(default_factory=dict)
 
     def see(self, report: TaskReport) -> None:
-        """The report so far of a running task."""
-        self.running[report.task] = report
+        """The report so far of a running task. One that began again, since its worker died, counts once it is further."""
+        before = self.running.get(report.task)
+        if before is None or report.sources >= before.sources:
+            self.running[report.task] = report
 
     def end(self, report: TaskReport) -> None:
         """The report of a task that has ended."""
@@ -147,7 +149,7 @@ def shard(
     takeover: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> ShardSummary:
-    """Make a shard dataset at `dst` from the videos at `src` (folder, fsspec URL or manifest), or go on making it.
+    """Make a shard dataset at `dst` from the videos at `src` (folder, fsspec URL, manifest or tars), or go on making it.
 
     workers: videos at a time, default one per core.
     runner: where the tasks run, instead of on this machine; it knows its number of workers itself.
@@ -170,7 +172,7 @@ def shard(
     src_access, dst_access = src_access or Access(), dst_access or Access()
     store, tool, retries = Store(dst, dst_access), find_ffmpeg(), _Retries(src_access, dst_access)
     refuse_other_tools(runner, tool)
-    _refuse_overlap(Store(src, src_access), store, is_manifest(src))
+    _refuse_overlap(Store(src, src_access), store, is_folder(src))
     with Claim(store, takeover=takeover) as claim:
         before = parts.read_plan(store)
         wanted = _Wanted(src, config, tool, append, retry_rejected, limit)
@@ -237,13 +239,13 @@ def rerun_tasks(
         finish(store, plan, claim.confirm)
 
 
-def _refuse_overlap(source: Store, store: Store, manifest: bool) -> None:
+def _refuse_overlap(source: Store, store: Store, folder: bool) -> None:
     src, dst = source.url().rstrip("/"), store.url().rstrip("/")
     if source.is_local and store.is_local:
         src, dst = str(Path(src).resolve()), str(Path(dst).resolve())
     if store.is_local and Path(dst).exists() and not Path(dst).is_dir():
         raise InputError(f"{store.url()}: is a file; give a folder to write to")
-    if dst == src or (not manifest and f"{dst}/".startswith(f"{src.rstrip('/')}/")):
+    if dst == src or (folder and f"{dst}/".startswith(f"{src.rstrip('/')}/")):
         raise InputError(f"{store.url()}: lies within the source {source.url()}; give a DST outside of it")
 
 
@@ -276,7 +278,7 @@ def _freeze_plan(
         if retry:
             raise InputError(f"{store.url()}: --retry-rejected needs a job there; run it without first")
         return parts.new_plan(src, store, config, tool, limit, access, claim.confirm), 0
-    url = Store(src, access).url()
+    url = source_url(src, access)
     if append and not any(url == part.src for part in there.parts):
         parts.refuse_mismatch(store, there, there.parts[0].src, config, tool)  # another bucket may be added
     else:
@@ -297,7 +299,7 @@ def _freeze_plan(
             )
         return there, 0
     if retry:
-        return parts.retry_rejects(store, there, tool, retry, claim.confirm), 0
+        return parts.retry_rejects(store, there, tool, retry, access, claim.confirm), 0
     return parts.append_sources(src, store, there, tool, limit, access, claim.confirm)
 
 
@@ -327,7 +329,7 @@ class _Run:
         )
         refuse_unreachable(self.runner, spec, tasks)
         scratch.sweep()
-        waiting, counts = sorted(tasks), _Counts()
+        waiting, counts = sorted(tasks), Counts()
         sources = sum(part.sources for part in self.plan.parts)
         before = sources - parts.sources_in(self.store, self.plan, tasks)
 

@@ -65,10 +65,9 @@ class SweepBatch:
 
 
 class ClipSweep:
-    """One pass over an index. Iterate it once; close it, or use it as a context manager.
+    """One pass over an index, or over some of its rows after others (`batches`). Close it, or use it as a context manager.
 
-    `workers` processes decode (None: one per core, 0: in the caller's thread), `batch_videos` clips at a time. `first` is
-    the row to begin with; batches are those of a whole sweep where it is a multiple of `batch_videos`.
+    `workers` processes decode (None: one per core, 0: in the caller's thread), `batch_videos` clips at a time.
     `bad` maps key to reason; it grows while the sweep is iterated. Raises ConfigError for a setting out of range; while
     iterating StorageError where the storage fails, DatasetError where no clip can be decoded.
     """
@@ -81,7 +80,6 @@ class ClipSweep:
         views: int = 1,
         batch_videos: int = 8,
         workers: int | None = None,
-        first: int = 0,
     ) -> None:
         for name, value, least in (("views", views, 1), ("batch_videos", batch_videos, 1), ("workers", workers, 0)):
             if value is not None and value < least:
@@ -90,9 +88,7 @@ class ClipSweep:
         self.bad: dict[str, str] = {}
         self._bad_rows: set[int] = set()
         self._good: int | None = None  # a row that can be decoded
-        self._rows = [
-            range(start, min(start + batch_videos, len(index))) for start in range(first, len(index), batch_videos)
-        ]
+        self._batch_videos = batch_videos
         workers = min(usable_cores() if workers is None else workers, len(index))
         # batches in flight: enough to keep the workers busy, and the one that the caller uses
         self._ahead = 1 + max(1, -(-CLIPS_AHEAD * workers // batch_videos))
@@ -112,9 +108,19 @@ class ClipSweep:
         self._decoder.close()
 
     def __iter__(self) -> Iterator[SweepBatch]:
-        for rows in self._rows[: self._ahead]:
-            self._submit(rows)
-        for at in range(len(self._rows)):
+        return self.batches(range(len(self.index)))
+
+    def batches(self, rows: range) -> Iterator[SweepBatch]:
+        """The batches of these rows of the index. Take all of them before you ask for other rows.
+
+        They are those of the whole sweep where the rows begin at a multiple of `batch_videos`, and end at one or at the
+        end of the index.
+        """
+        size = self._batch_videos
+        cut = [range(start, min(start + size, rows.stop)) for start in range(rows.start, rows.stop, size)]
+        for some in cut[: self._ahead]:
+            self._submit(some)
+        for at in range(len(cut)):
             decoded = self._decoder.collect()
             try:
                 batch = self._batch(decoded)
@@ -122,8 +128,8 @@ class ClipSweep:
                     yield batch
             finally:
                 decoded.release()
-            if at + self._ahead < len(self._rows):
-                self._submit(self._rows[at + self._ahead])
+            if at + self._ahead < len(cut):
+                self._submit(cut[at + self._ahead])
 
     def _batch(self, decoded: Decoded) -> SweepBatch:
         """The batch's good clips, without those that were decoded in place of bad ones."""

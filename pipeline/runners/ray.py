@@ -11,7 +11,6 @@ What is running when the driver is killed is ended by Ray; the tasks can be run 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import os
 import signal
@@ -20,6 +19,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -34,6 +34,7 @@ RETRIES = 20  # of a task whose worker or node died
 AHEAD = 2  # tasks submitted for each one that the cluster has room for
 CONNECT_S = 10.0  # for the first answer of a cluster's address
 JOIN_S = 30.0  # for a trial process to join it
+CLIENT_S = 90.0  # the same by ray://, where the cluster starts a process for it first
 ANSWER_S = 120.0  # for a node's answer, which may have to start a process first
 STOP_S = 10.0  # for running tasks to end
 LOOK_S = 2.0  # from one look at the cluster's room to the next
@@ -102,7 +103,7 @@ class RayRunner:
         tick: Callable[[], None] | None = None,
     ) -> Generator[R, None, None]:
         """As Runner.run. ClusterError where a task has lost its worker RETRIES times more."""
-        ray, waiting = self._ray, iter(tasks)
+        ray, waiting = self._ray, deque(tasks)
         maker = WorkerMaker.of(ray.put(make_worker))
         tracker = _Messages(ray, self._start_tracker(), on_report)
         submit = ray.remote(run_task).options(max_retries=RETRIES, **self._options())
@@ -111,9 +112,10 @@ class RayRunner:
         next_tick = time.monotonic() + TICK_S
         try:
             while True:
-                for task in itertools.islice(waiting, max(0, room.tasks() - len(flying))):
+                for _ in range(min(len(waiting), room.tasks() - len(flying))):
+                    task = waiting.popleft()
                     flying[submit.remote(maker, tracker.actor, task)] = task
-                if not flying and not room.is_none:
+                if not flying and not waiting:
                     for _ in range(2):  # the first answer may be older than the last message
                         tracker.pass_on(set(), wait_s=STOP_S)
                     return
@@ -215,15 +217,18 @@ class RayRunner:
         before = signal.getsignal(signal.SIGTERM) if threading.current_thread() is threading.main_thread() else None
         if self.address is None:
             cores, self.workers = self.workers or usable_cores(), None  # they are all the room that there is
-            make = {"address": "local", "num_cpus": cores, "include_dashboard": False}
-            make |= {"object_store_memory": _OBJECTS_BYTES, **self._stack.enter_context(_folder())}
+            folder, temporary = self._stack.enter_context(_folders())
+            make = {"address": "local", "num_cpus": cores, "include_dashboard": False, "_temp_dir": folder}
+            make |= {"object_store_memory": _OBJECTS_BYTES}
+            environment = _LOCAL | {"TMPDIR": temporary}
         else:
-            make = {"address": self.address}
+            make, environment = {"address": self.address}, {}
             _refuse_silent(self.address)
+        self._stack.enter_context(_silence())
         self._stack.callback(ray.shutdown)
         try:
-            with _environment(_LOCAL if self.address is None else {}):
-                ray.init(**make, **({} if _is_client(self.address) else quiet))
+            with _environment(environment):
+                ray.init(**make, **({"log_to_driver": False} if _is_client(self.address) else quiet))
         except Exception as e:
             raise ClusterError(f"{self._words()}: cannot be joined ({_first_line(e)})") from e
         finally:
@@ -358,12 +363,13 @@ def _refuse_silent(address: str) -> None:
             raise ClusterError(
                 f"Ray at {address}: does not answer ({e}); check the address, and that `ray start --head` runs there"
             ) from e
+    patience_s = CLIENT_S if _is_client(address) else JOIN_S
     try:
         argv = [sys.executable, "-c", _TRIAL, address]
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=JOIN_S, check=False)
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=patience_s, check=False)
         words = "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["it died"])[-1]
     except subprocess.TimeoutExpired:
-        words = f"no answer within {JOIN_S:g} s"
+        words = f"no answer within {patience_s:g} s"
     if words:
         raise ClusterError(
             f"Ray at {address}: cannot be joined ({words}); check the address, that a node of the cluster runs on this "
@@ -372,17 +378,46 @@ def _refuse_silent(address: str) -> None:
 
 
 @contextlib.contextmanager
-def _folder() -> Iterator[dict[str, str]]:
-    """Where a local Ray keeps its sockets and logs, as ray.init takes it: a scratch folder.
+def _folders() -> Iterator[tuple[str, str]]:
+    """Scratch folders for a local Ray: its sockets and logs, and TMPDIR of its workers, who are killed with theirs.
 
-    Below a long TMPDIR the sockets' paths would be too long for the system; there Ray takes its own default.
+    Both are one, but below a long TMPDIR: there the sockets' paths would be too long for the system, and lie in /tmp.
     """
-    scratch = Scratch("ray-")
+    with contextlib.ExitStack() as stack:
+        temporary = stack.enter_context(_folder())
+        yield temporary if len(temporary) <= LONGEST else stack.enter_context(_folder("/tmp")), temporary
+
+
+@contextlib.contextmanager
+def _folder(place: str | None = None) -> Iterator[str]:
+    scratch = Scratch("ray-", place)
     try:
-        yield {"_temp_dir": str(scratch.path)} if len(str(scratch.path)) <= LONGEST else {}
+        yield str(scratch.path)
     finally:
-        with contextlib.suppress(OSError):  # a process of Ray was still writing: the next job's sweep removes it
-            scratch.close()
+        deadline = time.monotonic() + STOP_S
+        while True:
+            with contextlib.suppress(OSError):  # processes of Ray that are about to end may still write there
+                scratch.close()
+            if not scratch.path.exists() or time.monotonic() > deadline:  # then the next job's sweep removes it
+                break
+            time.sleep(TICK_S)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """What Ray tells of its own doings is left out: it goes to stdout in part, where a command's result belongs."""
+    from ray._private import worker
+
+    handlers = [(handler, handler.level) for handler in logging.getLogger("ray").handlers]
+    before, worker._worker_logs_enabled = worker._worker_logs_enabled, False
+    for handler, _ in handlers:  # its loggers have levels of their own, which Ray sets
+        handler.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        worker._worker_logs_enabled = before
+        for handler, level in handlers:
+            handler.setLevel(level)
 
 
 @contextlib.contextmanager

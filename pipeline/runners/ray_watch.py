@@ -56,6 +56,11 @@ class Tracker(Generic[R]):
         return taken
 
 
+def _wait(reference: Any) -> Any:
+    """The value behind a reference. In `ray.get` a task lends its cores to the next one, and goes on beside it then."""
+    return reference.future().result()
+
+
 @dataclass(frozen=True)
 class _TaskWatch(Generic[R]):
     """Watch of one task, by the tracker."""
@@ -65,9 +70,7 @@ class _TaskWatch(Generic[R]):
 
     def begin(self, item: str) -> int:
         """Waits for the answer."""
-        import ray
-
-        return ray.get(self.tracker.begin.remote(self.task, item))
+        return _wait(self.tracker.begin.remote(self.task, item))
 
     def report(self, report: R) -> None:
         """Waits for nothing."""
@@ -116,11 +119,9 @@ class _Warm:
 
     def take(self, maker: WorkerMaker) -> Worker[Any]:
         """The worker of this run."""
-        import ray
-
         if self.run != maker.run or self.worker is None:
             self.close()
-            worker = ray.get(maker.held[0])()
+            worker = _wait(maker.held[0])()
             self.worker, self.run = worker.__enter__(), maker.run
         return self.worker
 

@@ -18,10 +18,10 @@ LOCK = ".reelmae-lock"
 
 
 class Scratch:
-    """One folder, at `path`; removed by `close`."""
+    """One folder, at `path`, below TMPDIR or another folder; removed by `close`."""
 
-    def __init__(self, kind: str = "") -> None:
-        self.path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{kind}")).resolve()
+    def __init__(self, kind: str = "", folder: str | None = None) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{kind}", dir=folder)).resolve()
         made = self.path / f"{LOCK}.new"
         self._lock = made.open("wb")
         fcntl.flock(self._lock, fcntl.LOCK_EX)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
-import numpy as np
 import pytest
 import s3_jobs
 from s3_servers import S3Server
@@ -49,15 +47,5 @@ def undisturbed(nine_videos: Path, s3_server: S3Server) -> Undisturbed:
 def noisy_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two videos of noise that are copied as they are into one shard of 22 MB, which is uploaded in parts."""
     folder = tmp_path_factory.mktemp("noisy") / "raw"
-    folder.mkdir()
-    options = {"preset": "ultrafast", "crf": "4", "x264-params": "bframes=0:keyint=16:min-keyint=16:scenecut=0"}
-    for seed in range(2):
-        draw = np.random.default_rng(seed)
-        with av.open(str(folder / f"{seed}.mp4"), "w") as container:
-            stream = container.add_stream("libx264", rate=25, options=options)
-            stream.width, stream.height, stream.pix_fmt = 256, 256, "yuv420p"
-            for _ in range(100):
-                planes = draw.integers(0, 256, (384, 256), dtype=np.uint8)
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(planes, format="yuv420p")))
-            container.mux(stream.encode(None))
+    s3_jobs.write_noisy_videos(folder)
     return folder

@@ -14,6 +14,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import av
+import numpy as np
 import pytest
 import torch
 from s3_servers import S3Server
@@ -64,6 +66,21 @@ def make_hasty(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setattr(f"{module}.{name}", value)
 
 
+def write_noisy_videos(folder: Path) -> None:
+    """Two videos of noise that, copied as they are into one shard, make 22 MB, which are uploaded in parts."""
+    folder.mkdir()
+    options = {"preset": "ultrafast", "crf": "4", "x264-params": "bframes=0:keyint=16:min-keyint=16:scenecut=0"}
+    for seed in range(2):
+        draw = np.random.default_rng(seed)
+        with av.open(str(folder / f"{seed}.mp4"), "w") as container:
+            stream = container.add_stream("libx264", rate=25, options=options)
+            stream.width, stream.height, stream.pix_fmt = 256, 256, "yuv420p"
+            for _ in range(100):
+                planes = draw.integers(0, 256, (384, 256), dtype=np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(planes, format="yuv420p")))
+            container.mux(stream.encode(None))
+
+
 def upload(folder: Path, server: S3Server, prefix: str, *, checksums: bool = True) -> None:
     """All files of a folder; without checksums, as older clients wrote them."""
     with closing(server.client(**({} if checksums else {"request_checksum_calculation": "when_required"}))) as client:
@@ -108,13 +125,20 @@ def start(
     hasty: bool = True,
     program: str = "",
     tmpdir: Path | None = None,
+    cwd: Path | None = None,
 ) -> subprocess.Popen[str]:
     """`reelmae ARGS` in a process group of its own, at the server that the environment names; or another program."""
     program = program or (HASTY if hasty else "")
     argv = [sys.executable, "-c", program] if program else [sys.executable, "-m", "reelmae.tools.cli"]
     environ = environment(server) | ({"TMPDIR": str(tmpdir)} if tmpdir else {})
     return subprocess.Popen(
-        [*argv, *args], env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [*argv, *args],
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        cwd=cwd,
     )
 
 

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +24,22 @@ from reelmae.model.config import MAEConfig
 from reelmae.model.mae import MaskedAutoencoder
 from reelmae.model.weights import find_checkpoint, load_model, save_safetensors
 from reelmae.pipeline import schema
-from reelmae.pipeline.errors import ConfigError, DatasetError, InputError
+from reelmae.pipeline.errors import ClusterError, ConfigError, DatasetError, InputError
 from reelmae.pipeline.loading.decode.pyav import AvDecoder
 from reelmae.pipeline.loading.index.clips import ClipIndex
 from reelmae.pipeline.loading.index.selection import Selection
 from reelmae.pipeline.loading.order.draws import SamplePolicy
 from reelmae.pipeline.loading.sweep import view_draws
 from reelmae.pipeline.loading.tasks import ClipTask
+from reelmae.pipeline.runners.local import LocalRunner
+from reelmae.pipeline.runners.ray import RayRunner
+from reelmae.pipeline.runners.runner import Runner
+from reelmae.pipeline.storage.store import Store
 from reelmae.tools.show import ClipProgress
 from reelmae.train.config import PretrainConfig, load_config
-from reelmae.train.features import features
+from reelmae.train.feature_parts import FeatureParts
+from reelmae.train.feature_worker import FeatureSpec, FeatureWorker, file_digest, find_problem, find_versions
+from reelmae.train.features import features, table_schema, task_needs
 
 TINY: dict[str, Any] = {"frames": 4, "size": 32, "patch": 16, "t_patch": 2, "dim": 24, "depth": 1, "heads": 2}
 
@@ -349,3 +360,161 @@ def test_parts_of_the_same_clips_with_other_labels_are_made_again(run_copy: Path
     (data / schema.LABELS).write_text(json.dumps({"new": 0}))
     assert features(run, str(data), out, batch=2, workers=0)["clips_before"] == 0
     assert set(pq.read_table(out)["label"].to_pylist()) == {"new"}
+
+
+# --- on the workers of a runner
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[Runner]:
+    with RayRunner(workers=2) as runner:
+        yield runner
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several tasks, of two batches each."""
+    monkeypatch.setattr("reelmae.train.features.BLOCK_FEATURES", 8)
+
+
+def told(summary: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in summary.items() if k not in ("out", "seconds", "clips_per_s")}
+
+
+@pytest.mark.usefixtures("small_blocks", "small_parts")
+def test_workers_of_a_runner_give_the_same_bytes(run_copy: Path, tmp_path: Path, ray: Runner) -> None:
+    total = len(whole_index(run_copy))
+    damage(run_copy, 3), damage(run_copy, total - 1)
+    run, data, how = run_copy / "train", str(run_copy / "shards"), {"views": 2, "batch": 5}
+    whole = features(run, data, tmp_path / "none.parquet", workers=0, **how)  # type: ignore[arg-type]
+    assert len(whole["bad"]) == 2
+    for name, runner in (("threads", LocalRunner(2)), ("ray", ray)):
+        done: list[int] = []
+        out = tmp_path / f"{name}.parquet"
+        summary = features(run, data, out, runner=runner, on_progress=lambda n, of, done=done: done.append(n), **how)  # type: ignore[misc]
+        assert out.read_bytes() == (tmp_path / "none.parquet").read_bytes()
+        assert told(summary) == told(whole)
+        assert list(summary["bad"]) == list(whole["bad"])
+        assert done[-1] == total and len(done) == -(-total // 4), "a task for each block of 4 clips"
+
+
+@pytest.mark.usefixtures("small_blocks", "small_parts")
+def test_a_run_goes_on_with_a_runner_and_without(run_copy: Path, tmp_path: Path, ray: Runner) -> None:
+    """Parts in any order, of blocks and of batches, are not made again."""
+    run, data, out = run_copy / "train", str(run_copy / "shards"), tmp_path / "f.parquet"
+    how: dict[str, Any] = {"batch": 3, "workers": 0}
+    total = len(whole_index(run_copy))
+    features(run, data, tmp_path / "whole.parquet", **how)
+    with pytest.raises(CrashError):
+        features(run, data, out, on_progress=crash_at(3), **how)
+    with pytest.raises(CrashError):
+        features(run, data, out, runner=LocalRunner(1), on_progress=crash_at(6), **how)
+    first, *rest = sorted((tmp_path / ".f.parquet.parts").iterdir())
+    first.unlink()
+    assert [p.stem for p in rest] == ["000000000003-000000000006"]
+    done: list[int] = []
+    summary = features(run, data, out, runner=ray, on_progress=lambda n, of: done.append(n), **how)
+    assert done[0] == summary["clips_before"] == 3 and done[-1] == total
+    assert out.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+
+
+def test_a_worker_that_dies_costs_its_block(
+    tiny_run: Path, tmp_path: Path, ray: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reelmae.train.features.BLOCK_FEATURES", 2)
+    run, data = tiny_run / "train", str(tiny_run / "shards")
+    how: dict[str, Any] = {"views": 2, "batch": 2, "workers": 0}
+    features(run, data, tmp_path / "whole.parquet", **how)
+    killed: list[int] = []
+
+    def kill(done: int, of: int) -> None:
+        if not killed:
+            killed.extend(_busy_workers())
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+
+    features(run, data, tmp_path / "f.parquet", runner=ray, on_progress=kill, **how)
+    assert killed
+    assert (tmp_path / "f.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+
+
+def _busy_workers() -> list[int]:
+    """Processes of our Ray that run a task now."""
+    found = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(None, 2) for line in found.splitlines()]
+    parents = {int(pid): int(parent) for pid, parent, _ in rows}
+
+    def is_ours(pid: int) -> bool:
+        while pid in parents and pid != os.getpid():
+            pid = parents[pid]
+        return pid == os.getpid()
+
+    return [int(pid) for pid, _, words in rows if words.startswith("ray::run_task") and is_ours(int(pid))]
+
+
+def test_a_node_that_does_not_see_the_dataset_is_named(tiny_run: Path, tmp_path: Path, ray: Runner) -> None:
+    here = Store("memory://features/shards")  # of this process alone
+    for path in (tiny_run / "shards").rglob("*"):
+        if path.is_file():
+            here.publish(path, path.relative_to(tiny_run / "shards").as_posix())
+    with pytest.raises(
+        ClusterError, match=r"^node .* does not see the dataset at memory:///?features/shards; give DATA"
+    ):
+        features(tiny_run / "train", here.url(), tmp_path / "f.parquet", runner=ray)
+    assert not list(tmp_path.glob("f.*"))
+
+
+def test_a_worker_refuses_other_weights_clips_and_versions(tiny_run: Path) -> None:
+    path, index = find_checkpoint(tiny_run / "train"), whole_index(tiny_run)
+    model = load_model(path).config
+    sample = SamplePolicy(frames=model.frames, size=model.size)
+    common: dict[str, Any] = {"where": None, "sample": sample, "views": 1, "pool": "mean", "batch": 2, "workers": 0}
+    spec = FeatureSpec(
+        checkpoint=str(path),
+        sha256=file_digest(path),
+        data=str(tiny_run / "shards"),
+        index=index.digest,
+        device="cpu",
+        precision="auto",
+        blocks=(range(2),),
+        **common,
+    )
+    with FeatureWorker(spec) as worker:
+        assert worker.run(0).clip_V.tolist() == [0, 1]
+    for change, named in (
+        ({"checkpoint": "/nowhere/w.pt"}, "/nowhere/w.pt: not found on .* where all nodes see it"),
+        ({"sha256": "00"}, "holds other weights on"),
+        ({"index": "00"}, "its clips have changed"),
+    ):
+        with pytest.raises((InputError, DatasetError), match=named):
+            FeatureWorker(replace(spec, **change))  # type: ignore[arg-type]
+    assert find_problem(spec, find_versions()) == ""
+    assert find_problem(spec, find_versions() | {"torch": "1.0"}).endswith(
+        "this machine 1.0; install the same on all nodes"
+    )
+    assert "put the checkpoint where" in find_problem(replace(spec, checkpoint="/nowhere/w.pt"), find_versions())
+    assert "give DATA that all nodes share" in find_problem(replace(spec, data="/nowhere/shards"), find_versions())
+
+
+def test_what_a_task_needs(tiny_run: Path, tmp_path: Path) -> None:
+    run = tiny_run / "train"
+    needs = [task_needs(run, device, workers) for device, workers in (("cpu", None), ("cuda", None), ("cuda", 8))]
+    assert [(n["cores"], n["gpus"]) for n in needs] == [(1, 0), (4, 1), (8, 1)]
+    assert needs[0]["memory_bytes"] > find_checkpoint(run).stat().st_size
+    with pytest.raises(ConfigError, match="device=cuda:1: with a runner, give"):
+        features(run, str(tiny_run / "shards"), tmp_path / "f.parquet", device="cuda:1", runner=LocalRunner(1))
+
+
+def test_parts_lie_in_any_order_and_none_counts_twice(tmp_path: Path) -> None:
+    schema_ = table_schema({"dim": 2})
+    row = {"key": "k", "label": None, "label_id": -1, "view": 0, "feature": [1.0, 2.0]}
+    parts = FeatureParts(tmp_path / "f.parquet", {"is": 1}, schema_)
+    for rows, bad in ((range(6, 8), {"late": "torn"}), (range(0, 2), {"early": "torn"})):
+        parts.add(rows, [pa.Table.from_pylist([row], schema_)], 1, bad)
+    (parts.folder / "000000000001-000000000003.parquet").write_bytes(next(parts.folder.glob("*06-*")).read_bytes())
+    again = FeatureParts(tmp_path / "f.parquet", {"is": 1}, schema_)
+    assert (again.rows, again.clips, list(again.bad)) == (4, 2, ["early", "late"])
+    assert again.missing(10) == [range(2, 6), range(8, 10)]
+    assert len(list(parts.folder.iterdir())) == 2, "the part with rows of another is removed"
+    other = FeatureParts(tmp_path / "f.parquet", {"is": 2}, schema_)
+    assert (other.rows, other.missing(3)) == (0, [range(0, 3)])

@@ -166,15 +166,28 @@ class BenchShardConfig(_Config):
     small_files: int = pydantic.Field(default=0, ge=0)
     """Cut this many two-second files from the videos at SRC first, and shard those. 0: shard SRC itself."""
     rounds: int = pydantic.Field(default=3, ge=1)
-    """Number of rounds; in each round sharding and ffmpeg run in turn."""
+    """Number of rounds; in each round both run in turn."""
+    runner: Literal["local", "ray"] = "local"
+    """ray: compare sharding on a Ray of this machine with local workers, instead of with ffmpeg."""
+    tars: int = pydantic.Field(default=0, ge=0)
+    """Compare sharding the videos out of tars of this many members with loose files, instead of with ffmpeg. 0: not."""
     workers: int | None = pydantic.Field(default=None, ge=1)
     """Number of videos to work on at once. None: one per core."""
     shard: Annotated[ShardConfig, arg(name="")] = ShardConfig()
     """How they are sharded. The flags about manifests and labels have no meaning here."""
 
+    @property
+    def contender(self) -> Literal["ffmpeg", "ray", "tars"]:
+        """What sharding is compared with."""
+        return "tars" if self.tars else "ray" if self.runner == "ray" else "ffmpeg"
+
     @pydantic.model_validator(mode="after")
     def _check_comparable(self) -> BenchShardConfig:
-        """Refuse what bare ffmpeg's command line has no equal of."""
+        """Refuse what bare ffmpeg's command line has no equal of, and two comparisons at once."""
+        if self.tars and self.runner == "ray":
+            raise ConfigError("--tars and --runner ray are two comparisons; give one of them")
+        if self.contender != "ffmpeg":
+            return self
         if self.shard.profile == "copy":
             raise ConfigError("profile copy encodes nothing that ffmpeg could be compared with; take another profile")
         if self.shard.cut == "scenes" or self.shard.crop_borders:
@@ -189,6 +202,26 @@ class BenchPlanConfig(_Config):
     """Number of sources."""
     kind: Literal["manifest", "listing"] = "manifest"
     """manifest: a CSV file with a label for each source. listing: folders of 1000 files each."""
+
+
+class BenchJoinConfig(_Config):
+    """What is joined."""
+
+    clips: int = pydantic.Field(default=10_000_000, ge=1)
+    """Clips of the generated commits, one of each source."""
+
+
+class BenchClusterConfig(_Config):
+    """How much runs on the cluster, and how often it changes."""
+
+    tasks: int = pydantic.Field(default=100_000, ge=1)
+    """Number of tasks that do nothing."""
+    sources: int = pydantic.Field(default=1_000_000, ge=1)
+    """Number of sources of the generated plan."""
+    nodes: int = pydantic.Field(default=2, ge=1)
+    """Nodes of one core each, beside that of the driver."""
+    change_s: float = pydantic.Field(default=10.0, gt=0)
+    """Seconds from one change to the next: a node joins, then the oldest one is killed."""
 
 
 class BenchIndexConfig(_Config):

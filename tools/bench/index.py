@@ -74,7 +74,7 @@ def _rows(rng: np.random.Generator, clip: np.ndarray) -> pa.Table:
     shard = clip // _OF_SHARD
     sources = np.frombuffer(rng.bytes(8 * n).hex().encode(), np.uint8).reshape(n, 16)[np.arange(n) // _OF_SOURCE]
     ordinals = np.frombuffer(b"".join(b"_%04d" % i for i in range(_OF_SOURCE)), np.uint8).reshape(-1, 5)
-    keys = _text(np.hstack([sources, ordinals[clip % _OF_SOURCE]]))
+    keys = text_array(np.hstack([sources, ordinals[clip % _OF_SOURCE]]))
     label = rng.integers(0, _LABELS, n)
     names = [shard_name(int(s), 0, FORMAT) for s in range(int(shard[0]), int(shard[-1]) + 1)]
     own = {
@@ -82,8 +82,8 @@ def _rows(rng: np.random.Generator, clip: np.ndarray) -> pa.Table:
         "shard": pa.array(names).take(pa.array(shard - shard[0])),
         "offset": pa.array(ends - sizes - (ends - sizes - 2048)[(shard - shard[0]) * _OF_SHARD]),
         "size": pa.array(sizes),
-        "sha256": _text(np.frombuffer(rng.bytes(32 * n).hex().encode(), np.uint8).reshape(n, 64)),
-        "source": _text(np.hstack([_tile("s3://bucket/raw/", n), sources, _tile(".mp4", n)])),
+        "sha256": text_array(np.frombuffer(rng.bytes(32 * n).hex().encode(), np.uint8).reshape(n, 64)),
+        "source": text_array(np.hstack([_tile("s3://bucket/raw/", n), sources, _tile(".mp4", n)])),
         "frames": pa.array(rng.integers(120, 301, n), pa.int32()),
         "fps": pa.array(rng.choice([24.0, 25.0, 30.0], n)),
         "width": pa.array(rng.choice([256, 320, 448], n), pa.int32()),
@@ -110,7 +110,7 @@ def _tile(text: str, n: int) -> np.ndarray:
     return np.tile(np.frombuffer(text.encode(), np.uint8), (n, 1))
 
 
-def _text(letters: np.ndarray) -> pa.Array:
+def text_array(letters: np.ndarray) -> pa.Array:
     """Strings of equal length from uint8 [n, length]."""
     n, width = letters.shape
     ends = pa.py_buffer(np.arange(0, (n + 1) * width, width, dtype=np.int32))

@@ -4,12 +4,11 @@ The sources are generated: a manifest in random order, or a filesystem that can 
 its own, so that its peak memory does not include this process's. Measured are
 - plan: list or read, check, sort, shuffle, write;
 - resume, with half of the tasks committed: read the plan, list the commits, read one task's sources;
-- join, the end of a job in which every source gave one clip: from commits to index.
+- join, the end of the job, with generated commits: from commits to index.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import subprocess
@@ -21,8 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from reelmae.pipeline.errors import ReelmaeError
@@ -31,9 +28,10 @@ from reelmae.pipeline.ingest.ffmpeg import find_ffmpeg
 from reelmae.pipeline.ingest.plan import parts
 from reelmae.pipeline.ingest.shards.commits import committed_tasks
 from reelmae.pipeline.ingest.shards.ledger import finish
-from reelmae.pipeline.schema import CLIP, CLIPS, COMMITS, FORMAT, clip_key, commit_name, shard_name
 from reelmae.pipeline.storage.store import Store
+from reelmae.tools.bench.commits import write_commit
 from reelmae.tools.bench.config import BenchPlanConfig
+from reelmae.tools.bench.processes import peak_bytes
 from reelmae.tools.machine import machine, versions
 
 LISTING = "bench-listing"
@@ -71,7 +69,7 @@ def bench_plan(config: BenchPlanConfig) -> dict[str, Any]:
         src = f"{LISTING}://{config.sources}"
         if config.kind == "manifest":
             src = str(Path(folder, "manifest.csv"))
-            _write_manifest(Path(src), config.sources)
+            write_manifest(Path(src), config.sources)
         argv = [sys.executable, "-m", "reelmae.tools.bench.plan", src, str(Path(folder, "dst"))]
         child = subprocess.run(argv, capture_output=True, text=True, check=False)
     if child.returncode:
@@ -83,7 +81,7 @@ def _file(folder: str, i: int) -> str:
     return f"{folder}/{i * 2654435761 % 2**32:08x}-{i:09d}_{'clip_of_a_video' * 2}.mp4"
 
 
-def _write_manifest(path: Path, sources: int) -> None:
+def write_manifest(path: Path, sources: int) -> None:
     """Rows in random order, each with a label and a path of about 80 characters."""
     order = list(range(sources))
     random.Random(0).shuffle(order)
@@ -100,7 +98,7 @@ def measure(src: str, dst: str) -> dict[str, Any]:
 
     def lap(name: str, began: float) -> None:
         seconds[name] = time.perf_counter() - began
-        peaks[name] = _peak_rss()
+        peaks[name] = peak_bytes()
 
     config, began = ShardConfig(encoder="x264").resolve(), time.perf_counter()
     plan = parts.new_plan(src, store, config, tool, None)
@@ -127,29 +125,12 @@ def measure(src: str, dst: str) -> dict[str, Any]:
     }
 
 
-def _peak_rss() -> int:
-    """In bytes. Not ru_maxrss: a child starts with its parent's."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024
-
-
 def _write_commits(store: Store, file: pq.ParquetFile, tasks: Iterable[int]) -> None:
-    """Commits of these tasks as if each source had given one clip."""
+    """Commits of these tasks as if they had run."""
+    per_task = file.metadata.row_group(0).num_rows
     for task in tasks:
-        urls = file.read_row_group(task, columns=["url"]).column("url")
-        n = len(urls)
-        own = {"source": urls, "key": pa.array([clip_key(u, 0) for u in urls.to_pylist()])}
-        own["sha256"] = pa.array([hashlib.sha256(u.encode()).hexdigest() for u in urls.to_pylist()])
-        own["shard"], own["kind"] = pa.repeat(shard_name(task, 0, FORMAT), n), pa.repeat(CLIP, n)
-        numbers = [f for f in COMMITS if pa.types.is_integer(f.type) or pa.types.is_floating(f.type)]
-        ones = {f.name: pa.array(np.ones(n), f.type) for f in numbers}
-        text = {f.name: pa.repeat("h264", n) for f in CLIPS if pa.types.is_string(f.type) and not f.nullable}
-        columns = {**ones, **text, **own}
-        table = pa.table([columns.get(f.name, pa.nulls(n, f.type)) for f in COMMITS], schema=COMMITS)
-        local = store.local_path(commit_name(task, FORMAT))
-        local.parent.mkdir(parents=True, exist_ok=True)
-        sizes = json.dumps({shard_name(task, 0, FORMAT): 1})
-        pq.write_table(table.replace_schema_metadata({"shards": sizes}), local)
+        urls = file.read_row_group(task, columns=["url"]).column("url").to_pylist()
+        write_commit(store, task, task * per_task, urls)
 
 
 if __name__ == "__main__":

@@ -10,15 +10,16 @@ import os
 from pathlib import Path
 
 _TICKS = os.sysconf("SC_CLK_TCK")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
-def family() -> list[int]:
-    """This process and all its living descendants."""
+def family(root: int | None = None) -> list[int]:
+    """A process and all its living descendants; None: this one's."""
     children: dict[int, list[int]] = {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit() and (words := _stat(int(folder.name))):
             children.setdefault(int(words[1]), []).append(int(folder.name))
-    pids = [os.getpid()]
+    pids = [os.getpid() if root is None else root]
     for pid in pids:  # grows during the loop
         pids += children.get(pid, [])
     return pids
@@ -28,6 +29,13 @@ def cpu_seconds() -> dict[int, float]:
     """Process id → user and system seconds of all threads, ended ones included, of each process of the family."""
     found = {pid: _stat(pid) for pid in family()}
     return {pid: (int(words[11]) + int(words[12])) / _TICKS for pid, words in found.items() if words}
+
+
+def family_cost(root: int) -> tuple[float, int]:
+    """Processor seconds of a process's family, with those of ended children that were waited for; bytes of its memory."""
+    found = [words for pid in family(root) if (words := _stat(pid))]
+    ticks = sum(int(word) for words in found for word in words[11:15])
+    return ticks / _TICKS, sum(int(words[21]) for words in found) * _PAGE
 
 
 def cpu_between(before: dict[int, float], after: dict[int, float]) -> float:
@@ -49,6 +57,12 @@ def memory_bytes(field: str) -> int:
         if f"{field}:" in status:  # a zombie has no memory
             total += int(status.split(f"{field}:")[1].split()[0]) * 1024
     return total
+
+
+def peak_bytes() -> int:
+    """The most memory that this process alone has had. Not ru_maxrss: a child starts with its parent's."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
 def _stat(pid: int) -> list[str]:

@@ -6,6 +6,8 @@ output, shards or index, and it gets only the sources that sharding encodes. Bot
 from start-up to end. `ratio` is the sum of ffmpeg's times over the sum of sharding's: 1 is as fast, less is slower.
 
 With `small_files` N the sources are N two-second files cut from those at SRC first.
+
+With `--runner ray` or `--tars N` sharding is compared with itself instead (shard_ways.py).
 """
 
 from __future__ import annotations
@@ -19,9 +21,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
-from reelmae.pipeline import schema
 from reelmae.pipeline.cores import usable_cores
 from reelmae.pipeline.errors import InputError
 from reelmae.pipeline.ingest import encoders
@@ -36,6 +35,7 @@ from reelmae.pipeline.ingest.plan.sources import list_sources
 from reelmae.pipeline.ingest.sandbox import Sandbox
 from reelmae.pipeline.storage.store import Store
 from reelmae.tools.bench.config import SMALL_S, BenchShardConfig
+from reelmae.tools.bench.shard_ways import compare_ways, flags_of, read_facts
 from reelmae.tools.machine import machine, versions
 
 
@@ -45,16 +45,28 @@ def bench_shard(config: BenchShardConfig) -> dict[str, Any]:
     if not store.is_local or not Path(store.root).is_dir():
         raise InputError(f"{config.src}: give a local folder of videos, since storage is not compared here")
     workers = config.workers or usable_cores()
-    settings = config.shard
     with tempfile.TemporaryDirectory(prefix="reelmae-bench-") as folder:
         src = Path(store.root)
         if config.small_files:
-            src = small_files(src, Path(folder, "small"), config.small_files, settings)
-        scripts, hours = bare_scripts(src, Path(folder), settings)
-        rounds = [_round(src, Path(folder), scripts, settings, workers) for _ in range(config.rounds)]
-        dataset = rounds[-1].pop("dataset")
-        for other in rounds[:-1]:
-            other.pop("dataset")
+            src = small_files(src, Path(folder, "small"), config.small_files, config.shard)
+        compare = _compare_ffmpeg if config.contender == "ffmpeg" else compare_ways
+        found = compare(config, src, Path(folder), workers)
+    return found | {
+        "config": config.model_dump(),
+        "workers": workers,
+        "ffmpeg": find_ffmpeg().version,
+        "machine": machine(),
+        "versions": versions(),
+    }
+
+
+def _compare_ffmpeg(config: BenchShardConfig, src: Path, folder: Path, workers: int) -> dict[str, Any]:
+    settings = config.shard
+    scripts, hours = bare_scripts(src, folder, settings)
+    rounds = [_round(src, folder, scripts, settings, workers) for _ in range(config.rounds)]
+    dataset = rounds[-1].pop("dataset")
+    for other in rounds[:-1]:
+        other.pop("dataset")
     ours, bare = (sum(r[name] for r in rounds) for name in ("shard_s", "ffmpeg_s"))
     return {
         "ratio": bare / ours,
@@ -65,18 +77,13 @@ def bench_shard(config: BenchShardConfig) -> dict[str, Any]:
         "source_hours": hours,
         "realtime": hours * 3600 * config.rounds / ours,
         "clips_per_s": dataset["clips"] * config.rounds / ours,
-        "config": config.model_dump(),
-        "workers": workers,
-        "ffmpeg": find_ffmpeg().version,
-        "machine": machine(),
-        "versions": versions(),
     }
 
 
 def _round(src: Path, folder: Path, scripts: list[Path], settings: ShardConfig, workers: int) -> dict[str, Any]:
     dst, out = folder / "dst", folder / "bare"
     argv = [sys.executable, "-m", "reelmae.tools.cli", "shard", str(src), str(dst), "--json", f"--workers={workers}"]
-    argv += _flags(settings)
+    argv += flags_of(settings)
     begin = time.perf_counter()
     subprocess.run(argv, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     ours = time.perf_counter() - begin
@@ -85,7 +92,7 @@ def _round(src: Path, folder: Path, scripts: list[Path], settings: ShardConfig, 
     xargs = ["xargs", "-0", f"-P{workers}", "-n1", "sh"]
     subprocess.run(xargs, input=listing.encode(), check=True, stderr=subprocess.DEVNULL)
     bare = time.perf_counter() - begin
-    facts = _facts(dst)
+    facts = read_facts(dst)
     files = list(out.rglob("*.mp4"))
     shutil.rmtree(dst)
     for file in files:
@@ -97,19 +104,6 @@ def _round(src: Path, folder: Path, scripts: list[Path], settings: ShardConfig, 
         "ffmpeg_clips": len(files),
         "dataset": facts,
     }
-
-
-def _flags(settings: ShardConfig) -> list[str]:
-    """Flags of `reelmae shard` that give these settings. Switches are off unless they are named."""
-    given = settings.model_dump(exclude_defaults=True).items()
-    return [f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}") for name, value in given]
-
-
-def _facts(dst: Path) -> dict[str, Any]:
-    index = pq.read_table(dst / schema.INDEX, columns=["source"])
-    rejects = pq.read_table(dst / schema.REJECTS_FILE, columns=["source"])
-    sources = set(index.column("source").to_pylist()) | set(rejects.column("source").to_pylist())
-    return {"clips": index.num_rows, "sources": len(sources)}
 
 
 def bare_scripts(src: Path, folder: Path, settings: ShardConfig) -> tuple[list[Path], float]:

@@ -8,7 +8,9 @@ from typing import Annotated
 from tyro.conf import arg, subcommand
 
 from reelmae.tools.bench.config import (
+    BenchClusterConfig,
     BenchIndexConfig,
+    BenchJoinConfig,
     BenchLoadConfig,
     BenchLoadersConfig,
     BenchPlanConfig,
@@ -67,7 +69,7 @@ class BenchLoaders(Command):
 
 @dataclass
 class BenchShard(Command):
-    """Compare sharding with bare ffmpeg that does the same encodes with as many processes."""
+    """Compare sharding with bare ffmpeg that does the same encodes; or on Ray with local workers; or out of tars with loose files."""
 
     config: Annotated[BenchShardConfig, arg(name="")]
 
@@ -89,6 +91,32 @@ class BenchPlan(Command):
         from reelmae.tools.bench.plan import bench_plan
 
         return bench_plan(self.config)
+
+
+@dataclass
+class BenchJoin(Command):
+    """Measure time and memory of the end of a job of ten million clips: joining its commits, marking near repeats."""
+
+    config: Annotated[BenchJoinConfig, arg(name="")] = field(default_factory=BenchJoinConfig)
+
+    def run(self) -> Result:
+        """Measure."""
+        from reelmae.tools.bench.join import bench_join
+
+        return bench_join(self.config)
+
+
+@dataclass
+class BenchCluster(Command):
+    """Measure the driver of a job on a Ray cluster of which nodes join and leave: seconds, tasks a second, memory."""
+
+    config: Annotated[BenchClusterConfig, arg(name="")] = field(default_factory=BenchClusterConfig)
+
+    def run(self) -> Result:
+        """Measure."""
+        from reelmae.tools.bench.cluster import bench_cluster
+
+        return bench_cluster(self.config)
 
 
 @dataclass
@@ -155,6 +183,8 @@ class Bench:
         | Annotated[BenchLoaders, subcommand("loaders")]
         | Annotated[BenchShard, subcommand("shard")]
         | Annotated[BenchPlan, subcommand("plan")]
+        | Annotated[BenchJoin, subcommand("join")]
+        | Annotated[BenchCluster, subcommand("cluster")]
         | Annotated[BenchIndex, subcommand("index")]
         | Annotated[BenchPresets, subcommand("presets")]
         | Annotated[BenchStorage, subcommand("storage")]

@@ -32,7 +32,7 @@ class Shard(Command):
     config: Annotated[ShardConfig, arg(name="")] = field(default_factory=ShardConfig)
     workers: int | None = None
     """Number of sources to work on at once. None: one per core, of all nodes with --runner ray."""
-    where: Annotated[RunnerFlags, arg(name="")] = field(default_factory=RunnerFlags)
+    placement: Annotated[RunnerFlags, arg(name="")] = field(default_factory=RunnerFlags)
     append: bool = False
     """Add the sources of SRC that are not in DST yet."""
     retry_rejected: str | None = None
@@ -57,8 +57,10 @@ class Shard(Command):
 
         if self.dry_run and self.retry_rejected is not None:
             raise ConfigError("--dry-run estimates new sources only; leave out --retry-rejected")
-        if self.dry_run and self.where.runner != "local":
-            raise ConfigError(f"--dry-run estimates by a trial on this machine; leave out --runner {self.where.runner}")
+        if self.dry_run and self.placement.runner != "local":
+            raise ConfigError(
+                f"--dry-run estimates by a trial on this machine; leave out --runner {self.placement.runner}"
+            )
         src_access = make_access(self.src_storage_options, self.patience, flag="--src-storage-options")
         dst_access = make_access(self.dst_storage_options, self.patience, flag="--dst-storage-options")
         if self.dry_run:
@@ -72,7 +74,7 @@ class Shard(Command):
                 src_access=src_access,
                 dst_access=dst_access,
             )
-        with self.where.open(self.workers) as runner, show.ShardProgress() as progress:
+        with self.placement.open(self.workers) as runner, show.ShardProgress() as progress:
             summary = shard(
                 self.src,
                 self.dst,
@@ -101,9 +103,10 @@ class Verify(Command):
     dst: Annotated[Positional[str], arg(metavar="DST")]
     """Folder or fsspec URL of the shards."""
     deep: bool = False
-    """Decode every frame of every clip, on all cores."""
+    """Decode every frame of every clip, on all cores; with --runner ray, of all nodes."""
     repair: bool = False
     """Repair what is damaged: shards are made again from their sources with the same bytes, tables from the job's commits."""
+    placement: Annotated[RunnerFlags, arg(name="")] = field(default_factory=RunnerFlags)
     access: Annotated[AccessFlags, arg(name="")] = field(default_factory=AccessFlags)
     src_storage_options: Annotated[str | None, arg(metavar="JSON|@FILE")] = None
     """With --repair: options of the file system of the sources, as --storage-options."""
@@ -116,11 +119,14 @@ class Verify(Command):
         if self.src_storage_options is not None and not self.repair:
             raise ConfigError("--src-storage-options: only --repair reads the sources; leave it out, or add --repair")
         access = self.access.access()
-        if self.repair:
-            src_access = make_access(self.src_storage_options, self.access.patience, flag="--src-storage-options")
-            report: VerifyReport | RepairReport = repair(self.dst, deep=self.deep, access=access, src_access=src_access)
-        else:
-            report = verify(self.dst, deep=self.deep, access=access)
+        src_access = make_access(self.src_storage_options, self.access.patience, flag="--src-storage-options")
+        with self.placement.open() as runner:
+            if self.repair:
+                report: VerifyReport | RepairReport = repair(
+                    self.dst, deep=self.deep, access=access, src_access=src_access, runner=runner
+                )
+            else:
+                report = verify(self.dst, deep=self.deep, access=access, runner=runner)
         values = report.as_dict() | {"exit_status": 0 if report.ok else 1}
         if not self.json and not values["retries"]:
             del values["retries"]

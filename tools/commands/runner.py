@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import arg
 
@@ -23,10 +23,10 @@ class RunnerFlags:
     ray_address: Annotated[str | None, arg(metavar="ADDRESS")] = None
     """With --runner ray: HOST:PORT of the cluster, ray://HOST:PORT, or auto. None: RAY_ADDRESS, else a Ray of this machine alone."""
 
-    def open(self, workers: int | None = None, *, gpus: float = 0) -> AbstractContextManager[Runner | None]:
+    def open(self, workers: int | None = None, **needs: Any) -> AbstractContextManager[Runner | None]:
         """The runner as a context; None where the command's own workers on this machine do the work.
 
-        workers: the most tasks at a time. gpus: what a task needs of them.
+        workers: the most tasks at a time. needs: what a task needs, as RayRunner has it.
         """
         if self.runner == "local":
             if self.ray_address is not None:
@@ -34,4 +34,4 @@ class RunnerFlags:
             return nullcontext()
         from reelmae.pipeline.runners.ray import RayRunner
 
-        return RayRunner(self.ray_address, workers, gpus=gpus)
+        return RayRunner(self.ray_address, workers, **needs)

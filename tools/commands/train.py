@@ -10,6 +10,7 @@ from tyro.conf import Positional, arg
 
 from reelmae.tools.commands.access import AccessFlags
 from reelmae.tools.commands.command import Command
+from reelmae.tools.commands.runner import RunnerFlags
 from reelmae.tools.show import Result
 from reelmae.train.precision import Precision
 
@@ -81,15 +82,17 @@ class Features(Command):
     """auto: CUDA if there is a GPU, else the CPU."""
     precision: Precision = "auto"
     """auto: bf16 on CUDA, float32 on the CPU."""
+    placement: Annotated[RunnerFlags, arg(name="")] = field(default_factory=RunnerFlags)
     access: Annotated[AccessFlags, arg(name="")] = field(default_factory=AccessFlags)
 
     def run(self) -> Result:
         """Encode every clip, with a progress bar on stderr."""
         from reelmae.tools.show import ClipProgress
-        from reelmae.train.features import features
+        from reelmae.train.features import features, task_needs
 
         access = self.access.access()
-        with ClipProgress() as progress:
+        needs = {} if self.placement.runner == "local" else task_needs(self.checkpoint, self.device, self.workers)
+        with self.placement.open(**needs) as runner, ClipProgress() as progress:
             return features(
                 self.checkpoint,
                 self.data,
@@ -103,5 +106,6 @@ class Features(Command):
                 device=self.device,
                 precision=self.precision,
                 access=access,
+                runner=runner,
                 on_progress=progress,
             )

@@ -1,7 +1,8 @@
 """Pure: a manifest's rows → sources; sources and a seed → the order they are processed in and their tasks.
 
 The order is a shuffle, so that every shard is a fair mix of the bucket and reading one end to end is close to
-random. Tasks are runs of that order. Neither depends on the number of workers or machines.
+random. The members of a tar stay together, in the tar's order, so that it is read once. Tasks are runs of that order.
+Neither depends on the number of workers or machines.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from reelmae.pipeline.schema import SOURCES
+from reelmae.pipeline.schema import SOURCES, TAR_COLUMNS, source_columns
 
 LISTED = pa.schema([f for f in SOURCES if f.name != "task"])
+MEMBERS = pa.schema([*LISTED, *TAR_COLUMNS])  # where some are members of tars
 # a manifest's rows: start is WHOLE where a row names the whole source, end is OPEN where it has no end
 ROWS = pa.schema(
     [
@@ -37,18 +39,44 @@ def sources_per_task(n_sources: int, wanted: int | None) -> int:
     return wanted or min(256, max(8, -(-n_sources // 64)))
 
 
-def deal_sources(sources: pa.Table, *, seed: int, per_task: int) -> pa.Table:
-    """The sources (LISTED, sorted by url) in processing order, with their task (SOURCES)."""
-    n = sources.num_rows
-    order = np.random.Generator(np.random.Philox(key=seed)).permutation(n)
-    tasks = pa.array(np.arange(n, dtype=np.int32) // per_task, pa.int32())
-    return sources.take(pa.array(order)).append_column("task", tasks).cast(SOURCES)
+def has_tars(sources: pa.Table) -> bool:
+    """Whether some of these sources are members of tars."""
+    return "tar" in sources.column_names and sources.column("tar").null_count < sources.num_rows
+
+
+def deal_sources(sources: pa.Table, *, seed: int, per_task: int, limit: int | None = None) -> pa.Table:
+    """The sources (LISTED or MEMBERS, sorted by url) in processing order, with their task (schema.source_columns).
+
+    limit: the most that are taken, a fair draw.
+    """
+    order = np.random.Generator(np.random.Philox(key=seed)).permutation(sources.num_rows)[:limit]
+    tars = has_tars(sources)
+    if tars:
+        order = _keep_together(sources, order)
+    tasks = pa.array(np.arange(len(order), dtype=np.int32) // per_task, pa.int32())
+    columns = source_columns(tars)
+    return sources.take(pa.array(order)).append_column("task", tasks).select(columns.names).cast(columns)
+
+
+def _keep_together(sources: pa.Table, order: np.ndarray) -> np.ndarray:
+    """This order, in which the members of a tar follow the first of them, in the order of the tar."""
+    taken = pa.array(order)
+    tar = sources.column("tar").take(taken).combine_chunks().dictionary_encode()
+    offset = sources.column("offset").take(taken).fill_null(0).to_numpy()
+    place = np.arange(len(order))
+    in_tar = tar.is_valid().to_numpy(zero_copy_only=False)
+    group = np.where(in_tar, tar.indices.fill_null(0).to_numpy(), len(tar.dictionary) + place)
+    by_group = np.lexsort((offset, group))
+    new = np.ones(len(order), bool)
+    new[1:] = group[by_group][1:] != group[by_group][:-1]
+    first = by_group[np.flatnonzero(new)][np.cumsum(new) - 1]  # for each, its group's first member
+    return order[by_group[np.lexsort((offset[by_group], first))]]
 
 
 def write_plan(planned: pa.Table, path: Path, per_task: int) -> None:
-    """Write planned sources (SOURCES) to a Parquet file: row group 0 holds the table's first task, and so on."""
+    """Write planned sources to a Parquet file: row group 0 holds the table's first task, and so on."""
     planned = planned.combine_chunks()
-    with pq.ParquetWriter(path, SOURCES) as writer:
+    with pq.ParquetWriter(path, planned.schema) as writer:
         for start in range(0, planned.num_rows, per_task):
             writer.write_table(planned.slice(start, per_task), row_group_size=per_task)
 

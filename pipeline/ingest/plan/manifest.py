@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -35,6 +34,7 @@ import pyarrow.parquet as pq
 
 from reelmae.pipeline.errors import InputError
 from reelmae.pipeline.ingest.config import ShardConfig
+from reelmae.pipeline.ingest.plan.values import TEXT, column_type, encode_json, kind_of_text, kind_of_value
 from reelmae.pipeline.schema import commit_columns
 from reelmae.pipeline.storage.access import Access
 from reelmae.pipeline.storage.scratch import scratch_folder
@@ -53,11 +53,6 @@ _ROLES = {
 }
 _SEPARATORS = (",", "\t", ";", "|")
 _EXTENSION = re.compile(r"\.[A-Za-z0-9]{1,5}$")
-_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
-_DECIMAL = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+([eE][+-]?[0-9]+)?|[eE][+-]?[0-9]+)")
-encode_json = json.JSONEncoder(sort_keys=True, ensure_ascii=False, default=str).encode
-# the kinds of a column's values; their union gives its type
-_INT, _BIG, _FLOAT, _BOOL, _TEXT = 1, 2, 4, 8, 16
 
 
 @dataclass
@@ -205,9 +200,9 @@ class _Text:
         seen = dict.fromkeys(wanted, 0)
         for _, record in self.records(LineFaults("")) if seen else ():
             for i, before in seen.items():
-                if before < _TEXT and record[i]:
-                    seen[i] = before | _kind_of_text(record[i])
-        return {i: _column_type(kinds) for i, kinds in seen.items()}
+                if before < TEXT and record[i]:
+                    seen[i] = before | kind_of_text(record[i])
+        return {i: column_type(kinds) for i, kinds in seen.items()}
 
 
 class _Jsonl:
@@ -221,7 +216,7 @@ class _Jsonl:
         faults = LineFaults(src)
         for _, row in self._objects(faults):
             for name, value in row.items():
-                seen[name] = seen.get(name, 0) | _kind_of_value(value)
+                seen[name] = seen.get(name, 0) | kind_of_value(value)
             if len(seen) > MAX_COLUMNS:
                 raise InputError(f"{src}: has more than {MAX_COLUMNS} columns; is it a list of videos?")
         if not seen:
@@ -253,7 +248,7 @@ class _Jsonl:
 
     def kinds(self, wanted: Sequence[int]) -> dict[int, str]:
         """Column → type, from all of its values."""
-        return {i: _column_type(self._seen[i]) for i in wanted}
+        return {i: column_type(self._seen[i]) for i in wanted}
 
 
 class _Parquet:
@@ -274,7 +269,7 @@ class _Parquet:
         """(row, values in the order of `names`)."""
         done = 0
         try:
-            with pq.ParquetFile(self._path) as file:
+            with pq.ParquetFile(self._path, pre_buffer=False) as file:
                 for batch in file.iter_batches(batch_size=_PARQUET_ROWS):
                     yield from enumerate(zip(*map(_to_python, batch.columns), strict=True), done + 1)
                     done += batch.num_rows
@@ -380,25 +375,3 @@ def _missing_column(src: str, role: str, wanted: str | None, names: Sequence[str
     return InputError(
         f"{src}: no column {wanted or ' or '.join(_ROLES[role])}; there are {there}; name it with --{role}-column"
     )
-
-
-def _kind_of_text(text: str) -> int:
-    if _INTEGER.fullmatch(text):
-        return _kind_of_value(int(text))
-    return (_DECIMAL.fullmatch(text) and _kind_of_value(float(text))) or _TEXT
-
-
-def _kind_of_value(value: Any) -> int:
-    if value is None or value == "" or (isinstance(value, float) and not math.isfinite(value)):
-        return 0
-    if isinstance(value, bool):
-        return _BOOL
-    if isinstance(value, int):
-        return _INT if abs(value) <= 1 << 53 else _BIG if -(1 << 63) <= value < 1 << 63 else _TEXT
-    return _FLOAT if isinstance(value, float) else _TEXT
-
-
-def _column_type(seen: int) -> str:
-    if seen in (_INT, _BIG, _INT | _BIG):
-        return "int64"
-    return "double" if seen in (_FLOAT, _FLOAT | _INT) else "bool" if seen == _BOOL else "string"

@@ -18,21 +18,24 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 from reelmae.pipeline import schema
 from reelmae.pipeline.errors import DatasetError, InputError, JobMismatchError
 from reelmae.pipeline.ingest import encoders
 from reelmae.pipeline.ingest.config import ShardConfig
 from reelmae.pipeline.ingest.ffmpeg import Tool
-from reelmae.pipeline.ingest.plan.deal import deal_sources, label_ids, sources_per_task, write_plan
+from reelmae.pipeline.ingest.plan.deal import deal_sources, has_tars, label_ids, sources_per_task, write_plan
 from reelmae.pipeline.ingest.plan.source_files import download_sources, is_named_by_digest, name_file
-from reelmae.pipeline.ingest.plan.sources import list_sources
+from reelmae.pipeline.ingest.plan.sources import access_of, list_sources, source_url
+from reelmae.pipeline.ingest.plan.tar_sources import scan_again
 from reelmae.pipeline.storage.access import Access
 from reelmae.pipeline.storage.checked import read_agreed
 from reelmae.pipeline.storage.scratch import scratch_folder
@@ -58,6 +61,16 @@ class PlanPart(BaseModel):
     """The reason whose rejects are tried again; None: its sources are new."""
     ffmpeg: str
     """Version line of the ffmpeg that runs its tasks."""
+    tars: int = 0
+    """Tars of which its sources are members. A part without any does not say so: plan.json is as older versions know
+    it, which refuse one with tars."""
+
+    @model_serializer(mode="wrap")
+    def _leave_out_none(self, values: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = values(self)
+        if not self.tars:
+            del found["tars"]
+        return found
 
     def holds(self, task: int) -> bool:
         """Whether the task is one of this part."""
@@ -163,7 +176,7 @@ def new_plan(
         columns=dict(sorted(listing.columns.items())),  # as plan.json gives them back
         parts=(),
     )
-    url = Store(src, access).url()
+    url = source_url(src, access)
     return _add_part(store, empty, url, listing.table, tool, limit=limit, retry=None, confirm=confirm)
 
 
@@ -200,14 +213,21 @@ def append_sources(
     changed = int(pc.sum(moved).as_py() or 0)
     if not fresh.num_rows:
         return old, changed
-    url = Store(src, access).url()
+    url = source_url(src, access)
     return _add_part(store, old, url, fresh, tool, limit=limit, retry=None, confirm=confirm), changed
 
 
-def retry_rejects(store: Store, old: Plan, tool: Tool, reason: str, confirm: Callable[[], None] | None = None) -> Plan:
+def retry_rejects(
+    store: Store,
+    old: Plan,
+    tool: Tool,
+    reason: str,
+    access: Access | None = None,
+    confirm: Callable[[], None] | None = None,
+) -> Plan:
     """The plan with a part more for each src: the sources that were rejected as a whole for `reason` ("all": any).
 
-    `confirm` as in `new_plan`.
+    Where they are members of tars, the headers of these are read again. `access` and `confirm` as in `new_plan`.
     """
     allowed = ["all", *(r.value for r in schema.Reason)]
     if reason not in allowed:
@@ -228,8 +248,11 @@ def retry_rejects(store: Store, old: Plan, tool: Tool, reason: str, confirm: Cal
             table.filter(pc.is_in(table.column("url"), value_set=urls))
             for table in sources_of(store, old, None, src=src, new=True)
         ]
-        again = pa.concat_tables(found).drop_columns(["task"]).sort_by("url")
-        again = again.set_column(1, "size", pa.array([-1] * len(again), pa.int64()))  # it may have changed
+        again = pa.concat_tables(found, promote_options="default").drop_columns(["task"]).sort_by("url")
+        if has_tars(again):
+            again = scan_again(again, partial(access_of, src=src, access=access or Access()), old.config)
+        else:
+            again = again.set_column(1, "size", pa.array([-1] * len(again), pa.int64()))  # it may have changed
         if len(again):
             plan = _add_part(store, plan, src, again, tool, limit=None, retry=reason, confirm=confirm)
     return plan
@@ -298,9 +321,7 @@ def _add_part(
     """Publish the sources, the labels, then plan.json."""
     number = len(old.parts)
     per_task = sources_per_task(min(limit or sources.num_rows, sources.num_rows), old.config.sources_per_task)
-    planned = deal_sources(sources, seed=old.config.seed + number, per_task=per_task)
-    if limit is not None:
-        planned = planned.slice(0, limit)
+    planned = deal_sources(sources, seed=old.config.seed + number, per_task=per_task, limit=limit)
     numbers = pc.add(planned.column("task"), pa.scalar(old.tasks, pa.int32()))
     planned = planned.set_column(planned.schema.get_field_index("task"), schema.SOURCES.field("task"), numbers)
     known = json.loads(read_agreed(store, schema.LABELS)) if store.exists(schema.LABELS) else {}
@@ -324,6 +345,7 @@ def _add_part(
         limit=limit,
         retry=retry,
         ffmpeg=tool.version,
+        tars=pc.count_distinct(planned.column("tar")).as_py() if has_tars(planned) else 0,
     )
     new = old.model_copy(update={"parts": (*old.parts, part)})
     if confirm is not None:

@@ -9,6 +9,8 @@ import hashlib
 import re
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
 from reelmae.pipeline.errors import DatasetError
 from reelmae.pipeline.schema import PLAN_SOURCES
 from reelmae.pipeline.storage.checked import download_agreed, read_checked
@@ -49,6 +51,19 @@ def download_sources(store: Store, file: str, to: Path) -> None:
             )
 
     read_checked(store, download, check, (DatasetError,))
+
+
+def read_places(file: pq.ParquetFile, groups: list[int]) -> list[tuple[str, str | None]]:
+    """Of the sources in these row groups: url, and the file that must be there for it: a member's is its tar.
+
+    None where it was planned as one that cannot be read.
+    """
+    table = file.read_row_groups(groups, [n for n in ("url", "tar", "fault") if n in file.schema_arrow.names])
+    urls = table.column("url").to_pylist()
+    if "tar" not in table.column_names:
+        return [(url, url) for url in urls]
+    tars, faults = table.column("tar").to_pylist(), table.column("fault").to_pylist()
+    return [(url, (tar or url) if fault is None else None) for url, tar, fault in zip(urls, tars, faults, strict=True)]
 
 
 def _digest(path: Path) -> str:

@@ -1,5 +1,6 @@
-"""Lists the sources of a job, from a folder, a bucket or a manifest.
+"""Lists the sources of a job, from a folder, a bucket, a manifest or tars.
 
+- A tar is opened: its members are sources (tar_sources.py), wherever it is listed or named.
 - Nothing is skipped: dot files, side files and broken links are sources and end among the rejects.
 - A source is named by its full URL, a local one by its plain absolute path. A local name that is not UTF-8 cannot
   stand in a table; it is named by a percent-encoded `file://` URL.
@@ -7,6 +8,7 @@
 - A manifest's paths are relative to its folder. Refused, unless the config allows them, are a path that leads out of
   that folder, an absolute path or a URL of the manifest's own scheme elsewhere, and a file of this machine in a
   remote manifest. URLs of other schemes are allowed if the scheme is one of REMOTE.
+- Compressed tars are refused where they are given by name. A manifest's row that names a tar is for all its members.
 - A manifest's times are seconds, MM:SS or HH:MM:SS, with a fraction. An end without a start means from the beginning.
 
 It holds the finished table and 50,000 rows as Python objects in memory.
@@ -14,17 +16,20 @@ It holds the finished table and 50,000 rows as Python objects in memory.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 import fsspec
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from reelmae.pipeline.errors import InputError
 from reelmae.pipeline.ingest.config import ShardConfig
@@ -34,11 +39,13 @@ from reelmae.pipeline.ingest.plan.manifest import (
     LineFaults,
     ManifestColumns,
     ManifestFile,
-    encode_json,
     find_columns,
     open_manifest,
 )
-from reelmae.pipeline.schema import FORMAT
+from reelmae.pipeline.ingest.plan.tar_names import compressed_fault, expand_tars, is_compressed, is_tar, names_tars
+from reelmae.pipeline.ingest.plan.tar_sources import TarEntry, TarMembers, list_members, number_repeats
+from reelmae.pipeline.ingest.plan.values import encode_values, is_empty, to_text
+from reelmae.pipeline.schema import FORMAT, TAR_COLUMNS
 from reelmae.pipeline.storage.access import Access
 from reelmae.pipeline.storage.store import Store, require_folder
 
@@ -46,6 +53,7 @@ MANIFESTS = (".csv", ".tsv", ".jsonl", ".parquet")
 _CLOUD = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "oci", "hf")
 _NETWORK = ("http", "https", "ftp", "sftp", "ssh", "hdfs", "webhdfs")
 REMOTE = (*_CLOUD, *_NETWORK, "memory")  # schemes that cannot reach a file of this machine
+_UNKNOWN: dict[str, Any] = {"size": -1, "etag": "", "label": None, "rows": None}  # of a source that is not there
 _BATCH = 50_000  # rows turned into arrow at once
 _LONGEST = 4096  # characters of a path
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://")
@@ -60,16 +68,31 @@ class Listing:
     """The sources of a job."""
 
     table: pa.Table
-    """LISTED, one row a source, sorted by url."""
+    """LISTED, or MEMBERS where some are members of tars; one row a source, sorted by url."""
     columns: dict[str, str]
-    """A manifest's carried columns in its own order: name in the index → int64, double, bool or string."""
+    """The carried columns, a manifest's in its own order: name in the index → int64, double, bool or string."""
     rows: int
-    """The number of listed files, or of the manifest's rows."""
+    """The number of listed files, of the manifest's rows, or of the tars."""
 
 
 def is_manifest(src: str) -> bool:
     """Whether SRC names a manifest (by its extension) rather than a folder."""
     return src.lower().endswith(MANIFESTS) and not (_is_local(src) and Store(src).local_path().is_dir())
+
+
+def is_tar_list(src: str) -> bool:
+    """Whether SRC names tars (`x.tar`, `{000..999}.tar`, `a.tar::b.tar`) rather than a folder."""
+    return names_tars(src) and not (_is_local(src) and Store(src).local_path().is_dir())
+
+
+def is_folder(src: str) -> bool:
+    """Whether SRC is a folder or bucket, of which every file is a source."""
+    return not (is_manifest(src) or is_tar_list(src))
+
+
+def source_url(src: str, access: Access | None = None) -> str:
+    """SRC as a plan names it: the full URL, of a list of tars each."""
+    return "::".join(Store(name, access).url() for name in (src.split("::") if is_tar_list(src) else [src]))
 
 
 def _is_local(url: str) -> bool:
@@ -85,13 +108,55 @@ def list_sources(src: str, config: ShardConfig, access: Access | None = None, fo
     """
     if is_manifest(src):
         return _read_manifest(src, config, access, format)
+    if is_tar_list(src):
+        return _open_list(src, config, access, format)
     names = ["url", "size", "etag", "label"]
     columns = pa.schema([LISTED.field(name) for name in names])
-    table = _build_table(_list_folder(require_folder(src, access), config.labels), columns)
+    store = require_folder(src, access)
+    table = _build_table(_list_folder(store, config.labels), columns)
     if not table.num_rows:
         raise InputError(f"{src}: holds no file; give the folder or bucket that holds the videos")
-    table = table.sort_by("url").append_column("rows", pa.nulls(table.num_rows, LISTED.field("rows").type))
-    return Listing(table.cast(LISTED), {}, table.num_rows)
+    table = table.append_column("rows", pa.nulls(table.num_rows, LISTED.field("rows").type)).cast(LISTED)
+    called = _called_tars(table)
+    if not pc.any(called).as_py():
+        return Listing(table.sort_by("url"), {}, table.num_rows)
+    entries = (
+        TarEntry(row["url"], row["size"], row["etag"], folder=row["label"])
+        for row in table.filter(called).select(names).to_pylist()
+    )
+    root = Path(store.root).resolve() if store.is_local else None
+    in_folders = config.labels == "folder"
+    reach = partial(access_of, src=src, access=access or Access())
+    found = list_members(entries, reach, config, format, own={}, root=root, in_folders=in_folders)
+    return Listing(_join(table, found), found.columns, table.num_rows)
+
+
+def _open_list(src: str, config: ShardConfig, access: Access | None, format: int) -> Listing:
+    """The members of the tars that `src` names; a tar that is missing is a source that is gone."""
+    tars = list(dict.fromkeys(_source_name(Store(tar, access).url()) for tar in expand_tars(src)))
+    reach = partial(access_of, src=src, access=access or Access())
+    in_folders = config.labels == "folder"
+    found = list_members(map(TarEntry, tars), reach, config, format, own={}, in_folders=in_folders)
+    if not found.opened and not any(Store(tar, reach(tar)).exists() for tar in tars):
+        raise InputError(f"{src}: no such tar; check the path")
+    unknown = {name: [value] * len(tars) for name, value in _UNKNOWN.items()}
+    return Listing(_join(pa.Table.from_pydict({"url": tars} | unknown, LISTED), found), found.columns, len(tars))
+
+
+def _called_tars(table: pa.Table) -> pa.ChunkedArray:
+    """Which sources are called tars."""
+    return pc.ends_with(pc.utf8_lower(table.column("url")), ".tar")
+
+
+def _join(table: pa.Table, found: TarMembers) -> pa.Table:
+    """The sources (LISTED), with the members of tars instead of the tars that were opened."""
+    if not found.opened:
+        return table.sort_by("url")
+    is_opened = pc.is_in(table.column("url"), value_set=pa.array(sorted(found.opened)))
+    loose = table.filter(pc.invert(is_opened))
+    for column in TAR_COLUMNS:
+        loose = loose.append_column(column, pa.nulls(loose.num_rows, column.type))
+    return number_repeats(pa.concat_tables([loose, found.table]))
 
 
 def _build_table(rows: Iterable[tuple[Any, ...]], columns: pa.Schema) -> pa.Table:
@@ -140,7 +205,20 @@ def _read_manifest(src: str, config: ShardConfig, access: Access | None, format:
     faults.raise_any()
     if not n:
         raise InputError(f"{src}: names no file; write a row for each video")
-    return Listing(table, {name: kind for _, name, kind in columns.extra}, n)
+    own = {name: kind for _, name, kind in columns.extra}
+    called = _called_tars(table)
+    if not pc.any(called).as_py():
+        return Listing(table, own, n)
+    reach = partial(access_of, src=src, access=access or Access())
+    members = list_members(_entries_of(table.filter(called)), reach, config, format, own=own)
+    return Listing(_join(table, members), own | members.columns, n)
+
+
+def _entries_of(table: pa.Table) -> Iterator[TarEntry]:
+    """The tars that a manifest's rows name, with what the rows say of all their members."""
+    for row in table.to_pylist():
+        extra = json.loads(row["rows"][0]["extra"] or "{}") if row["rows"] else {}
+        yield TarEntry(row["url"], label=row["label"], extra=extra)
 
 
 def _rows(
@@ -154,21 +232,17 @@ def _rows(
             if path is None or path == "":
                 raise ValueError("has no path; give one or remove the line")
             url = resolve(path)
-            label = None if at_label is None or _is_empty(cells[at_label]) else _to_text(cells[at_label])
+            label = None if at_label is None or is_empty(cells[at_label]) else to_text(cells[at_label])
             start, end = _span(cells, columns) if spans else (WHOLE, OPEN)
+            if is_compressed(url):
+                raise ValueError(compressed_fault(url))
+            if is_tar(url) and (start, end) != (WHOLE, OPEN):
+                raise ValueError(f"{url!r} is a tar, which has no span; leave it out")
             extra = _extra(cells, columns) if columns.extra else None
         except ValueError as e:
             faults.add(line, str(e))
             continue
         yield url, label, start, end, extra, line
-
-
-def _is_empty(value: Any) -> bool:
-    return value is None or value == "" or (isinstance(value, float) and not math.isfinite(value))
-
-
-def _to_text(value: Any) -> str:
-    return value if isinstance(value, str) else encode_json(value)
 
 
 def _span(cells: Sequence[Any], columns: ManifestColumns) -> tuple[float, float]:
@@ -200,19 +274,7 @@ def _seconds(value: Any, name: str) -> float | None:
 
 
 def _extra(cells: Sequence[Any], columns: ManifestColumns) -> str | None:
-    found = {}
-    for i, name, kind in columns.extra:
-        value = cells[i]
-        if _is_empty(value):
-            continue
-        if kind == "int64":
-            value = int(value)
-            if not -(1 << 63) <= value < 1 << 63:  # Parquet has uint64 too
-                raise ValueError(f"{name} {value} is beyond int64; write that column as text")
-        elif kind != "bool":
-            value = float(value) if kind == "double" else _to_text(value)
-        found[name] = value
-    return encode_json(found) if found else None
+    return encode_values((name, kind, cells[i]) for i, name, kind in columns.extra)
 
 
 def _short(value: Any) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reelmae.pipeline.errors import ReelmaeError, StorageError, StorageFullError
-from reelmae.pipeline.ingest.plan.sources import is_manifest, local_path
+from reelmae.pipeline.ingest.plan.sources import is_folder, local_path
 from reelmae.pipeline.storage.access import Access
 from reelmae.pipeline.storage.retry import Outage, retry
 from reelmae.pipeline.storage.store import Store
@@ -68,7 +68,8 @@ def _status_of(error: BaseException) -> int | None:
     return None
 
 
-def _link_or_copy(local: Path, to: Path, root: Path | None) -> None:
+def real_path(local: Path, root: Path | None) -> Path:
+    """A local file's own path; FileNotFoundError where it is gone, NoSourceError where it is no source."""
     try:
         real = local.resolve(strict=True)
     except NotADirectoryError:  # a folder above it is a file now
@@ -82,6 +83,11 @@ def _link_or_copy(local: Path, to: Path, root: Path | None) -> None:
         raise NoSourceError("a link that leads out of the bucket; not followed")
     if not stat.S_ISREG(real.stat().st_mode):
         raise NoSourceError("no plain file")
+    return real
+
+
+def _link_or_copy(local: Path, to: Path, root: Path | None) -> None:
+    real = real_path(local, root)
     to.unlink(missing_ok=True)
     try:
         to.hardlink_to(real)
@@ -99,11 +105,11 @@ def _link_or_copy(local: Path, to: Path, root: Path | None) -> None:
 def refuse_lost_root(url: str, src: str, access: Access | None = None) -> None:
     """StorageError where a source is missing and so is all around it: the storage is away, not the source.
 
-    For a folder or bucket `src`, it must be there and hold something. For a manifest, the nearest folder above the
-    source that is there must hold something, if that is a local one.
+    For a folder or bucket `src`, it must be there and hold something. For a manifest or a list of tars, the nearest
+    folder above the source that is there must hold something, if that is a local one.
     """
     local = local_path(url)
-    if not is_manifest(src):
+    if is_folder(src):
         store = Store(src, access)
         if store.is_local:
             _refuse_empty(Path(store.root), url)

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from reelmae.pipeline.errors import ClaimedError, ClusterError, InputError, JobMismatchError, ReelmaeError, StorageError
 from reelmae.pipeline.ingest.ffmpeg import Tool, find_ffmpeg
 from reelmae.pipeline.ingest.plan import parts
+from reelmae.pipeline.ingest.plan.source_files import read_places
 from reelmae.pipeline.ingest.plan.sources import access_of, local_path
 from reelmae.pipeline.ingest.run.task import JobSpec
 from reelmae.pipeline.runners.runner import Runner
@@ -80,8 +81,9 @@ def find_problem(spec: JobSpec, task: int) -> str:
     part = spec.plan.part_of(task)
     try:
         with parts.part_file(store, part) as file:
-            urls = file.read_row_group(task - part.first_task, ["url"]).column("url").to_pylist()[:LOOK_AT]
-        if any(_exists(url, part.src, spec.src_access) for url in urls):
+            places = [place for _, place in read_places(file, [task - part.first_task]) if place is not None]
+        urls = list(dict.fromkeys(places))[:LOOK_AT]
+        if not urls or any(_exists(url, part.src, spec.src_access) for url in urls):
             return ""
     except (StorageError, InputError) as e:
         return f"cannot reach the sources: {e}"

@@ -44,8 +44,7 @@ from reelmae.pipeline.ingest.config import ShardConfig
 from reelmae.pipeline.ingest.ffmpeg import find_ffmpeg
 from reelmae.pipeline.ingest.plan import parts
 from reelmae.pipeline.ingest.plan.source_files import download_sources
-from reelmae.pipeline.ingest.plan.sources import access_of, is_manifest
-from reelmae.pipeline.ingest.run.fetch import NoSourceError, fetch, refuse_lost_root
+from reelmae.pipeline.ingest.run.read import SourceReader
 from reelmae.pipeline.ingest.sandbox import Sandbox
 from reelmae.pipeline.ingest.shards.commits import read_rejects
 from reelmae.pipeline.ingest.shards.pack import ClipRow, PackedShard, Packer
@@ -60,7 +59,6 @@ from reelmae.pipeline.storage.store import Store
 
 READS = 3  # of a source that looks damaged each time
 BEGINS = 5  # workers that may die over a source, on a cluster, before it is rejected
-LOOKS = 2  # at a source that is missing
 WORK = "work-"  # kind of a worker's folder of temporary files
 DAMAGE = frozenset(
     {
@@ -164,10 +162,7 @@ class TaskReport:
 class _Work:
     """A task under way."""
 
-    src: str
-    """Where the sources come from."""
-    root: Path | None
-    """Real path of a local bucket, out of which no link may lead; None elsewhere."""
+    reader: SourceReader
     folder: Path
     packer: Packer
     report: TaskReport
@@ -243,7 +238,16 @@ class TaskWorker:
             sources = self._read_sources(task, part)
             kept = read_rejects(self._store, task, self._spec.plan.format) if self._spec.repairs else {}
             with Packer(folder, task, self._spec.config.shard_bytes, self._spec.plan.format, self._tars) as packer:
-                work = _Work(part.src, _bucket_root(part.src), folder, packer, TaskReport(task))
+                reader = SourceReader(
+                    part.src,
+                    [source for source in sources if source["url"] not in kept],
+                    self._tars,
+                    folder / "members",
+                    self._src_access,
+                    limit=self._spec.config.max_source_bytes,
+                    repairs=self._spec.repairs,
+                )
+                work = _Work(reader, folder, packer, TaskReport(task))
                 for source in sources:
                     begun = 1 if watch is None else watch.begin(source["url"])
                     if source["url"] in kept:
@@ -309,7 +313,7 @@ class TaskWorker:
         while True:
             here = folder / f"read{len(judged)}"
             here.mkdir()
-            found = self._fetch_source(source, work, here)
+            found = work.reader.read(source, here, again=bool(judged))
             if isinstance(found, Rejected):
                 return 0, found
             fetched, is_checked = found
@@ -325,34 +329,6 @@ class TaskWorker:
             if len(judged) == READS:
                 return fetched.bytes, outcome
             shutil.rmtree(here)
-
-    def _fetch_source(self, source: dict[str, Any], work: _Work, folder: Path) -> tuple[Source, bool] | Rejected:
-        """The source's copy, and whether its bytes are surely those of the store; or why it is no source.
-
-        StorageError where it cannot be read for another reason, or where a repair cannot do without it.
-        """
-        limit, url = self._spec.config.max_source_bytes, source["url"]
-        over = f"over max_source_bytes={limit}"
-        if source["size"] > limit:
-            return Rejected(Reason.TOO_LARGE, f"{source['size']} bytes, {over}")
-        path = folder / "in.bin"
-        access = access_of(url, work.src, self._src_access)
-        try:
-            for look in range(LOOKS):
-                try:
-                    fetched = fetch(url, path, root=work.root, access=access)
-                    break
-                except FileNotFoundError:
-                    refuse_lost_root(url, work.src, self._src_access)
-                    if look == LOOKS - 1:  # after it was seen that all around it is there
-                        raise NoSourceError("gone: no such file") from None
-        except NoSourceError as e:
-            if self._spec.repairs:
-                raise StorageError(f"{url}: {e}; its shard cannot be made again without it") from e
-            return Rejected(Reason.FETCH_FAILED, str(e))
-        if fetched.bytes > limit:
-            return Rejected(Reason.TOO_LARGE, f"{fetched.bytes} bytes, {over}")
-        return Source(url, source["label"], source["rows"] or (), path, fetched.bytes), fetched.is_checked
 
     def _publish(
         self, task: int, shards: Sequence[PackedShard], rows: Sequence[ClipRow], rejects: Sequence[dict[str, Any]]
@@ -394,12 +370,6 @@ def _reject_empty(source: Source) -> Rejected | None:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _bucket_root(src: str) -> Path | None:
-    """A local bucket's real path, out of which no link may lead; None elsewhere."""
-    store = Store(src)
-    return Path(store.root).resolve() if store.is_local and not is_manifest(src) else None
 
 
 def _storage_error(error: OSError, folder: Path) -> ReelmaeError:

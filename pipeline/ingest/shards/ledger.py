@@ -2,8 +2,9 @@
 
     planned sources (of all parts) = sources with clips + sources rejected as a whole
 
-No table of all clips is held: rows pass through in pieces. Where repeats are marked, the hashes of all clips are held
-(64 bytes each, and what duplicates.find_repeats keeps). dataset.json is written last and names its plan.
+No table of all clips is held: rows pass through in pieces. What grows is the footer of the plan's file, some 9 KB for
+each task. Where repeats are marked, the hashes of all clips are mapped from files (64 bytes each), beside what
+duplicates.find_repeats keeps. dataset.json is written last and names its plan.
 """
 
 from __future__ import annotations
@@ -49,9 +50,9 @@ class Sums:
     duplicates: int = 0
 
     def add(self, commit: pa.Table) -> tuple[pa.Table, pa.Table]:
-        """Count one task's commit; its clip rows and its reject rows."""
+        """Count one task's commit; its clip rows, and its reject rows (REJECTS)."""
         is_clip = pc.equal(commit.column("kind"), schema.CLIP)
-        clips, rejects = commit.filter(is_clip), commit.filter(pc.invert(is_clip))
+        clips, rejects = commit.filter(is_clip), commit.select(schema.REJECTS.names).filter(pc.invert(is_clip))
         of_source = pc.is_null(rejects.column("span_start_s"))
         self.rejected.update(rejects.filter(of_source).column("reason").to_pylist())
         self.rejected_spans.update(rejects.filter(pc.invert(of_source)).column("reason").to_pylist())
@@ -76,7 +77,7 @@ def finish(store: Store, plan: Plan, confirm: Callable[[], None] | None = None) 
             _Rows(rejects, schema.REJECTS) as reject_rows,
             _Hashes(Path(folder)) as hashes,
         ):
-            for _, commit in commits(store, plan):
+            for commit in commits(store, plan):
                 clip_rows, rejected_rows = sums.add(commit)
                 index_rows.add(clip_rows)
                 reject_rows.add(rejected_rows)
@@ -107,20 +108,18 @@ def _sweep(store: Store, plan: Plan) -> None:
         store.remove(path)
 
 
-def commits(store: Store, plan: Plan) -> Iterator[tuple[pa.Table, pa.Table]]:
-    """The sources and the commit of each task, both without the sources that a later part tries again."""
+def commits(store: Store, plan: Plan) -> Iterator[pa.Table]:
+    """The commit of each task, held against its sources; without those sources that a later part tries again."""
     retry = retry_urls(store, plan)
     for number, part in enumerate(plan.parts):
         later = retry[number]
         numbers = range(part.first_task, part.first_task + part.tasks)
         with part_file(store, part) as file, closing(read_commits(store, numbers, plan.format)) as found:
             for task, commit in enumerate(found):
-                sources = file.read_row_group(task)
-                check_commit(sources, commit)
+                check_commit(file.read_row_group(task, ["url"], use_threads=False), commit)
                 if later is not None:
-                    sources = sources.filter(pc.invert(pc.is_in(sources.column("url"), value_set=later)))
                     commit = commit.filter(pc.invert(pc.is_in(commit.column("source"), value_set=later)))
-                yield sources, commit
+                yield commit
 
 
 def retry_urls(store: Store, plan: Plan) -> list[pa.Array | None]:
@@ -138,12 +137,12 @@ def retry_urls(store: Store, plan: Plan) -> list[pa.Array | None]:
 
 def check_commit(sources: pa.Table, commit: pa.Table) -> None:
     """DatasetError where a task's commit does not account for each of its sources."""
-    is_clip = pc.equal(commit.column("kind"), schema.CLIP)
-    whole = commit.filter(pc.and_(pc.invert(is_clip), pc.is_null(commit.column("span_start_s"))))
+    is_clip, source = pc.equal(commit.column("kind"), schema.CLIP), commit.column("source")
+    is_whole_reject = pc.and_(pc.invert(is_clip), pc.is_null(commit.column("span_start_s")))
     check_ledger(
         sources.column("url").to_pylist(),
-        set(commit.filter(is_clip).column("source").to_pylist()),
-        whole.column("source").to_pylist(),
+        set(source.filter(is_clip).to_pylist()),
+        source.filter(is_whole_reject).to_pylist(),
     )
 
 
@@ -169,15 +168,16 @@ def _mark_repeats(index: Path, columns: pa.Schema, hashes: _Hashes, folder: Path
     """The index with `duplicate_of` filled in, and how many clips repeat another."""
     near = plan.config.near_bits if plan.config.screens.duplicates == "near" else None
     first = find_repeats(hashes.sha256, hashes.phash, hashes.has_phash, near_bits=near)
+    keys, where = hashes.keys, columns.get_field_index("duplicate_of")
     marked, at = folder / "marked.parquet", 0
-    with pq.ParquetFile(index) as file, _Rows(marked, columns) as rows:
+    # pre_buffer holds all that was read until the file is closed
+    with pq.ParquetFile(index, pre_buffer=False) as file, _Rows(marked, columns) as rows:
         for batch in file.iter_batches(_ROWS):
             here = first[at : at + len(batch)]
             at += len(batch)
-            names = [None if i < 0 else hashes.key(int(i)) for i in here]
+            names = keys[here].view(f"S{KEY_BYTES}")[:, 0].astype(str)
             table = pa.Table.from_batches([batch])
-            where = columns.get_field_index("duplicate_of")
-            rows.add(table.set_column(where, "duplicate_of", pa.array(names, pa.string())))
+            rows.add(table.set_column(where, "duplicate_of", pa.array(names, pa.string(), mask=here < 0)))
     return marked, int((first >= 0).sum())
 
 
@@ -190,10 +190,10 @@ class _Hashes:
 
     def add(self, clips: pa.Table) -> None:
         """Append the clips' hashes."""
-        hashes = clips.column("phash").to_pylist()
+        phash = clips.column("phash")
         self._files["sha256"].write(bytes.fromhex("".join(clips.column("sha256").to_pylist())))
-        self._files["phash"].write(b"".join(h or bytes(HASH_BYTES) for h in hashes))
-        self._files["has_phash"].write(bytes(h is not None for h in hashes))
+        self._files["phash"].write(b"".join(pc.fill_null(phash, bytes(HASH_BYTES)).to_pylist()))
+        self._files["has_phash"].write(phash.is_valid().to_numpy().tobytes())
         self._files["keys"].write("".join(clips.column("key").to_pylist()).encode("ascii"))
 
     def __enter__(self) -> _Hashes:
@@ -221,9 +221,10 @@ class _Hashes:
         """bool [N]."""
         return self._map("has_phash", 1)[:, 0].astype(bool)
 
-    def key(self, clip: int) -> str:
-        """The clip's key."""
-        return bytes(self._map("keys", KEY_BYTES)[clip]).decode("ascii")
+    @property
+    def keys(self) -> np.ndarray:
+        """uint8 [N, 21]: ASCII."""
+        return self._map("keys", KEY_BYTES)
 
 
 def dataset_facts(plan: Plan, sums: Sums) -> dict[str, Any]:
@@ -263,17 +264,17 @@ class _Rows:
 
     def add(self, table: pa.Table) -> None:
         """Append the rows' columns of this file's schema."""
-        mine = table.select(self._columns.names).replace_schema_metadata(None).cast(self._columns)
-        self._tables.append(mine)
-        self._rows += mine.num_rows
+        self._tables.append(table.select(self._columns.names))
+        self._rows += table.num_rows
         if self._has_blocks:
-            self._blocks += pc.sum(pc.binary_length(mine.column("blocks"))).as_py() or 0
+            self._blocks += pc.sum(pc.binary_length(table.column("blocks"))).as_py() or 0
         if self._rows >= _ROWS or self._blocks >= _BLOCKS_BYTES:
             self._flush()
 
     def _flush(self) -> None:
         if self._tables:
-            self._writer.write_table(pa.concat_tables(self._tables))
+            rows = pa.concat_tables(self._tables).replace_schema_metadata(None)
+            self._writer.write_table(rows.cast(self._columns))
         self._tables, self._rows, self._blocks = [], 0, 0
 
     def __enter__(self) -> _Rows:

@@ -1,15 +1,14 @@
-"""Clips → shards: tar by the standard library, DALI's index, and the rows of the clips.
+"""Clips → shards: tar by webdataset, DALI's index, and the rows of the clips.
 
 - A shard is plain USTAR: KEY.json and KEY.mp4 per clip, in that order, with fixed owner, mode and time, so equal
-  clips give equal bytes. When a shard is larger than `shard_bytes`, it is closed and the task's next one begins.
+  clips give equal bytes. Clips wait as files until their shard is larger than `shard_bytes`; then a child writes it
+  whole (tars/child.py), and the task's next one begins.
 - Offsets and sizes in rows and index are read back from the finished tar.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
 import json
 import tarfile
 from dataclasses import asdict, dataclass, replace
@@ -17,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from reelmae.pipeline.ingest.tars.webdataset_child import TarChild
 from reelmae.pipeline.schema import IDX_VERSION, clip_blocks, shard_name
 
 
@@ -76,23 +76,32 @@ class PackedShard:
 
 
 class Packer:
-    """Writes the shards of one task into a folder. Use as a context; `shards` and `rows` are complete after it."""
+    """Writes the shards of one task into a folder. Use as a context; `shards` and `rows` are complete after it.
 
-    def __init__(self, folder: Path, task: int, shard_bytes: int, format: int) -> None:
+    `tars` is started at the first clip: it gets ready while the next one is made.
+    """
+
+    def __init__(self, folder: Path, task: int, shard_bytes: int, format: int, tars: TarChild) -> None:
         self._folder = folder
         self._task = task
         self._shard_bytes = shard_bytes
         self._format = format
-        self._tar_file: tarfile.TarFile | None = None
-        self._open_rows: list[ClipRow] = []
+        self._tars = tars
+        self._open_clips: list[tuple[ClipRow, bytes]] = []
+        """Row and json of each clip of the open shard."""
+        self._open_bytes = 0
         self.shards: list[PackedShard] = []
         self.rows: list[ClipRow] = []
 
     def add(self, clip: Path, row: ClipRow) -> None:
-        """Append one clip. The packer fills in shard, offset, size, sha256 and blocks of its row."""
+        """Append one clip, whose file is taken. The packer fills in shard, offset, size, sha256 and blocks of its row.
+
+        StorageFullError, or StorageError where the shard that it fills cannot be written.
+        """
+        if not self._open_clips and not self.shards:
+            self._tars.start()
         data = clip.read_bytes()
-        if self._tar_file is None:
-            self._tar_file = tarfile.open(self._tar(), "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+        clip.rename(self._clip(row))
         blocks = clip_blocks(data) if self._format > 1 else None
         sha256 = hashlib.sha256(data).hexdigest()
         row = replace(row, shard=self._name(), size=len(data), sha256=sha256, blocks=blocks)
@@ -101,13 +110,10 @@ class Packer:
         facts |= {"span_s": [row.span_start_s, row.span_end_s]}
         if row.extra:
             facts["manifest"] = row.extra
-        for extension, content in (("json", json.dumps(facts, sort_keys=True).encode()), ("mp4", data)):
-            member = tarfile.TarInfo(f"{row.key}.{extension}")
-            member.size, member.mode = len(content), 0o444
-            member.uname = member.gname = "reelmae"
-            self._tar_file.addfile(member, io.BytesIO(content))
-        self._open_rows.append(row)
-        if self._tar_file.offset >= self._shard_bytes:
+        text = json.dumps(facts, sort_keys=True).encode()
+        self._open_clips.append((row, text))
+        self._open_bytes += _member_bytes(len(text)) + _member_bytes(len(data))
+        if self._open_bytes >= self._shard_bytes:
             self._close()
 
     def _name(self) -> str:
@@ -116,15 +122,20 @@ class Packer:
     def _tar(self) -> Path:
         return self._folder / Path(self._name()).name
 
+    def _clip(self, row: ClipRow) -> Path:
+        """Where a clip waits for its shard."""
+        return self._folder / f"{row.key}.mp4"
+
     def _close(self) -> None:
-        if self._tar_file is None:
+        if not self._open_clips:
             return
-        self._tar_file.close()
-        self._tar_file = None
         tar = self._tar()
+        self._tars.write(tar, [(row.key, text, self._clip(row)) for row, text in self._open_clips])
         offsets = member_offsets(tar)
-        self.rows += [replace(row, offset=offsets[f"{row.key}.mp4"][0]) for row in self._open_rows]
-        self._open_rows = []
+        for row, _ in self._open_clips:
+            self.rows.append(replace(row, offset=offsets[f"{row.key}.mp4"][0]))
+            self._clip(row).unlink()
+        self._open_clips, self._open_bytes = [], 0
         idx = tar.with_suffix(".idx")
         idx.write_text(dali_index(tar), encoding="ascii")
         self.shards.append(PackedShard(self._name(), tar, idx))
@@ -137,9 +148,11 @@ class Packer:
     ) -> None:
         if kind is None:
             self._close()
-        elif self._tar_file is not None:
-            with contextlib.suppress(OSError):  # the tar is thrown away; the error under way is the one to report
-                self._tar_file.close()
+
+
+def _member_bytes(size: int) -> int:
+    """Bytes of a tar that a member of this size takes: its header, and its data in whole blocks."""
+    return tarfile.BLOCKSIZE * (1 + -(-size // tarfile.BLOCKSIZE))
 
 
 def member_offsets(tar: Path) -> dict[str, tuple[int, int]]:

@@ -25,6 +25,8 @@ from reelmae.pipeline.dataset.verification import verify
 from reelmae.pipeline.errors import DatasetError, StorageError
 from reelmae.pipeline.ingest.config import ShardConfig
 from reelmae.pipeline.ingest.job import shard
+from reelmae.pipeline.runners.local import LocalRunner
+from reelmae.pipeline.runners.runner import Runner
 from reelmae.pipeline.storage.access import Access
 from reelmae.pipeline.storage.checked import READS, download_agreed, read_agreed, read_checked
 from reelmae.pipeline.storage.checks import Content
@@ -123,23 +125,35 @@ def _damage(path: Path, at: int = -700) -> str:
     return path.name
 
 
+on_runners = pytest.mark.parametrize("runner", [None, LocalRunner(2)], ids=["here", "workers"])
+
+
+@on_runners
 @pytest.mark.parametrize("seed", range(6))
-def test_a_network_that_changes_bytes_gives_no_false_alarm(dst: Path, flaky: Callable[..., None], seed: int) -> None:
+def test_a_network_that_changes_bytes_gives_no_false_alarm(
+    dst: Path, flaky: Callable[..., None], seed: int, runner: Runner | None
+) -> None:
     flaky(0.15, seed)
-    report = verify(_url(dst))
+    report = verify(_url(dst), runner=runner)
     assert report.faults == ()
     assert Flaky.flips.total() > 0
     assert set(report.retries) == {"checksum"}
+    again = sum(n - 1 for name, n in Flaky.reads.items() if name.endswith((".tar", ".idx")))
+    commits = sum(n - 2 for name, n in Flaky.reads.items() if name[:6].isdecimal() and name.endswith(".parquet"))
+    assert report.retries["checksum"] >= again + (commits if runner is None else 0)
     assert report.as_dict()["retries"] == report.retries
 
 
+@on_runners
 @pytest.mark.parametrize("seed", range(6))
-def test_what_is_really_damaged_is_still_found(dst: Path, flaky: Callable[..., None], seed: int) -> None:
+def test_what_is_really_damaged_is_still_found(
+    dst: Path, flaky: Callable[..., None], seed: int, runner: Runner | None
+) -> None:
     tar = sorted(dst.glob("shards/*.tar"))[seed % 5]
     wanted = {_damage(tar), _damage(sorted(dst.glob("shards/*.idx"))[(seed + 1) % 5], 3)}
     wanted.add(_damage(dst / schema.LABELS, 5))
     flaky(0.15, seed)
-    found = {Path(fault.file).name for fault in verify(_url(dst)).found}
+    found = {Path(fault.file).name for fault in verify(_url(dst), runner=runner).found}
     assert found == wanted
 
 
@@ -150,6 +164,13 @@ def test_a_store_that_stays_away_ends_the_search(dst: Path, flaky: Callable[...,
     with pytest.raises(StorageError, match="connection refused; waited"):
         verify(_url(dst), access=Access(patience_s=0.2))
     assert Flaky.refused == {name, schema.DATASET_JSON}
+
+
+def test_a_store_that_stays_away_ends_the_search_of_all_workers(dst: Path, flaky: Callable[..., None]) -> None:
+    Flaky.away_from = "000002.parquet"
+    with pytest.raises(StorageError, match="connection refused; waited"):
+        verify(_url(dst), access=Access(patience_s=0.2), runner=LocalRunner(2))
+    assert schema.INDEX not in Flaky.refused
 
 
 def test_a_sound_network_costs_one_read_of_each_shard(dst: Path, flaky: Callable[..., None]) -> None:
@@ -177,14 +198,15 @@ def test_facts_are_of_what_two_reads_agree_on(dst: Path, flaky: Callable[..., No
         facts(_url(dst))
 
 
+@on_runners
 def test_a_repair_over_such_a_network_ends_with_the_same_bytes(
-    bucket: Path, dst: Path, flaky: Callable[..., None]
+    bucket: Path, dst: Path, flaky: Callable[..., None], runner: Runner | None
 ) -> None:
     for name in (schema.INDEX, "commits/000001.parquet"):
         (dst / name).unlink()
     next(dst.glob("shards/*.idx")).write_bytes(b"noise")
     flaky(0.1, 1)
-    report = repair(_url(dst))
+    report = repair(_url(dst), runner=runner)
     assert report.after.faults == ()
     assert report.tasks_run == (1,)
     assert report.retries["checksum"] >= sum(r.retries.get("checksum", 0) for r in (report.before, report.after)) > 0

@@ -8,7 +8,8 @@ import json
 import os
 import shutil
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,15 @@ from fsspec.implementations.local import LocalFileSystem
 from reelmae.pipeline import schema
 from reelmae.pipeline.dataset.contents import facts
 from reelmae.pipeline.dataset.repairs import repair
-from reelmae.pipeline.dataset.verification import verify
-from reelmae.pipeline.errors import ClaimedError, DatasetError, InputError, JobMismatchError, StorageError
+from reelmae.pipeline.dataset.verification import VerifyReport, verify
+from reelmae.pipeline.errors import ClaimedError, ClusterError, DatasetError, InputError, JobMismatchError, StorageError
 from reelmae.pipeline.ingest.config import ShardConfig
 from reelmae.pipeline.ingest.job import shard
 from reelmae.pipeline.ingest.plan import parts
 from reelmae.pipeline.ingest.shards.pack import dali_index, member_offsets
+from reelmae.pipeline.runners.local import LocalRunner
+from reelmae.pipeline.runners.ray import RayRunner
+from reelmae.pipeline.runners.runner import Runner
 from reelmae.pipeline.storage.access import Access
 from reelmae.pipeline.storage.claim import Claim
 from reelmae.pipeline.storage.store import Store
@@ -338,9 +342,48 @@ def test_damage_is_found_and_mended(
     assert json.dumps(report.as_dict())
 
 
-def _rewrite(dst: Path, video: bytes) -> dict[str, Any]:
-    """Another video in the place of the first clip: tar, idx, commit, index and sums agree about it."""
-    row = _first(dst)
+@pytest.fixture(scope="module")
+def ray() -> Iterator[Runner]:
+    with RayRunner(workers=2) as runner:
+        yield runner
+
+
+def _told(report: VerifyReport) -> VerifyReport:
+    return replace(report, seconds=0.0, ms_per_clip=0.0)
+
+
+@pytest.mark.parametrize("damage", [d for d, _ in DAMAGE], ids=[f"{i}" for i in range(len(DAMAGE))])
+def test_workers_of_a_runner_tell_the_same_damage(copy: Path, damage: Callable[[Path], str]) -> None:
+    damage(copy)
+    alone = _told(verify(str(copy)))
+    assert alone.faults
+    assert _told(verify(str(copy), runner=LocalRunner(2))) == alone
+
+
+@pytest.mark.parametrize("damage", [_byte_of_a_clip, _no_shard, _commit_of_another, _other_idx, _index_moved_a_row])
+def test_workers_on_ray_tell_the_same_damage(copy: Path, damage: Callable[[Path], str], ray: Runner) -> None:
+    damage(copy)
+    alone = _told(verify(str(copy)))
+    assert alone.faults
+    assert _told(verify(str(copy), runner=ray)) == alone
+
+
+def test_a_node_that_does_not_see_the_dataset_is_named(dataset: Path, ray: Runner) -> None:
+    here = Store("memory://damage/dst")  # of this process alone
+    for name, data in _files(dataset).items():
+        here.publish_bytes(data, name)
+    assert verify(here.url(), runner=LocalRunner(2)).ok
+    for check in (verify, repair):
+        with pytest.raises(
+            ClusterError, match=r"^node .* does not see the dataset at memory://.*; give a DST that all"
+        ):
+            check(here.url(), runner=ray)  # type: ignore[operator]
+    assert {e.path: here.read_bytes(e.path) for e in here.list()} == _files(dataset)
+
+
+def _rewrite(dst: Path, video: bytes, at: int = 0) -> dict[str, Any]:
+    """Another video in the place of a clip: tar, idx, commit, index and sums agree about it."""
+    row = _rows(dst)[at]
     tar = dst / row["shard"]
     with tarfile.open(tar) as old:
         facts = old.extractfile(f"{row['key']}.json").read()  # type: ignore[union-attr]
@@ -355,12 +398,13 @@ def _rewrite(dst: Path, video: bytes) -> dict[str, Any]:
         "sha256": hashlib.sha256(video).hexdigest(),
         "offset": member_offsets(tar)[f"{row['key']}.mp4"][0],
     }
-    commit = dst / "commits/000000.parquet"
+    commit = dst / "commits" / f"{Path(row['shard']).name[:6]}.parquet"
     metadata = pq.read_table(commit).schema.metadata
     for table in (commit, dst / schema.INDEX):
+        place = pq.read_table(table).column("key").to_pylist().index(row["key"])
         for column, value in now.items():
-            if pq.read_table(table).column(column)[0].as_py() != value:
-                _edit(table, column, value)
+            if pq.read_table(table).column(column)[place].as_py() != value:
+                _edit(table, column, value, place)
     shards = json.loads(metadata[b"shards"]) | {row["shard"]: tar.stat().st_size}
     pq.write_table(pq.read_table(commit).replace_schema_metadata({"shards": json.dumps(shards)}), commit)
     facts_now = json.loads((dst / schema.DATASET_JSON).read_text())
@@ -383,6 +427,31 @@ def test_a_clip_that_only_decoding_tells_is_found_and_mended(
     assert row["shard"] in fault and row["key"] in fault
     assert (report.tasks_run, report.after.faults) == ((0,), ())
     assert _files(copy) == _files(dataset)
+
+
+def test_workers_of_a_runner_decode_and_mend_as_this_machine_does(
+    dataset: Path, copy: Path, make_video: Callable[..., Path], tmp_path: Path, ray: Runner
+) -> None:
+    """Clips that only decoding tells, one in each task: beside other damage, without a commit, in a shard with no index."""
+    video = make_video(tmp_path / "v.mp4", frames=12, width=64, height=48).read_bytes()
+    rows = _rows(copy)
+    of_task = [next(i for i, row in enumerate(rows) if f"shards/00000{task}-" in row["shard"]) for task in range(3)]
+    for at in of_task:
+        _rewrite(copy, video, at)
+    for damage in (_commit_of_noise, _no_idx_at_the_end, _extra_shard, _repeat_of_itself):
+        damage(copy)
+    other = next(row["shard"] for row in rows if row["shard"] not in {rows[at]["shard"] for at in of_task})
+    (copy / other).write_bytes((copy / other).read_bytes()[:1600])
+    alone = _told(verify(str(copy), deep=True))
+    decoded = [f.task for f in alone.found if "frames" in f.text]
+    assert decoded == [f.task for f in alone.found[-3:]] == [0, 1, 2], "what only decoding tells comes last"
+    assert alone.damaged_tasks == (0, 1, 2)
+    for number, runner in enumerate((LocalRunner(2), ray)):
+        damaged = shutil.copytree(copy, tmp_path / f"{number}" / "dst")
+        assert replace(_told(verify(str(damaged), deep=True, runner=runner)), dst=alone.dst) == alone
+        report = repair(str(damaged), deep=True, runner=runner)
+        assert (report.tasks_run, report.after.faults) == ((0, 1, 2), ())
+        assert _files(damaged) == _files(dataset)
 
 
 def test_a_whole_dataset_is_left_alone(dataset: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import io
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,3 +93,25 @@ def list_processes() -> Callable[[Path], list[int]]:
         return found
 
     return list_in
+
+
+TarMember = tuple[str, bytes] | tarfile.TarInfo
+
+
+@pytest.fixture(scope="session")
+def write_tar() -> Callable[..., Path]:
+    """write_tar(path, [(name, bytes) | TarInfo, …], format=tarfile.USTAR_FORMAT) → path"""
+
+    def write(path: Path, members: Iterable[TarMember], format: int = tarfile.USTAR_FORMAT) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(path, mode="w", format=format) as tar:
+            for member in members:
+                if isinstance(member, tarfile.TarInfo):
+                    tar.addfile(member)
+                    continue
+                info = tarfile.TarInfo(member[0])
+                info.size = len(member[1])
+                tar.addfile(info, io.BytesIO(member[1]))
+        return path
+
+    return write

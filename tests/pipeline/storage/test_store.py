@@ -181,6 +181,18 @@ def test_ranges_come_in_the_order_asked_for_near_ones_by_one_request(store: Stor
         store.read_ranges("x", [(0, 10), ((3 << 20) - 5, 10)])
 
 
+def test_a_range_is_copied_to_a_file(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "PIECE", 1000)
+    data = random.Random(0).randbytes(25_000)
+    store.publish_bytes(data, "x")
+    to = tmp_path / "range"
+    for offset, size in ((0, 25_000), (7, 12_345), (24_999, 1), (5, 0)):
+        store.copy_range("x", offset, size, to)
+        assert to.read_bytes() == data[offset : offset + size]
+    with pytest.raises(ShortFileError, match="wanted"):
+        store.copy_range("x", 20_000, 5001, to)
+
+
 def test_ranges_may_overlap(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "PIECE", 1000)
     monkeypatch.setattr(store_module, "MAX_GAP", 10)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from reelmae.pipeline.ingest.plan.deal import (
     LISTED,
+    MEMBERS,
     OPEN,
     ROWS,
     WHOLE,
@@ -20,7 +24,7 @@ from reelmae.pipeline.ingest.plan.deal import (
     sources_per_task,
     write_plan,
 )
-from reelmae.pipeline.schema import SOURCES
+from reelmae.pipeline.schema import SOURCES, source_columns
 
 
 def _listed(n: int) -> pa.Table:
@@ -62,6 +66,66 @@ def test_a_row_group_is_a_task(tmp_path: Path) -> None:
 def test_same_seed_same_plan_other_seed_another() -> None:
     assert deal_sources(_listed(50), seed=1, per_task=8).equals(deal_sources(_listed(50), seed=1, per_task=8))
     assert not deal_sources(_listed(50), seed=1, per_task=8).equals(deal_sources(_listed(50), seed=2, per_task=8))
+
+
+def _with_tars(loose: int, tars: int, members: int) -> pa.Table:
+    """Loose sources and members of tars; the names of members are no order, and neither are their rows."""
+    rows = [{"url": f"/b/{i:05d}", "size": i, "etag": ""} for i in range(loose)]
+    rows += [
+        {"url": f"/b/{t}.tar#{m * 7 % 10}-{m}", "size": m, "etag": "", "tar": f"/b/{t}.tar", "offset": m, "end": m + 1}
+        for t in range(tars)
+        for m in range(members)
+    ]
+    return pa.Table.from_pylist(rows, MEMBERS).sort_by("url")
+
+
+def test_loose_sources_are_dealt_as_they_always_were() -> None:
+    order = np.random.Generator(np.random.Philox(key=5)).permutation(100)
+    urls = [f"/b/{i:05d}" for i in order]
+    assert deal_sources(_listed(100), seed=5, per_task=8).column("url").to_pylist() == urls
+    assert deal_sources(_listed(100), seed=5, per_task=8, limit=9).column("url").to_pylist() == urls[:9]
+    without = deal_sources(_with_tars(100, 0, 0), seed=5, per_task=8)
+    assert without.schema.equals(SOURCES)
+    assert without.column("url").to_pylist() == urls
+
+
+def test_members_of_a_tar_stay_together_in_its_order(tmp_path: Path) -> None:
+    table = _with_tars(loose=200, tars=50, members=20)
+    planned = deal_sources(table, seed=3, per_task=32)
+    assert planned.schema.equals(source_columns(tars=True))
+    assert sorted(planned.column("url").to_pylist()) == sorted(table.column("url").to_pylist())
+    assert planned.column("task").to_pylist() == [i // 32 for i in range(1200)]
+    groups = [(tar, [row["offset"] for row in rows]) for tar, rows in itertools.groupby(planned.to_pylist(), _tar_of)]
+    in_tars = [(tar, offsets) for tar, offsets in groups if tar is not None]
+    assert [offsets for _, offsets in in_tars] == [list(range(20))] * 50
+    order = [tar for tar, _ in in_tars]
+    assert len(set(order)) == 50
+    assert order != sorted(order)
+    loose = [row["url"] for row in planned.to_pylist() if row["tar"] is None]
+    assert loose != sorted(loose)
+    places = [i for i, row in enumerate(planned.to_pylist()) if row["tar"] is None]
+    assert 0.35 < sum(places) / len(places) / 1200 < 0.65  # tars and loose files are mixed, neither come first
+    assert not planned.equals(deal_sources(table, seed=4, per_task=32))
+    write_plan(planned, tmp_path / "sources.parquet", 32)
+    with pq.ParquetFile(tmp_path / "sources.parquet") as file:
+        assert file.read_row_group(1).equals(planned.slice(32, 32))
+
+
+def test_a_limit_draws_members_of_all_tars() -> None:
+    planned = deal_sources(_with_tars(loose=0, tars=10, members=100), seed=0, per_task=8, limit=100)
+    rows = planned.to_pylist()
+    assert len(rows) == len({row["url"] for row in rows}) == 100
+    drawn = Counter(row["tar"] for row in rows)
+    assert len(drawn) == 10
+    assert max(drawn.values()) < 25
+    for _, some in itertools.groupby(rows, _tar_of):
+        offsets = [row["offset"] for row in some]
+        assert offsets == sorted(offsets)
+
+
+def _tar_of(row: dict[str, Any]) -> str | None:
+    tar: str | None = row["tar"]
+    return tar
 
 
 def test_label_ids_follow_the_sorted_names() -> None:

@@ -24,16 +24,32 @@ from reelmae.pipeline.ingest.config import ShardConfig
 from reelmae.pipeline.ingest.ffmpeg import find_ffmpeg
 from reelmae.pipeline.ingest.job import shard
 from reelmae.pipeline.ingest.plan import parts
-from reelmae.pipeline.ingest.run.task import JobSpec, StoppedError, TaskReport, TaskWorker
+from reelmae.pipeline.ingest.run.task import BEGINS, JobSpec, StoppedError, TaskReport, TaskWorker
 from reelmae.pipeline.ingest.shards.commits import committed_tasks, read_commit
 from reelmae.pipeline.runners.local import LocalRunner
-from reelmae.pipeline.schema import CLIP, commit_name
+from reelmae.pipeline.schema import CLIP, REJECT, commit_name
 from reelmae.pipeline.storage.access import Access
 from reelmae.pipeline.storage.claim import Claim
 from reelmae.pipeline.storage.store import Store
 
 Make = Callable[..., Path]
 SMALL = ShardConfig(short_side=48, clip_seconds=1, sources_per_task=6, labels="folder").resolve()
+
+
+class _Watch:
+    """Remembers what a worker says. `died`: url → how many workers died over it before."""
+
+    def __init__(self, died: dict[str, int] | None = None) -> None:
+        self.died = died or {}
+        self.begun: list[str] = []
+        self.reports: list[TaskReport] = []
+
+    def begin(self, item: str) -> int:
+        self.begun.append(item)
+        return self.died.get(item, 0) + 1
+
+    def report(self, report: TaskReport) -> None:
+        self.reports.append(report)
 
 
 def _plan(src: Path, dst: Path, config: ShardConfig = SMALL) -> JobSpec:
@@ -82,10 +98,10 @@ def test_a_pickled_spec_runs_in_a_fresh_process_to_the_same_bytes(
 
 
 def test_a_report_counts_what_its_commit_holds(tiny_bucket: Path, tmp_path: Path) -> None:
-    spec, seen = _plan(tiny_bucket, tmp_path / "dst"), []
+    spec, watch = _plan(tiny_bucket, tmp_path / "dst"), _Watch()
     with TaskWorker(spec) as worker:
-        reports = [worker.run(task, seen.append) for task in range(spec.plan.tasks)]
-    store = Store(spec.dst)
+        reports = [worker.run(task, watch) for task in range(spec.plan.tasks)]
+    store, seen = Store(spec.dst), watch.reports
     for report in reports:
         rows = read_commit(store, report.task, spec.plan.format).to_pylist()
         clips = [row for row in rows if row["kind"] == CLIP]
@@ -98,6 +114,23 @@ def test_a_report_counts_what_its_commit_holds(tiny_bucket: Path, tmp_path: Path
     assert [report.task for report in reports] == [0, 1, 2]
     assert [(r.task, r.sources) for r in seen] == [(t, n + 1) for t in range(3) for n in range(reports[t].sources)]
     assert [r for r in seen if r.sources == reports[r.task].sources] == reports
+    (planned,) = parts.sources_of(store, spec.plan, ["url"])
+    assert watch.begun == planned.column("url").to_pylist()
+
+
+def test_a_source_over_which_workers_died_costs_its_own_row(tiny_bucket: Path, tmp_path: Path) -> None:
+    spec = _plan(tiny_bucket, tmp_path / "dst")
+    (planned,) = parts.sources_of(Store(spec.dst), spec.plan, ["url", "task"])
+    urls = [row["url"] for row in planned.to_pylist() if row["task"] == 0 and "/a/" in row["url"]]
+    watch = _Watch({urls[0]: BEGINS, urls[1]: BEGINS - 1})
+    with TaskWorker(spec) as worker:
+        report = worker.run(0, watch)
+    assert report.rejected["crashed"] == 1
+    rows = read_commit(Store(spec.dst), 0, spec.plan.format).to_pylist()
+    assert [(r["kind"], r["reason"], r["detail"]) for r in rows if r["source"] == urls[0]] == [
+        (REJECT, "crashed", f"{BEGINS} workers died over it")
+    ]
+    assert [r["kind"] for r in rows if r["source"] == urls[1]] == [CLIP]
 
 
 def test_the_local_runner_reports_sources_of_running_tasks_in_the_callers_thread(
@@ -120,13 +153,13 @@ def test_another_ffmpeg_than_the_plans_is_refused_before_any_work(tiny_bucket: P
     spec = _plan(tiny_bucket, tmp_path / "dst")
     old = spec.plan.parts[0].model_copy(update={"ffmpeg": "ffmpeg version 3.1"})
     plan = spec.plan.model_copy(update={"parts": (old,)})
-    before, seen = _files(tmp_path / "dst"), []
+    before, watch = _files(tmp_path / "dst"), _Watch()
     with TaskWorker(JobSpec(spec.dst, plan, spec.labels)) as worker, pytest.raises(JobMismatchError) as refused:
-        worker.run(1, seen.append)
+        worker.run(1, watch)
     words = str(refused.value)
     for part in ("task 1", "'ffmpeg version 3.1' there", f"{find_ffmpeg().version!r} here", "REELMAE_FFMPEG"):
         assert part in words
-    assert seen == []
+    assert (watch.begun, watch.reports) == ([], [])
     assert _files(tmp_path / "dst") == before
 
 

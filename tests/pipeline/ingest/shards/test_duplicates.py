@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from reelmae.pipeline.ingest.shards import duplicates
 from reelmae.pipeline.ingest.shards.duplicates import find_repeats
 
 
@@ -58,6 +59,51 @@ def test_the_same_as_all_pairs(seed: int, near_bits: int | None) -> None:
     assert found_N.dtype == np.int64
     assert found_N.tolist() == wanted
     assert 20 < (found_N >= 0).sum() < N
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of 16 clips, and few pairs and rows at a time."""
+    for name, value in (("_BLOCK_BITS", 4), ("_BLOCK", 16), ("_PAIRS", 5), ("_ROWS", 7)):
+        monkeypatch.setattr(duplicates, name, value)
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("near_bits", [None, 0, 5, 11])
+@pytest.mark.parametrize("seed", range(4))
+def test_blocks_change_nothing(seed: int, near_bits: int | None) -> None:
+    """Neighbours, twins and chains of them, within a block and across blocks, and twins that do not look alike."""
+    rng = np.random.default_rng(100 + seed)
+    N = 250
+    sha256_N32, phash_N32, hashed_N = _random(N, seed)
+    for i in range(1, N):
+        earlier = int(rng.integers(i)) if rng.random() < 0.5 else max(0, i - int(rng.integers(1, 6)))
+        if rng.random() < 0.6:
+            phash_N32[i] = _flipped(phash_N32[earlier], rng.permutation(256)[: rng.integers(14)])
+        if rng.random() < 0.25:
+            sha256_N32[i] = sha256_N32[int(rng.integers(i))]
+    hashed_N[rng.random(N) < 0.1] = False
+    found_N = find_repeats(sha256_N32, phash_N32, hashed_N, near_bits=near_bits)
+    assert found_N.tolist() == _all_pairs(sha256_N32, phash_N32, hashed_N, near_bits)
+    assert (found_N >= 0).sum() > 30
+
+
+def test_a_block_of_look_alikes_repeats_its_first() -> None:
+    sha256_N32, phash_N32, hashed_N = _random(4000, 0)
+    for i in range(501, 3600):
+        phash_N32[i] = _flipped(phash_N32[500], np.array([i % 256]))
+    found_N = find_repeats(sha256_N32, phash_N32, hashed_N, near_bits=11)
+    assert (found_N[501:3600] == 500).all()
+    assert (found_N[:501] == -1).all() and (found_N[3600:] == -1).all()
+
+
+def test_twins_in_a_block_come_before_an_earlier_look_alike() -> None:
+    """The look-alike is in an earlier block, the twin in the clip's own."""
+    sha256_N32, phash_N32, hashed_N = _random(2000, 0)
+    sha256_N32[1950], phash_N32[1950] = sha256_N32[1900], phash_N32[3]
+    assert find_repeats(sha256_N32, phash_N32, hashed_N, near_bits=11)[1950] == 1900
+    phash_N32[1900] = phash_N32[4]  # no longer kept, so it is no twin to repeat
+    assert find_repeats(sha256_N32, phash_N32, hashed_N, near_bits=11)[[1900, 1950]].tolist() == [4, 3]
 
 
 @pytest.mark.parametrize("distance", range(16))

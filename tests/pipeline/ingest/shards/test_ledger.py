@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from s3_servers import S3Server
@@ -15,7 +17,9 @@ from reelmae.pipeline.ingest.config import ShardConfig
 from reelmae.pipeline.ingest.job import shard
 from reelmae.pipeline.ingest.plan import parts
 from reelmae.pipeline.ingest.shards import ledger
+from reelmae.pipeline.ingest.shards.duplicates import find_repeats
 from reelmae.pipeline.storage.store import Store
+from reelmae.tools.bench.join import write_job
 
 CONFIG = ShardConfig(short_side=48, sources_per_task=1)
 TABLES = (schema.INDEX, schema.REJECTS_FILE, schema.DATASET_JSON)
@@ -69,6 +73,28 @@ def test_rows_with_many_blocks_are_written_in_smaller_pieces(dst: Path, monkeypa
         found = pq.read_table(dst / schema.INDEX)
         assert found.column("blocks").to_pylist() == [bytes(1000)] * 4
         assert found.remove_column(at).equals(whole.remove_column(at))
+
+
+def test_the_index_is_not_held_while_repeats_are_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(str(tmp_path))
+    write_job(store, 30_000)
+    monkeypatch.setattr(ledger, "_ROWS", 1000)
+    held: list[int] = []
+    flush = ledger._Rows._flush
+
+    def look(rows: ledger._Rows) -> None:
+        flush(rows)
+        held.append(pa.total_allocated_bytes())
+
+    def find(*args: Any, **values: Any) -> Any:
+        held.clear()
+        return find_repeats(*args, **values)
+
+    monkeypatch.setattr(ledger._Rows, "_flush", look)
+    monkeypatch.setattr(ledger, "find_repeats", find)
+    ledger.finish(store, _plan(store))
+    assert pq.ParquetFile(tmp_path / schema.INDEX).num_row_groups > 20
+    assert max(held) < (tmp_path / schema.INDEX).stat().st_size / 2
 
 
 def test_dangling_uploads_of_the_job_are_aborted_and_no_others(dst: Path, s3_server: S3Server) -> None:

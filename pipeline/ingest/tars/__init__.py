@@ -1,0 +1,1 @@
+"""Tars as webdataset reads and writes them."""
