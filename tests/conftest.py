@@ -30,6 +30,9 @@ from ceph_server import CephServer  # noqa: E402
 from fault_proxy import FaultProxy, Faults  # noqa: E402
 from s3_servers import S3Server, WeedServer, put_environment, restore_environment  # noqa: E402
 
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # loopback only; Ray reads it once, when it is imported
+
 
 def pictures(n: int, width: int, height: int, seed: int = 0) -> Iterator[np.ndarray]:
     """`n` RGB pictures uint8 [H, W, 3]: a smooth texture panning under a moving square."""

@@ -221,6 +221,7 @@ class RayRunner:
             make = {"address": "local", "num_cpus": cores, "include_dashboard": False, "_temp_dir": folder}
             make |= {"object_store_memory": _OBJECTS_BYTES}
             environment = _LOCAL | {"TMPDIR": temporary}
+            self._stack.enter_context(_loopback())
         else:
             make, environment = {"address": self.address}, {}
             _refuse_silent(self.address)
@@ -418,6 +419,18 @@ def _silence() -> Iterator[None]:
         worker._worker_logs_enabled = before
         for handler, level in handlers:
             handler.setLevel(level)
+
+
+@contextlib.contextmanager
+def _loopback() -> Iterator[None]:
+    """Ray of this process takes loopback for its address. It reads the variable for that once, when it is imported."""
+    from ray._private import ray_constants
+
+    before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 @contextlib.contextmanager

@@ -164,7 +164,7 @@ def run_task(maker: WorkerMaker, tracker: Any, task: int) -> Any:
         raise
     finally:
         log.removeHandler(handler)
-        tracker.end.remote(task)
+        _wait(tracker.end.remote(task))  # it comes after all that was told: who knows of the end, can take the rest
 
 
 def answer(question: Callable[[], T]) -> T | Failed:

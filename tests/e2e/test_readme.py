@@ -7,10 +7,12 @@ import re
 import shlex
 import subprocess
 import sys
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from reelmae.pipeline.storage.store import Store
@@ -19,6 +21,7 @@ from reelmae.tools.synth.bucket import make_bucket
 README = Path(__file__).resolve().parents[2] / "README.md"
 JOURNEYS = ("## I have a bucket", "## I want to know what limits me", "## I want to pretrain")
 ON_S3, BUCKET, OPTIONS = "### On S3", "your-bucket", "store.json"
+FROM_TARS, ON_RAY, HEAD = "### From tars", "### On a Ray cluster", "head-node:6379"
 REELMAE = [sys.executable, "-m", "reelmae.tools.cli"]
 
 
@@ -64,19 +67,54 @@ def test_each_command_of_the_journeys_runs_as_written(folder: Path) -> None:
     assert (folder / "runs" / "mine" / "encoder.safetensors").is_file()
 
 
-@pytest.mark.slow
-def test_the_journey_on_s3_runs_as_written(
-    folder: Path, s3_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Only the name of the bucket is another, and the options are those of a server that is here."""
-    s3_server = replace(s3_server, bucket="reelmae-readme")  # other tests have a `raw` in theirs
+@pytest.fixture
+def raw_on_s3(folder: Path, s3_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A server whose bucket has the demo's videos under `raw`; tmp_path has its options in a file, which is all that is needed."""
+    s3_server = replace(s3_server, bucket=f"reelmae-{tmp_path.name.replace('_', '-')[:40]}")
     s3_server.make_bucket()
     raw, store = folder / "runs" / "demo" / "bucket", Store(s3_server.url("raw"), s3_server.access())
     for path in sorted(p for p in raw.rglob("*") if p.is_file()):
         store.publish(path, path.relative_to(raw).as_posix())
-    for name in s3_server.environment():  # the file of options is all that is needed
+    for name in s3_server.environment():
         monkeypatch.delenv(name)
     (tmp_path / OPTIONS).write_text(json.dumps(s3_server.options()))
+    return s3_server
+
+
+@pytest.mark.slow
+def test_the_journey_from_tars_runs_as_written(folder: Path) -> None:
+    bucket, tars = folder / "runs" / "demo" / "bucket", folder / "tars"
+    tars.mkdir()
+    files = sorted(p for p in bucket.rglob("*") if p.is_file())
+    for number in range(2):
+        with tarfile.open(tars / f"{number:03d}.tar", "w") as tar:
+            for path in files[number::2]:
+                tar.add(path, path.relative_to(bucket).as_posix())
+    for command in commands_of(FROM_TARS):
+        run_as_written(command, folder)
+    index = pq.read_table(folder / "from-tars" / "index.parquet", columns=["source"])
+    assert index.num_rows and all(".tar#" in source for source in index.column("source").to_pylist())
+
+
+@pytest.mark.slow
+def test_the_journey_on_a_ray_cluster_runs_as_written(
+    raw_on_s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray_cluster import LOOPBACK, RayCluster
+
+    for name, value in LOOPBACK.items():  # before Ray is imported
+        monkeypatch.setenv(name, value)
+    pytest.importorskip("ray")
+    with RayCluster(tmp_path / "ray") as cluster:
+        cluster.add_node(2)
+        for command in commands_of(ON_RAY):
+            run_as_written(command.replace(BUCKET, raw_on_s3.bucket).replace(HEAD, cluster.address), tmp_path)
+
+
+@pytest.mark.slow
+def test_the_journey_on_s3_runs_as_written(raw_on_s3: Any, tmp_path: Path) -> None:
+    """Only the name of the bucket is another, and the options are those of a server that is here."""
+    s3_server = raw_on_s3
     for command in commands_of(ON_S3):
         run_as_written(command.replace(BUCKET, s3_server.bucket), tmp_path)
     code = block_of(ON_S3, "python").replace(BUCKET, s3_server.bucket)

@@ -26,7 +26,8 @@ class Shard(Command):
     """Turn a bucket of raw video into WebDataset shards. Run it again to resume."""
 
     src: Annotated[Positional[str], arg(metavar="SRC")]
-    """Folder or fsspec URL (s3://…) of raw video, or a manifest (.csv .tsv .parquet .jsonl)."""
+    """Folder or fsspec URL (s3://…) of raw video or of tars of it, a manifest (.csv .tsv .parquet .jsonl), or tars by name
+    ("s3://…/{000..999}.tar", or several with :: between them)."""
     dst: Annotated[Positional[str], arg(metavar="DST")]
     """Folder or fsspec URL for the shards."""
     config: Annotated[ShardConfig, arg(name="")] = field(default_factory=ShardConfig)
