@@ -17,7 +17,7 @@ from reelmae.tools.bench.seaweed import free_ports
 
 Run = Callable[..., s3_jobs.Ended]
 WITHOUT_RAY = "import sys\nsys.modules['ray'] = None\nfrom reelmae.tools.cli import main\nsys.exit(main())"
-HASTY = "import sys\nimport reelmae.pipeline.runners.ray as ray\nray.JOIN_S = 6\n"
+HASTY = "import sys\nimport reelmae.pipeline.runners.ray_join as join\njoin.JOIN_S = 6\n"
 HASTY += "from reelmae.tools.cli import main\nsys.exit(main())"
 
 

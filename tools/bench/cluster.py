@@ -32,7 +32,8 @@ from reelmae.pipeline.ingest.job import Counts
 from reelmae.pipeline.ingest.plan import parts
 from reelmae.pipeline.ingest.run.task import TaskReport
 from reelmae.pipeline.ingest.shards.ledger import finish
-from reelmae.pipeline.runners.ray import RayRunner, import_ray
+from reelmae.pipeline.runners.ray import RayRunner
+from reelmae.pipeline.runners.ray_join import import_ray
 from reelmae.pipeline.runners.runner import Watch, Worker
 from reelmae.pipeline.schema import Reason
 from reelmae.pipeline.storage.store import Store

@@ -68,12 +68,12 @@ def refuse_unreachable(runner: Runner, spec: JobSpec, tasks: set[int]) -> None:
 
 def find_problem(spec: JobSpec, task: int) -> str:
     """What keeps this machine from running the task, in words; "" where nothing does."""
-    store = Store(spec.dst, _impatient(spec.dst_access))
     try:
+        store = Store(spec.dst, _impatient(spec.dst_access))
         refuse_others(store, spec.holders)
     except ClaimedError:
         return (
-            f"does not see this job's files at {store.url()}; give a DST that all nodes share, such as a bucket or a "
+            f"does not see this job's files at {spec.dst}; give a DST that all nodes share, such as a bucket or a "
             "network folder that is mounted at the same path"
         )
     except (StorageError, InputError) as e:
