@@ -14,7 +14,7 @@ need_address() { : "${RAY_ADDRESS:?set it to HOST:PORT of the cluster}"; }
 case "${1:-}" in
   head)
     exec ray start --head --block --include-dashboard=false --disable-usage-stats \
-      --node-ip-address="${NODE_IP:-$(hostname -i | cut -d ' ' -f 1)}" ${RAY_START_ARGS:-}
+      --node-ip-address="${NODE_IP:-$(hostname -I | cut -d ' ' -f 1)}" ${RAY_START_ARGS:-}
     ;;
   worker)
     need_address

@@ -32,6 +32,7 @@ from s3_servers import S3Server, WeedServer, put_environment, restore_environmen
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # loopback only; Ray reads it once, when it is imported
+os.environ.pop("RAY_ADDRESS", None)  # tests kill workers: never those of a real cluster
 
 
 def pictures(n: int, width: int, height: int, seed: int = 0) -> Iterator[np.ndarray]:

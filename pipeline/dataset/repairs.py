@@ -28,7 +28,7 @@ from reelmae.pipeline.ingest.ffmpeg import find_ffmpeg
 from reelmae.pipeline.ingest.plan import parts
 from reelmae.pipeline.ingest.plan.source_files import read_places
 from reelmae.pipeline.ingest.plan.sources import access_of
-from reelmae.pipeline.ingest.run.nodes import refuse_other_tools, refuse_unreachable
+from reelmae.pipeline.ingest.run.nodes import refuse_other_tools, worker_of
 from reelmae.pipeline.ingest.run.task import JobSpec
 from reelmae.pipeline.ingest.shards.commits import committed_tasks, read_rejects
 from reelmae.pipeline.ingest.shards.pack import dali_index
@@ -117,7 +117,7 @@ def _repair(
     if tasks and runner is not None:
         refuse_other_tools(runner, find_ffmpeg())
         spec = JobSpec(store.url(), plan, {}, True, src_access, store.access, claim.holders)
-        refuse_unreachable(runner, spec, set(tasks))
+        worker_of(runner, spec, set(tasks))  # asks the nodes, before anything is touched
     job_mends = functools.partial(
         _mend, store, plan, workers=workers, runner=runner, src_access=src_access, claim=claim
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import hashlib
 import json
 import threading
 from collections import Counter, deque
@@ -105,6 +106,8 @@ class CheckSpec:
     deep: bool
     access: Access = field(default_factory=Access)
     """How the dataset is reached."""
+    about: str = ""
+    """sha256 of dataset.json, in hex: by it a node knows that it sees the same dataset."""
 
 
 @dataclass(frozen=True)
@@ -224,11 +227,13 @@ def _find_problem(spec: CheckSpec, ours: str) -> str:
         return f"has reelmae {found}, this machine {ours}; install the same on all nodes"
     try:
         store = Store(spec.dst, replace(spec.access, patience_s=min(spec.access.patience_s, PATIENCE_S)))
-        if store.exists(schema.DATASET_JSON):
+        if hashlib.sha256(store.read_bytes(schema.DATASET_JSON)).hexdigest() == spec.about:
             return ""
+    except FileNotFoundError:
+        pass
     except (StorageError, InputError) as e:
         return f"cannot reach the dataset: {e}"
     return (
-        f"does not see the dataset at {store.url()}; give a DST that all nodes share, such as a bucket or a network "
+        f"does not see the same dataset at {spec.dst}; give a DST that all nodes share, such as a bucket or a network "
         "folder that is mounted at the same path"
     )

@@ -15,6 +15,7 @@ others repeat.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import time
@@ -140,7 +141,8 @@ class _Check:
     def run(self, runner: Runner | None = None) -> None:
         plan, facts = self._plan, self._facts
         if runner is not None and plan is not None:
-            spec = CheckSpec(self._store.url(), plan.format, plan.columns, self._deep, self._store.access)
+            about = hashlib.sha256(self._store.read_bytes(schema.DATASET_JSON)).hexdigest()
+            spec = CheckSpec(self._store.url(), plan.format, plan.columns, self._deep, self._store.access, about)
             self._checked = check_tasks(runner, spec, sorted(self._committed & set(range(plan.tasks))))
         joined = None if plan is None else self._index_plan(plan, facts)
         index = self._open_table(schema.INDEX, plan and schema.clip_columns(plan.format, plan.columns))

@@ -12,7 +12,6 @@ that fails is waited for, as long as its Access has patience.
 
 from __future__ import annotations
 
-import functools
 import json
 import time
 from collections import Counter
@@ -28,8 +27,8 @@ from reelmae.pipeline.ingest.config import ShardConfig
 from reelmae.pipeline.ingest.ffmpeg import Tool, find_ffmpeg
 from reelmae.pipeline.ingest.plan import parts
 from reelmae.pipeline.ingest.plan.sources import is_folder, source_url
-from reelmae.pipeline.ingest.run.nodes import refuse_other_tools, refuse_unreachable
-from reelmae.pipeline.ingest.run.task import JobSpec, TaskReport, TaskWorker
+from reelmae.pipeline.ingest.run.nodes import refuse_other_tools, worker_of
+from reelmae.pipeline.ingest.run.task import JobSpec, TaskReport
 from reelmae.pipeline.ingest.shards.commits import committed_tasks
 from reelmae.pipeline.ingest.shards.ledger import finish
 from reelmae.pipeline.runners.local import LocalRunner
@@ -327,7 +326,6 @@ class _Run:
         spec = JobSpec.of(
             self.store, self.plan, repairs=repairs, src_access=self.src_access, holders=self.claim.holders
         )
-        refuse_unreachable(self.runner, spec, tasks)
         scratch.sweep()
         waiting, counts = sorted(tasks), Counts()
         sources = sum(part.sources for part in self.plan.parts)
@@ -340,7 +338,7 @@ class _Run:
             if on_progress is not None:
                 on_progress(self._progress(total, before, sources))
 
-        make_worker = functools.partial(TaskWorker, spec)
+        make_worker = worker_of(self.runner, spec, tasks)
         try:
             with closing(self.runner.run(waiting, make_worker, on_report=counts.see, tick=tick)) as reports:
                 for report in reports:

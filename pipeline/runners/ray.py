@@ -23,7 +23,6 @@ from reelmae.pipeline.runners.ray_join import first_line, import_ray, is_client,
 from reelmae.pipeline.runners.ray_watch import Failed, Tracker, WorkerMaker, answer, run_task
 from reelmae.pipeline.runners.runner import TICK_S, R, T, Worker
 
-RETRIES = 20  # of a task whose worker or node died
 AHEAD = 2  # tasks submitted for each one that the cluster has room for
 ANSWER_S = 120.0  # for a node's answer, which may have to start a process first
 STOP_S = 10.0  # for running tasks to end
@@ -60,18 +59,22 @@ class RayRunner:
         self.workers = workers
         self._needs = {"CPU": float(cores), "memory": float(memory_bytes), "GPU": float(gpus)}
         self._stack = contextlib.ExitStack()
-        self._ray: Any = None
+        self._joined: Any = None
 
     def __enter__(self) -> RayRunner:
-        self._ray = import_ray()
+        self._joined = import_ray()
         if not self._ray.is_initialized():
             with self._stack:
                 self._stack.enter_context(join(self._ray, self.address, self.workers))
-                if self.address is None:
-                    self.workers = None  # its cores are all the room that there is
                 self._refuse_lack()
                 self._stack = self._stack.pop_all()
         return self
+
+    @property
+    def _ray(self) -> Any:
+        if self._joined is None:
+            raise ConfigError("RayRunner is not entered; use it as a context: with RayRunner() as runner")
+        return self._joined
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
@@ -84,11 +87,11 @@ class RayRunner:
         on_report: Callable[[R], None] | None = None,
         tick: Callable[[], None] | None = None,
     ) -> Generator[R, None, None]:
-        """As Runner.run. ClusterError where a task has lost its worker RETRIES times more."""
+        """As Runner.run. ClusterError where a task loses its worker again and again (ray_watch.LOSSES)."""
         ray, waiting = self._ray, deque(tasks)
         maker = WorkerMaker.of(ray.put(make_worker))
         tracker = _Messages(ray, self._start_tracker(), on_report)
-        submit = ray.remote(run_task).options(max_retries=RETRIES, **self._options())
+        submit = ray.remote(run_task).options(max_retries=-1, **self._options())  # counted by the tracker
         flying: dict[Any, int] = {}
         room = _Room(self)
         next_tick = time.monotonic() + TICK_S
@@ -115,11 +118,21 @@ class RayRunner:
                     if tick is not None:
                         tick()
                     next_tick = time.monotonic() + TICK_S
-        except BaseException:
-            _stop(ray, list(flying))
+        except BaseException as e:
+            with contextlib.suppress(
+                ray.exceptions.RayError, ConnectionError
+            ):  # the error under way is the one to tell
+                _stop(ray, list(flying))
+            if isinstance(e, (ray.exceptions.RayError, ConnectionError)) and not isinstance(
+                e, ray.exceptions.RayTaskError
+            ):
+                raise ClusterError(
+                    f"{name_of(self.address)}: is lost ({first_line(e)}); run the same command again"
+                ) from e
             raise
         finally:
-            ray.kill(tracker.actor)
+            with contextlib.suppress(ray.exceptions.RayError, ConnectionError):
+                ray.kill(tracker.actor)
 
     def ask_nodes(self, question: Callable[[], T]) -> dict[str, T]:
         """What each node that has room for a task answers, by its name. Errors name the node."""
@@ -169,8 +182,7 @@ class RayRunner:
             raise
         except ray.exceptions.RayError as e:
             raise ClusterError(
-                f"task {task} has lost its worker {RETRIES + 1} times ({first_line(e)}); look at the nodes and their "
-                "memory, then run the same command again"
+                f"task {task} is lost ({first_line(e)}); look at the nodes, then run the same command again"
             ) from e
         if isinstance(found, Failed):
             raise found.error()
@@ -205,13 +217,17 @@ class RayRunner:
         wanted = _resources(self._needs)
         have = "; ".join(f"{node_name(node)}: {_resources(node['Resources'])}" for node in nodes[:5])
         raise ClusterError(
-            f"{name_of(self.address)}: no node has what a task needs ({wanted}); there are {have or 'no nodes'}. Start larger ones"
+            f"{name_of(self.address)}: no node has what a task needs ({wanted}); there are {have or 'no nodes'}. Start larger ones, or ask for "
+            "less (--workers of features is a task's cores)"
         )
 
     def count_room(self) -> int:
         """How many tasks the nodes have room for at a time, if nothing else runs there."""
         counts = (
-            min(int(node["Resources"].get(name, 0.0) / wanted) for name, wanted in self._needs.items() if wanted)
+            min(
+                (int(node["Resources"].get(name, 0.0) / wanted) for name, wanted in self._needs.items() if wanted),
+                default=1,
+            )
             for node in self._nodes()
         )
         return sum(counts)
@@ -233,7 +249,7 @@ class _Room:
         """Tasks to be submitted at a time."""
         if time.monotonic() - self._looked > LOOK_S:
             self._room, self._looked = self._runner.count_room(), time.monotonic()
-        most = self._runner.workers
+        most = self._runner.workers if self._runner.address is not None else None  # of a local Ray: its cores
         return AHEAD * self._room if most is None else min(most, AHEAD * self._room)  # `workers` bounds what runs
 
     def warn(self, flying: int) -> None:

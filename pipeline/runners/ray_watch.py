@@ -13,36 +13,44 @@ from typing import Any, Generic
 from uuid import uuid4
 
 from reelmae.pipeline import errors
-from reelmae.pipeline.errors import ReelmaeError
+from reelmae.pipeline.errors import ClusterError, ReelmaeError, StorageError
 from reelmae.pipeline.runners.runner import R, T, Worker
 
 LINES = 100  # warnings held for the driver
+LOSSES = 20  # workers that a task may lose between two of its items; those lost over an item count for the item
 
 
 class Tracker(Generic[R]):
     """An actor. It counts begins of items, and holds reports and warnings until the driver takes them."""
 
     def __init__(self) -> None:
-        self._under_way: dict[int, str] = {}  # task → the item that its worker began with
-        self._begins: Counter[tuple[int, str]] = Counter()  # of items that were not ended
+        self._under_way: dict[int, str] = {}  # task → the item that its worker began with; "" between two
+        self._deaths: dict[int, Counter[str]] = {}  # task under way → item → workers that died over it
         self._reports: dict[int, R] = {}
         self._lines: list[str] = []
+
+    def start(self, task: int) -> int:
+        """A worker starts with a task. Returns how many have died between two of its items."""
+        deaths = self._deaths.setdefault(task, Counter())
+        if task in self._under_way:  # the one before did not come to its end
+            deaths[self._under_way[task]] += 1
+        self._under_way[task] = ""
+        return deaths[""]
 
     def begin(self, task: int, item: str) -> int:
         """As Watch.begin."""
         self._under_way[task] = item
-        self._begins[task, item] += 1
-        return self._begins[task, item]
+        return self._deaths.setdefault(task, Counter())[item] + 1
 
     def report(self, task: int, report: R) -> None:
         """As Watch.report: the item under way has ended."""
-        self._begins.pop((task, self._under_way.pop(task, "")), None)
+        self._under_way[task] = ""
         self._reports[task] = report
 
     def end(self, task: int) -> None:
         """The task has ended, or has failed by itself."""
-        self._reports.pop(task, None)
-        self._begins.pop((task, self._under_way.pop(task, "")), None)
+        for held in (self._reports, self._under_way, self._deaths):
+            held.pop(task, None)
 
     def warn(self, line: str) -> None:
         """Hold a warning; of very many, the first ones."""
@@ -153,11 +161,16 @@ def run_task(maker: WorkerMaker, tracker: Any, task: int) -> Any:
     log, handler = logging.getLogger("reelmae"), _WarningsToDriver(tracker)
     log.addHandler(handler)
     try:
+        if (deaths := _wait(tracker.start.remote(task))) > LOSSES:
+            raise ClusterError(
+                f"task {task} has lost its worker {deaths} times; look at the nodes and their memory, then run the same "
+                "command again"
+            )
         return _warm.take(maker).run(task, _TaskWatch(tracker, task))
-    except ReelmaeError as e:
+    except (ReelmaeError, OSError) as e:
         with contextlib.suppress(ReelmaeError, OSError):  # the error under way is the one to tell
             _warm.close()
-        return Failed.of(e)
+        return Failed.of(e if isinstance(e, ReelmaeError) else StorageError(f"node {socket.gethostname()}: {e}"))
     except BaseException:  # Ctrl-C at the driver, or an error of the program: what the worker was doing is not over
         with contextlib.suppress(ReelmaeError, OSError):
             _warm.close()

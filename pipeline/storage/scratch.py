@@ -21,16 +21,16 @@ class Scratch:
     """One folder, at `path`, below TMPDIR or another folder; removed by `close`."""
 
     def __init__(self, kind: str = "", folder: str | None = None) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{kind}", dir=folder)).resolve()
-        made = self.path / f"{LOCK}.new"
-        self._lock = made.open("wb")
+        made = Path(tempfile.mkdtemp(prefix=f".{PREFIX}{kind}", dir=folder)).resolve()
+        self._lock = (made / LOCK).open("wb")
         fcntl.flock(self._lock, fcntl.LOCK_EX)
-        made.rename(self.path / LOCK)  # under its name it is locked from the first moment on
+        self.path = made.with_name(made.name.removeprefix("."))  # under its name it is locked from the first moment on
+        made.rename(self.path)
 
     def close(self) -> None:
         """Remove the folder with its files."""
         try:
-            shutil.rmtree(self.path)
+            remove_folder(self.path)
         finally:
             self._lock.close()
 
@@ -45,14 +45,27 @@ def scratch_folder(kind: str = "") -> Iterator[Path]:
         scratch.close()
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a scratch folder, its lock last: what is left where that fails can still be told, and swept."""
+    for path in folder.iterdir():
+        if path.name == LOCK:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    shutil.rmtree(folder)
+
+
 def sweep() -> int:
     """Remove the folders of this user's killed processes; the number of removed folders."""
     removed = 0
-    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+    places = {Path(tempfile.gettempdir()), Path("/tmp")}  # where TMPDIR's path is long, sockets lie in /tmp
+    for folder in (folder for place in places for folder in place.glob(f"{PREFIX}*")):
         try:
             with (folder / LOCK).open("r+b") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder)
+                remove_folder(folder)
                 removed += 1
         except OSError:  # none of these, in use, of another user, or removed by another job just now
             continue

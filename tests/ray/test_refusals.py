@@ -143,7 +143,7 @@ def test_a_node_that_does_not_see(unseen: str, bare: RayCluster, run: Run, bucke
     (tmp_path / "share").mkdir()
     dst = tmp_path / "share" / "dst"
     node = bare.add_node_without(bucket if unseen == "sources" else tmp_path / "share")
-    words = {"sources": ("sees none of", "give a SRC that all nodes share")}
+    words = {"sources": ("does not see", "give a SRC that all nodes share")}
     words |= {"dataset": (str(dst), "give a DST that all nodes share")}
     _refused_for_node(bare, node, run, bucket, dst, *words[unseen])
 

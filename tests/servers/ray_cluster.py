@@ -128,11 +128,23 @@ class RayCluster:
         return self._nodes[-1]
 
     def add_node_without(self, folder: Path) -> Node:
-        """A node that sees an empty folder there: in its mount namespace something else lies over it. Needs root."""
+        """A node that sees an empty folder there: in its mount namespace something else lies over it."""
         before = self.alive()
         hide = 'mount -t tmpfs none "$0" && exec "$@"'
         process = subprocess.Popen(
-            ["unshare", "--mount", "sh", "-c", hide, str(folder), sys.executable, "-c", _NODE, self.address],
+            [
+                "unshare",
+                "--mount",
+                *([] if os.geteuid() == 0 else ["--map-root-user"]),
+                "sh",
+                "-c",
+                hide,
+                str(folder),
+                sys.executable,
+                "-c",
+                _NODE,
+                self.address,
+            ],
             env={**os.environ, "TMPDIR": str(self.tmp), **self._environment},
             start_new_session=True,
         )

@@ -89,7 +89,8 @@ def time_job(args: list[str], settings: ShardConfig) -> Cost:
     argv = [sys.executable, "-m", "reelmae.tools.cli", "shard", *args, "--json", *flags_of(settings)]
     cpu_s, peak = 0.0, 0
     begin = time.perf_counter()
-    with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as job:
+    here = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}  # a Ray of this machine
+    with subprocess.Popen(argv, env=here, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as job:
         while True:
             spent, held = family_cost(job.pid)
             cpu_s, peak = max(cpu_s, spent), max(peak, held)
@@ -126,7 +127,7 @@ def _pack_tars(src: Path, to: Path, members: int, settings: ShardConfig) -> Path
         raise InputError(f"{src}: holds no video")
     to.mkdir()
     for first in range(0, len(urls), members):
-        with tarfile.open(to / f"{first // members:06d}.tar", "w") as tar:
+        with tarfile.open(to / f"{first // members:06d}.tar", "w", dereference=True) as tar:
             for url in sorted(urls)[first : first + members]:
                 tar.add(url, os.path.relpath(url, src))
     return to

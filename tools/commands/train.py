@@ -77,9 +77,9 @@ class Features(Command):
     batch: int = 8
     """Views encoded at a time."""
     workers: int | None = None
-    """Decoding processes. None: one per core. 0: decode in this process."""
+    """Decoding processes. None: one per core; with --runner ray, of each task, 4 on CUDA, else 1. 0: decode in this process."""
     device: str = "auto"
-    """auto: CUDA if there is a GPU, else the CPU."""
+    """auto: CUDA if this machine has a GPU, else the CPU. With --runner ray give cuda where only the nodes have GPUs."""
     precision: Precision = "auto"
     """auto: bf16 on CUDA, float32 on the CPU."""
     placement: Annotated[RunnerFlags, arg(name="")] = field(default_factory=RunnerFlags)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from itertools import product
+from itertools import islice, product
 
 from reelmae.pipeline.errors import InputError
 
@@ -68,7 +68,9 @@ def _expand(text: str) -> Iterator[str]:
         inner = text[start + 1 : end]
         options = _options(inner)
         if options is not None:
-            yield from (text[:start] + a + b for a, b in product(options, list(_expand(text[end + 1 :]))))
+            yield from (
+                text[:start] + a + b for a, b in product(options, list(islice(_expand(text[end + 1 :]), MOST + 1)))
+            )
             return
         start = text.find("{", start + 1)
     yield text

@@ -35,6 +35,7 @@ from reelmae.pipeline.ingest.plan.samples import (
 )
 from reelmae.pipeline.ingest.plan.tar_names import member_url, repeat_url
 from reelmae.pipeline.ingest.plan.values import column_type, encode_values, kind_of_value
+from reelmae.pipeline.ingest.plan.web import refused_status
 from reelmae.pipeline.ingest.tars.scan import TarScan, show_name
 from reelmae.pipeline.schema import SOURCES, TAR_COLUMNS, commit_columns
 from reelmae.pipeline.storage.access import Access, interruptible
@@ -209,6 +210,10 @@ def _scan_all(
             return _scan_agreed(entry, store, config.label_column or "label", in_folders)
         except FileNotFoundError:
             return None
+        except StorageError as e:
+            if refused_status(entry.url, e):  # as a loose source it is rejected in words
+                return None
+            raise
 
     pool = ThreadPoolExecutor(SCANS, thread_name_prefix="reelmae-tars")
     try:

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from reelmae.pipeline.errors import ReelmaeError, StorageError, StorageFullError
 from reelmae.pipeline.ingest.plan.sources import is_folder, local_path
+from reelmae.pipeline.ingest.plan.web import refused_status
 from reelmae.pipeline.storage.access import Access
 from reelmae.pipeline.storage.retry import Outage, retry
 from reelmae.pipeline.storage.store import Store
 
-_REFUSED_FOR_GOOD = (401, 403, 404, 410, 451)  # answers of a web server that waiting does not change
 _NO_SOURCE = {errno.ELOOP: "a link in a ring", errno.ENAMETOOLONG: "its name is too long"}
 
 
@@ -50,22 +50,10 @@ def fetch(url: str, to: Path, *, root: Path | None, access: Access | None = None
     try:
         content = Store(url, access).download("", to)
     except StorageError as e:
-        status = _status_of(e)
-        if url.lower().startswith(("http://", "https://")) and status in _REFUSED_FOR_GOOD:
+        if status := refused_status(url, e):
             raise NoSourceError(f"the server answers {status}") from e
         raise
     return Fetched(to.stat().st_size, content.can_check)
-
-
-def _status_of(error: BaseException) -> int | None:
-    """The HTTP status that an error was raised from."""
-    cause: BaseException | None = error
-    while cause is not None:
-        status = getattr(cause, "status", None)
-        if isinstance(status, int):
-            return status
-        cause = cause.__cause__
-    return None
 
 
 def real_path(local: Path, root: Path | None) -> Path:

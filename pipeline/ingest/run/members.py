@@ -16,6 +16,7 @@ from reelmae.pipeline.errors import ShortFileError, StorageError, StorageFullErr
 from reelmae.pipeline.ingest.plan.samples import is_side
 from reelmae.pipeline.ingest.plan.sources import local_path
 from reelmae.pipeline.ingest.plan.tar_names import member_of
+from reelmae.pipeline.ingest.plan.web import refused_status
 from reelmae.pipeline.ingest.run.fetch import Fetched, NoSourceError, real_path
 from reelmae.pipeline.ingest.tars.scan import BrokenHeaderError, read_header, show_name
 from reelmae.pipeline.ingest.tars.webdataset_child import TarChild
@@ -59,14 +60,18 @@ class MemberReader:
         has changed since it was planned; StorageError, StorageFullError as `fetch.fetch`.
         """
         store, local = self._open(source["tar"])
-        if not again and _is_plain(source):
-            if source["url"] not in self._piece:
+        try:
+            if not again and _is_plain(source) and source["url"] not in self._piece:
                 self._read_piece(self._at[source["url"]], store, local)
-            file = self._files.pop(source["url"], None)
+            file = None if again else self._files.pop(source["url"], None)
             if file is not None:
                 file.replace(to)
-                return Fetched(source["size"], is_checked=store.is_local)
-        _copy_member(source, store, to)
+            else:
+                _copy_member(source, store, to)
+        except StorageError as e:
+            if status := refused_status(source["tar"], e):
+                raise NoSourceError(f"the server of its tar answers {status}") from e
+            raise
         return Fetched(source["size"], is_checked=store.is_local)
 
     def _open(self, tar: str) -> tuple[Store, Path | None]:
@@ -128,7 +133,8 @@ class MemberReader:
             except StorageFullError:
                 raise
             except StorageError:  # reading the range tells what is wrong, and waits for it
-                return
+                done = []
+                misses = MISSES
             for name, _ in done:
                 member, file = waiting.pop((name, 1)), wanted[name, 0]
                 if file.stat().st_size == member["size"]:
@@ -136,6 +142,8 @@ class MemberReader:
                 else:
                     file.unlink()
             if not done:
+                for file in wanted.values():  # begun by a child that died, or ran past its time
+                    file.unlink(missing_ok=True)
                 del waiting[next(iter(waiting))]
                 misses += 1
 

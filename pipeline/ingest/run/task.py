@@ -24,10 +24,12 @@ import functools
 import hashlib
 import json
 import shutil
+import socket
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -107,6 +109,8 @@ class JobSpec:
     """How the dataset is reached."""
     holders: tuple[str, ...] = ()
     """Ids of this job in the claim on the dataset; empty: the claim is not looked at."""
+    reelmae: str = field(default_factory=lambda: version("reelmae"))
+    """The version of ours that runs the job; no other one runs a task of it."""
 
     @classmethod
     def of(
@@ -270,9 +274,11 @@ class TaskWorker:
 
     def _refuse_other_tools(self, task: int) -> None:
         differences = parts.tool_differences(self._spec.plan, find_ffmpeg(), {task})
+        if (here := version("reelmae")) != self._spec.reelmae:
+            differences.append(f"reelmae: {self._spec.reelmae} at the driver, {here} here")
         if differences:
             raise JobMismatchError(
-                f"{self._spec.dst}: task {task} cannot be run on this machine, its clips would not be the same; "
+                f"{self._spec.dst}: task {task} cannot be run on this machine ({socket.gethostname()}), its clips would not be the same; "
                 f"{'; '.join(differences)}"
             )
 

@@ -129,7 +129,7 @@ class TarScan:
         name, size = found.name, found.size
         if len(name) > LONGEST_NAME:
             raise BrokenHeaderError(f"a name of {len(name)} characters")
-        fault = _NOT_READ.get(found.type, "")
+        fault = "" if found.isreg() else _NOT_READ.get(found.type, "no plain file")
         if found.issparse():
             fault = "stored as a sparse file; pack it as a plain one"
         if fault:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import threading
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -36,7 +38,8 @@ def dst(make_video: Callable[..., Path], tmp_path_factory: pytest.TempPathFactor
 
 
 def _spec(dst: Path, deep: bool = False, **values: object) -> CheckSpec:
-    return CheckSpec(str(dst), schema.FORMAT, {}, deep, Access(), **values)  # type: ignore[arg-type]
+    about = hashlib.sha256((dst / schema.DATASET_JSON).read_bytes()).hexdigest() if dst.exists() else ""
+    return CheckSpec(str(dst), schema.FORMAT, {}, deep, Access(), about, **values)  # type: ignore[arg-type]
 
 
 class _Watch:
@@ -124,4 +127,5 @@ def test_what_keeps_a_machine_from_checking_is_told(dst: Path) -> None:
     assert _find_problem(_spec(dst), ours) == ""
     assert _find_problem(_spec(dst), "0.0") == f"has reelmae {ours}, this machine 0.0; install the same on all nodes"
     assert "give a DST that all nodes share" in _find_problem(_spec(dst / "nowhere"), ours)
+    assert "does not see the same dataset" in _find_problem(replace(_spec(dst), about="0" * 64), ours)  # an older copy
     assert _find_problem(CheckSpec("nofs://x", schema.FORMAT, {}, False), ours).startswith("cannot reach the dataset: ")

@@ -90,16 +90,25 @@ def test_no_task_is_no_report(runner: Runner, tmp_path: Path) -> None:
 
 
 def test_reports_of_running_tasks_are_passed_on_before_their_end(runner: Runner, tmp_path: Path) -> None:
-    seen: list[_Report] = []
+    seen: set[int] = set()
     ended: set[int] = set()
 
     def see(report: Any) -> None:
         assert report.task not in ended
-        seen.append(report)
+        seen.add(report.task)
+        (tmp_path / f"seen-{report.task}").touch()
 
-    for report in runner.run(range(4), partial(_Worker, tmp_path, _sleep), on_report=see):
+    for report in runner.run(range(4), partial(_Worker, tmp_path, partial(_wait_for, tmp_path)), on_report=see):
         ended.add(report.task)
-    assert {r.task for r in seen} == {0, 1, 2, 3}
+    assert seen == {0, 1, 2, 3}
+
+
+def _wait_for(folder: Path, task: int) -> None:
+    """Until its report was seen."""
+    deadline = time.monotonic() + 120
+    while not (folder / f"seen-{task}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def _sleep(task: int) -> None:

@@ -180,6 +180,13 @@ def test_only_the_part_of_the_task_must_have_this_ffmpeg(tiny_bucket: Path, make
             worker.run(0)
 
 
+def test_another_version_of_ours_than_the_drivers_is_refused(tiny_bucket: Path, tmp_path: Path) -> None:
+    """As on a node that joined later."""
+    spec = replace(_plan(tiny_bucket, tmp_path / "dst"), reelmae="0.0.0")
+    with TaskWorker(spec) as worker, pytest.raises(JobMismatchError, match=r"reelmae: 0\.0\.0 at the driver"):
+        worker.run(0)
+
+
 def test_a_worker_stopped_from_another_thread_kills_its_children_and_leaves_no_commit(
     list_processes: Callable[[Path], list[int]], make_video: Make, tmp_path: Path
 ) -> None:
