@@ -78,12 +78,13 @@ def test_what_services_run_is_in_the_image(compose: dict[str, Any]) -> None:
         subprocess.run(["sh", "-n", str(ROOT / script)], check=True)
 
 
-def test_the_gpu_file_changes_images_and_devices_only(compose: dict[str, Any]) -> None:
+def test_the_gpu_file_changes_images_devices_and_cores_only(compose: dict[str, Any]) -> None:
     over = read_compose(DOCKER / "compose.gpu.yaml")["services"]
     assert set(over) == set(OURS)
     for service in over.values():
         assert (service["image"], service["build"]) == ("reelmae:gpu", {"target": "gpu"})
-        assert set(service) <= {"image", "build", "deploy"}
+        assert set(service) <= {"image", "build", "deploy", "environment"}
+    assert "--num-cpus" not in over["ray-worker"]["environment"]["RAY_START_ARGS"]  # a task on a GPU has four
 
 
 @pytest.fixture(scope="module")

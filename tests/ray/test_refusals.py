@@ -153,7 +153,7 @@ def test_the_refused_job_goes_on_when_the_node_is_gone(
 ) -> None:
     dst = tmp_path / "dst"
     node = bare.add_node_without(bucket)
-    _refused_for_node(bare, node, run, bucket, dst, "sees none of")
+    _refused_for_node(bare, node, run, bucket, dst, "does not see")
     good = bare.add_node()
     try:
         done = run(bucket, dst, bare.address)
