@@ -151,16 +151,19 @@ def _silence() -> Iterator[None]:
     """What Ray tells of its own doings is left out: it goes to stdout in part, where a command's result belongs."""
     from ray._private import worker
 
-    handlers = [(handler, handler.level) for handler in logging.getLogger("ray").handlers]
+    def is_shown(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.CRITICAL or record.name.partition(".")[0] != "ray"
+
+    handlers = list(logging.getLogger("ray").handlers)  # they may be those of others too
     before, worker._worker_logs_enabled = worker._worker_logs_enabled, False
-    for handler, _ in handlers:  # its loggers have levels of their own, which Ray sets
-        handler.setLevel(logging.CRITICAL)
+    for handler in handlers:  # its loggers have levels of their own, which Ray sets
+        handler.addFilter(is_shown)
     try:
         yield
     finally:
         worker._worker_logs_enabled = before
-        for handler, level in handlers:
-            handler.setLevel(level)
+        for handler in handlers:
+            handler.removeFilter(is_shown)
 
 
 @contextlib.contextmanager
