@@ -375,7 +375,7 @@ def test_a_node_that_does_not_see_the_dataset_is_named(dataset: Path, ray: Runne
     assert verify(here.url(), runner=LocalRunner(2)).ok
     for check in (verify, repair):
         with pytest.raises(
-            ClusterError, match=r"^node .* does not see the dataset at memory://.*; give a DST that all"
+            ClusterError, match=r"^node .* does not see the same dataset at memory://.*; give a DST that all"
         ):
             check(here.url(), runner=ray)  # type: ignore[operator]
     assert {e.path: here.read_bytes(e.path) for e in here.list()} == _files(dataset)
