@@ -2,7 +2,7 @@
 # The demo on a cluster: a raw bucket on s3://, its shards, made and checked on Ray, and a short pretraining from them.
 # It may be run again: each step goes on from what it finds. Arguments are settings of the pretraining (section.key=value).
 set -eu
-: "${DEMO_RAW:=s3://raw/demo}" "${DEMO_SHARDS:=s3://shards/demo}" "${DEMO_OUT:=/work/demo}" "${DEMO_STEPS:=60}"
+: "${DEMO_RAW:=s3://raw/demo}" "${DEMO_SHARDS:=s3://shards/demo}" "${DEMO_OUT:=/results/demo}" "${DEMO_STEPS:=60}"
 : "${RAY_ADDRESS:?set it to HOST:PORT of the cluster}"
 
 step() {

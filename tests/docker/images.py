@@ -359,7 +359,7 @@ def ask(stage: Stage, asked: Sequence[str]) -> dict[str, Any]:
         "step": ["python", "-c", TRAIN_A_STEP],
         "shard": ["/bin/sh", "-c", f'python -c "{bucket}" && reelmae shard raw shards --json'],
         "holds": ["/bin/sh", "-c", holds],
-        "write": ["/bin/sh", "-c", f"touch {PREFIX}/mine; touch /work/mine && echo written"],
+        "write": ["/bin/sh", "-c", f"touch {PREFIX}/mine; touch /results/mine && echo written"],
         "node": [f"{PREFIX}/docker/ray.sh", "nonsense"],
     }
     return {name: vars(in_stage(stage, argv)) for name, argv in commands.items() if name in asked}

@@ -15,6 +15,7 @@ from typing import Any
 
 from reelmae.pipeline.errors import (
     ChildCrashedError,
+    ChildError,
     ChildKilledError,
     ChildTimeoutError,
     StorageError,
@@ -77,7 +78,7 @@ class TarChild:
         wall_s = 600 + sum(clip.stat().st_size for _, _, clip in clips) / 1e6
         try:
             answer = self._ask({"op": "write", "tar": str(tar), "clips": listed}, wall_s)
-        except (ChildTimeoutError, ChildCrashedError) as e:
+        except ChildError as e:  # it failed, or the job is being stopped and none may begin
             raise StorageError(f"{tar}: the child that writes tars with webdataset failed: {e}") from e
         _raise_fault(answer, tar)
 

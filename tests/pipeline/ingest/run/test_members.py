@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def test_a_stretch_is_read_in_pieces_and_one_is_held(
     assert _read(_reader(sources, child, tmp_path), sources, tmp_path / "to") == content
     assert [count for _, _, count in child.stretches] == [4, 4, 2]
     assert all(end - start <= members.PIECE for start, end, _ in child.stretches)
-    assert all(a[1] <= b[0] for a, b in zip(child.stretches, child.stretches[1:], strict=False))
+    assert all(a[1] <= b[0] for a, b in pairwise(child.stretches))
     assert child.most <= members.PIECE
     monkeypatch.setattr(members, "PIECE", SIZE - 1)  # each is longer than a piece
     child.stretches = []
