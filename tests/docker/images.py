@@ -231,9 +231,13 @@ def in_stage(stage: Stage, argv: list[str], more: dict[str, str] | None = None) 
         if not host.is_symlink() and host.exists():
             mounts.append(f"mount --bind {host} {stage.root}/{name} && mount -o remount,bind,ro {stage.root}/{name}")
     python = Path(sys.base_prefix)
-    if python != Path("/usr"):
-        mounts.append(f"mount --bind {python} {stage.root}/usr/local")
-        mounts.append(f"mount -o remount,bind,ro {stage.root}/usr/local")
+    if python == Path("/usr"):  # a distribution's Python, which the base image calls python
+        python = stage.root / "run" / "python"
+        (python / "bin").mkdir(parents=True, exist_ok=True)
+        if not (python / "bin" / "python").is_symlink():
+            (python / "bin" / "python").symlink_to("/usr/bin/python3")
+    mounts.append(f"mount --bind {python} {stage.root}/usr/local")
+    mounts.append(f"mount -o remount,bind,ro {stage.root}/usr/local")
     mounts.append(f"mount --rbind /dev {stage.root}/dev && mount -t proc proc {stage.root}/proc")
     if stage.packages:
         top, *under = stage.packages
